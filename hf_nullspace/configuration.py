@@ -1,0 +1,117 @@
+"""What a synthesis of nullspace noise is asked to do: one frozen, validated object with a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+FAILURE_POLICIES = ("shrink", "skip", "error")
+
+
+@dataclass(frozen=True)
+class NullspaceConfig:
+    """
+    Settings of [`synthesize_noise`].
+
+    Args:
+        epsilon (`float`, *optional*, defaults to 0.03):
+            Largest `probability_mse` at which a noise counts as part of the approximate nullspace (paper, section 4).
+        noise_limit (`float`, *optional*, defaults to 3.0):
+            The noise starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings
+            (algorithm 1, line 3).
+        learning_rate (`float`, *optional*, defaults to 0.1):
+            Learning rate of AdamW on the noise. Its weight decay is 0: decay would shrink the noise.
+        max_steps (`int`, *optional*, defaults to 100):
+            Most optimizer steps for one noise.
+        norm_weight (`float`, *optional*, defaults to 0.0):
+            `lambda` of the objective `logit_distance - lambda * log(norm)` (figure 2).
+        bank_size (`int`, *optional*, defaults to 1):
+            Number of noises synthesised in a round.
+        num_images (`int`, *optional*, defaults to 256):
+            Images that the noise is optimised on.
+        num_certificate_images (`int`, *optional*, defaults to 128):
+            Further images, unseen by the optimisation, that the certificate is measured on.
+        confidence (`float`, *optional*, defaults to 0.95):
+            One-sided confidence of the certificate's upper bound on `probability_mse`.
+        on_failure (`str`, *optional*, defaults to `"shrink"`):
+            What happens to a noise whose certificate exceeds `epsilon`: `"shrink"` scales it down to the boundary,
+            `"skip"` returns it marked as not converged, `"error"` raises [`NoiseNotConvergedError`].
+        seed (`int`, *optional*, defaults to 42):
+            Seed of every random choice; combined with the round, so that rounds differ and repeat exactly.
+
+    Raises:
+        `ValueError`: If a value lies outside its range; the message names the value and the range.
+
+    Example:
+
+    ```python
+    >>> from hf_nullspace import NullspaceConfig
+
+    >>> config = NullspaceConfig(epsilon=0.01)
+    >>> NullspaceConfig.from_dict(config.to_dict()) == config
+    True
+    ```
+    """
+
+    epsilon: float = 0.03
+    noise_limit: float = 3.0
+    learning_rate: float = 0.1
+    max_steps: int = 100
+    norm_weight: float = 0.0
+    bank_size: int = 1
+    num_images: int = 256
+    num_certificate_images: int = 128
+    confidence: float = 0.95
+    on_failure: str = "shrink"
+    seed: int = 42
+
+    def __post_init__(self):
+        for name in ("epsilon", "noise_limit", "learning_rate"):
+            value = getattr(self, name)
+            if not (_is_number(value) and math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be a positive number, but got {value!r}.")
+        if not (_is_number(self.norm_weight) and math.isfinite(self.norm_weight) and self.norm_weight >= 0):
+            raise ValueError(f"`norm_weight` must be a number of at least 0, but got {self.norm_weight!r}.")
+        for name in ("max_steps", "bank_size", "num_images", "num_certificate_images"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, but got {value!r}.")
+        if not (_is_number(self.confidence) and 0.5 <= self.confidence < 1):
+            raise ValueError(f"`confidence` must lie in [0.5, 1), but got {self.confidence!r}.")
+        if self.on_failure not in FAILURE_POLICIES:
+            raise ValueError(f"`on_failure` must be one of {list(FAILURE_POLICIES)}, but got {self.on_failure!r}.")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"`seed` must be an integer, but got {self.seed!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a JSON-serialisable `dict`."""
+        return dataclasses.asdict(self)
+
+    def to_json_string(self) -> str:
+        """Returns the fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NullspaceConfig:
+        """
+        Builds a config from a `dict`, for example one read from a saved noise.
+
+        Raises:
+            `ValueError`: If a key is not a field of this version of the package.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"Unknown keys {unknown} for `NullspaceConfig`, whose fields are {sorted(known)}. If they come from a "
+                "saved noise, upgrade hf_nullspace to the version that wrote it."
+            )
+        return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,170 @@
+"""A bank of nullspace noises with their certificates: made, saved, loaded and drawn from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .certificate import Certificate, remove_hidden_mean
+from .configuration import NullspaceConfig
+
+
+NOISE_TENSOR_NAME = "nullspace_noise.safetensors"
+NOISE_CONFIG_NAME = "nullspace_noise.json"
+
+
+class NullspaceNoise:
+    """
+    Noises in the approximate nullspace of one model.
+
+    Args:
+        tensor (`torch.Tensor` of shape `(bank_size, num_patches, hidden_size)`):
+            The noises, in units of the patch embeddings. Kept in float32 on the CPU, hidden-axis mean removed.
+        certificates (`Sequence[Certificate]`):
+            One for each noise.
+        config ([`NullspaceConfig`]):
+            The settings they were synthesised with.
+        round_index (`int`, *optional*, defaults to 0):
+            The synthesis round they come from.
+
+    Raises:
+        `ValueError`: If the tensor has no three dimensions, is not finite, or has another number of noises than there
+            are certificates.
+    """
+
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        certificates: Sequence[Certificate],
+        config: NullspaceConfig,
+        round_index: int = 0,
+    ):
+        if tensor.dim() != 3:
+            raise ValueError(
+                f"`tensor` must have shape (bank_size, num_patches, hidden_size), but got {tuple(tensor.shape)}."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError("`tensor` holds NaN or infinite values; a noise must be finite.")
+        if len(certificates) != tensor.shape[0]:
+            raise ValueError(f"Got {len(certificates)} certificates for {tensor.shape[0]} noises; expected one each.")
+        self.tensor = remove_hidden_mean(tensor.detach().to("cpu", torch.float32)).contiguous()
+        self.certificates = tuple(certificates)
+        self.config = config
+        self.round_index = round_index
+
+    @property
+    def certificate(self) -> Certificate:
+        """The certificate of the bank: that of its noise with the largest `probability_mse`."""
+        return max(self.certificates, key=lambda certificate: certificate.probability_mse)
+
+    @property
+    def converged(self) -> bool:
+        """Whether every noise of the bank is certified."""
+        return all(certificate.converged for certificate in self.certificates)
+
+    def __repr__(self) -> str:
+        certificate = self.certificate
+        return (
+            f"NullspaceNoise(shape={tuple(self.tensor.shape)}, norm={certificate.norm:.4g}, "
+            f"probability_mse={certificate.probability_mse:.4g}, epsilon={certificate.epsilon:.4g}, "
+            f"converged={self.converged}, round={self.round_index})"
+        )
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """
+        One noise of the bank for each image of a batch.
+
+        Returns:
+            `torch.Tensor` of shape `(1, num_patches, hidden_size)` for a bank of one, else
+            `(batch_size, num_patches, hidden_size)`.
+        """
+        if len(self.tensor) == 1:
+            return self.tensor
+        return self.tensor[torch.randint(len(self.tensor), (batch_size,), generator=generator)]
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """
+        Writes `nullspace_noise.safetensors` and `nullspace_noise.json` into `save_directory`.
+
+        Raises:
+            `OSError`: If the folder cannot be written.
+        """
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({"noise": self.tensor}, directory / NOISE_TENSOR_NAME, metadata={"format": "pt"})
+        (directory / NOISE_CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tensor, JSON-serialisable."""
+        return {
+            "shape": list(self.tensor.shape),
+            "round_index": self.round_index,
+            "config": self.config.to_dict(),
+            "certificates": [certificate.to_dict() for certificate in self.certificates],
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+    ) -> NullspaceNoise:
+        """
+        Loads a noise from a folder or a Hub repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                A folder that [`~NullspaceNoise.save_pretrained`] wrote, or a repository id such as `"user/repo"`.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the repository.
+            token (`str` or `bool`, *optional*):
+                Access token, for private repositories.
+            cache_dir (`str` or `os.PathLike`, *optional*):
+                Where downloads are cached.
+
+        Raises:
+            `FileNotFoundError`: If the folder holds no noise.
+            `ValueError`: If its two files are damaged or do not belong together.
+        """
+        paths = []
+        for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME):
+            path = Path(pretrained_model_name_or_path) / name
+            if not Path(pretrained_model_name_or_path).is_dir():
+                path = Path(
+                    hf_hub_download(
+                        str(pretrained_model_name_or_path), name, revision=revision, token=token, cache_dir=cache_dir
+                    )
+                )
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"There is no {name} in {pretrained_model_name_or_path}; a folder written by "
+                    "`NullspaceNoise.save_pretrained` or by `NullspaceTrainer` holds one."
+                )
+            paths.append(path)
+        try:
+            tensor = load_file(paths[0])["noise"]
+            values = json.loads(paths[1].read_text(encoding="utf-8"))
+            if list(tensor.shape) != values["shape"]:
+                raise ValueError(f"the tensor has shape {list(tensor.shape)}, the JSON says {values['shape']}")
+            return cls(
+                tensor,
+                [Certificate.from_dict(certificate) for certificate in values["certificates"]],
+                NullspaceConfig.from_dict(values["config"]),
+                values["round_index"],
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The noise in {pretrained_model_name_or_path} is damaged or its two files do not belong together: "
+                f"{error}. Restore both files from one save, or synthesise the noise again."
+            ) from error

@@ -1,0 +1,107 @@
+"""Which noise is in use, since when, and what came before: the part of a training run that checkpoints must hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .noise import NullspaceNoise
+from .randomness import keyed_generator
+
+
+SCHEDULE_NAME = "nullspace_schedule.json"
+
+
+class NoiseSchedule:
+    """
+    The current bank of noises and the history of its rounds.
+
+    Args:
+        refresh_steps (`int`): Optimizer steps in a round.
+        seed (`int`): Seed of the draws from the bank.
+
+    Attributes:
+        noise ([`NullspaceNoise`] or `None`): The current bank.
+        history (`list[dict]`): One row for each round.
+    """
+
+    def __init__(self, refresh_steps: int, seed: int):
+        self.refresh_steps = refresh_steps
+        self.seed = seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to before the first round."""
+        self.noise: NullspaceNoise | None = None
+        self.history: list[dict[str, Any]] = []
+        self._draws = (-1, 0)
+
+    def round_of(self, step: int) -> int:
+        """The round that optimizer step `step` belongs to."""
+        return step // self.refresh_steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` begins a round whose noise is not there yet."""
+        return self.noise is None or self.noise.round_index != self.round_of(step)
+
+    def update(self, noise: NullspaceNoise, step: int) -> None:
+        """Makes `noise` the current one and adds its row to the history."""
+        self.noise = noise
+        self.history.append({"round": noise.round_index, "step": step, **noise.certificate.to_dict()})
+
+    def draw(self, step: int, batch_size: int, process_index: int) -> torch.Tensor | None:
+        """
+        Noise for one micro-batch, or `None` in a round that has no certified noise.
+
+        The draw depends on the seed, the step, the place of the micro-batch in the step and the process alone, so a
+        resumed run draws what the uninterrupted one would have.
+        """
+        if self.noise is None or not self.noise.converged:
+            return None
+        self._draws = (step, self._draws[1] + 1 if self._draws[0] == step else 0)
+        return self.noise.draw(batch_size, keyed_generator("draw", self.seed, *self._draws, process_index))
+
+    def save(self, directory: str) -> None:
+        """Writes the noise and the history into a checkpoint."""
+        if self.noise is None:
+            return
+        self.noise.save_pretrained(directory)
+        values = {"refresh_steps": self.refresh_steps, "round": self.noise.round_index, "history": self.history}
+        Path(directory, SCHEDULE_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def load(self, directory: str) -> None:
+        """
+        Restores noise and history from a checkpoint.
+
+        Raises:
+            `FileNotFoundError`: If the checkpoint holds none.
+            `ValueError`: If the files are damaged, do not belong together, or are of another refresh interval.
+        """
+        remedy = (
+            "Resume from another checkpoint, or start without `resume_from_checkpoint`, from the checkpoint's weights."
+        )
+        path = Path(directory, SCHEDULE_NAME)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"The checkpoint {directory} has no {SCHEDULE_NAME}, so its noise cannot be restored. {remedy}"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            refresh_steps, round_index, history = values["refresh_steps"], values["round"], values["history"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{SCHEDULE_NAME} in {directory} is damaged: {error!r}. {remedy}") from error
+        if refresh_steps != self.refresh_steps:
+            raise ValueError(
+                f"The checkpoint {directory} was trained with noise_refresh_steps={refresh_steps}, but now it is "
+                f"{self.refresh_steps}. Resume with the same value, or start a new run from the checkpoint's weights."
+            )
+        noise = NullspaceNoise.from_pretrained(directory)
+        if noise.round_index != round_index:
+            raise ValueError(
+                f"The noise in {directory} is of round {noise.round_index}, but its history is of round {round_index}. "
+                f"{remedy}"
+            )
+        self.noise, self.history = noise, history

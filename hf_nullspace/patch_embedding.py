@@ -1,0 +1,102 @@
+"""Where images become patch embeddings: the one linear map of a classifier that every noise is added behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class PatchProjection:
+    """
+    The module that turns pixels into patch embeddings.
+
+    Args:
+        name (`str`): Its name inside the model.
+        module (`nn.Conv2d` or `nn.Linear`): The module itself.
+    """
+
+    name: str
+    module: nn.Conv2d | nn.Linear
+
+    @property
+    def hidden_size(self) -> int:
+        """Length of one patch embedding."""
+        return self.module.weight.shape[0]
+
+    @property
+    def patch_size(self) -> tuple[int, int] | None:
+        """`(height, width)` of a patch in pixels; `None` for a linear projection, whose patches come ready cut."""
+        return tuple(self.module.kernel_size) if isinstance(self.module, nn.Conv2d) else None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether patches do not overlap, so that the map is one matrix per patch with an exact nullspace."""
+        if isinstance(self.module, nn.Linear):
+            return True
+        return (
+            self.module.kernel_size == self.module.stride
+            and self.module.padding in ((0, 0), "valid")
+            and self.module.dilation == (1, 1)
+            and self.module.groups == 1
+        )
+
+    def matrix(self) -> torch.Tensor:
+        """The map of one patch as a matrix of shape `(hidden_size, channels * patch_height * patch_width)`."""
+        return self.module.weight.detach().flatten(1)
+
+
+def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchProjection:
+    """
+    Finds the patch projection of an image classifier.
+
+    The rule: inside the module that `get_input_embeddings()` returns, and then inside the whole model, the first
+    convolution that reads as many channels as an image has (or, inside the embeddings only, the first linear layer).
+
+    Args:
+        model (`nn.Module`): The classifier.
+        name (`str`, *optional*): Name of the module to use instead, as in `model.named_modules()`.
+
+    Raises:
+        `ValueError`: If nothing matches the rule, or `name` is no convolution or linear layer of the model.
+    """
+    names = {module: module_name for module_name, module in model.named_modules()}
+    if name is not None:
+        module = next((module for module, module_name in names.items() if module_name == name), None)
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            found = "there is no such module" if module is None else f"it is a {type(module).__name__}"
+            raise ValueError(
+                f"`patch_projection={name!r}` must name an nn.Conv2d or nn.Linear of {type(model).__name__}, but {found}."
+            )
+        return PatchProjection(name, module)
+
+    num_channels = _num_channels(model)
+    embeddings = _input_embeddings(model)
+    for root in [embeddings, model]:
+        for module in root.modules() if root is not None else ():
+            is_stem = isinstance(module, nn.Conv2d) and module.in_channels == num_channels
+            is_linear_stem = root is embeddings and isinstance(module, nn.Linear)
+            if is_stem or is_linear_stem:
+                return PatchProjection(names[module], module)
+    raise ValueError(
+        f"{type(model).__name__} has no patch projection: neither its input embeddings nor the rest of the model holds "
+        f"a convolution that reads {num_channels} channels. If the model does embed image patches, name the module "
+        "with `patch_projection=...`, as in `model.named_modules()`."
+    )
+
+
+def _num_channels(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", config)
+    return getattr(config, "num_channels", 3)
+
+
+def _input_embeddings(model: nn.Module) -> nn.Module | None:
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    # A token embedding (a text model, or ImageGPT's colour codes) reads no pixels.
+    return embeddings if isinstance(embeddings, nn.Module) and not isinstance(embeddings, nn.Embedding) else None

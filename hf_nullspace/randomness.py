@@ -1,0 +1,39 @@
+"""Random numbers that belong to a name, a seed and a round, and never to the process."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def keyed_generator(name: str, *keys: int) -> torch.Generator:
+    """
+    A CPU generator whose stream depends on `name` and `keys` alone.
+
+    Args:
+        name (`str`): What the numbers are for; two purposes never share a stream.
+        keys (`int`): Usually the seed and the round.
+    """
+    digest = hashlib.sha256(":".join([name, *map(str, keys)]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """
+    Puts the global generators of Python, NumPy and torch (all devices) back as they were.
+
+    Transforms of a user's dataset draw from them; reading images for a synthesis must not shift the training run.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

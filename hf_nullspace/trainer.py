@@ -1,0 +1,259 @@
+"""`Trainer` that finetunes a classifier on its own nullspace noise (paper, algorithm 1): glue, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from transformers import Trainer
+from transformers.utils import logging
+
+from .checkpointing import load_model_weights
+from .injection import NoiseInjector
+from .noise import NullspaceNoise
+from .noise_schedule import NoiseSchedule
+from .randomness import keyed_generator, preserved_random_state
+from .synthesis import synthesize_noise
+from .training_args import NullspaceTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+
+class NullspaceTrainer(Trainer):
+    """
+    Finetunes any classifier with a patch projection on `CE(clean) + noise_weight * CE(noisy)`.
+
+    Every `noise_refresh_steps` optimizer steps a new noise is synthesised on the current weights, certified on images
+    its synthesis did not see, logged under `noise/`, and written into every checkpoint. Evaluation and prediction never
+    see noise. Everything else is [`~transformers.Trainer`], with the same arguments.
+
+    Args:
+        args ([`NullspaceTrainingArguments`]):
+            The arguments; a plain `TrainingArguments` is refused.
+
+    Attributes:
+        noise ([`NullspaceNoise`] or `None`): The current bank; `None` before the first round.
+        noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
+
+    Raises:
+        `TypeError`: If `args` is no [`NullspaceTrainingArguments`].
+        `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
+            or its images do not fit the model.
+
+    Example:
+
+    ```python
+    >>> trainer = NullspaceTrainer(  # doctest: +SKIP
+    ...     model=model,
+    ...     args=NullspaceTrainingArguments("out", epsilon=0.03),
+    ...     data_collator=NullspaceDataCollator(),
+    ...     train_dataset=train_dataset,
+    ...     processing_class=image_processor,
+    ... )
+    >>> trainer.train()  # doctest: +SKIP
+    >>> trainer.noise.certificate.norm  # doctest: +SKIP
+    ```
+    """
+
+    def __init__(
+        self,
+        model=None,
+        args: NullspaceTrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+    ):
+        args = NullspaceTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, NullspaceTrainingArguments):
+            raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
+        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
+        self._noisy_loss: torch.Tensor | None = None
+        self._noisy_loss_since = 0
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self.injector = NoiseInjector.attach(self.model, args.patch_projection)
+        if train_dataset is not None and args.noise_weight:
+            self._check_training_images()
+
+    @property
+    def noise(self) -> NullspaceNoise | None:
+        """The current bank of noises; `None` before the first round."""
+        return self.noise_schedule.noise
+
+    @property
+    def noise_history(self) -> list[dict[str, Any]]:
+        """One row for each round: `round`, `step`, and the fields of its certificate."""
+        return self.noise_schedule.history
+
+    # ---- The method ---------------------------------------------------------------------------------------------
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        if self.args.noise_weight and self.noise_schedule.is_due(self.state.global_step):
+            self._refresh_noise(model)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        # The parent pops `labels` from the dict it is given, hence the copies.
+        clean = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
+        noise = self._draw_noise(len(inputs["pixel_values"])) if model.training else None
+        if noise is None:
+            return clean
+        with self.injector.inject(noise):
+            noisy_loss = super().compute_loss(model, dict(inputs), False, num_items_in_batch)
+        self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
+        if return_outputs:
+            return clean[0] + self.args.noise_weight * noisy_loss, clean[1]
+        return clean + self.args.noise_weight * noisy_loss
+
+    def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
+        if not self.args.noise_weight:
+            return None
+        noise = self.noise_schedule.draw(self.state.global_step, batch_size, self.args.process_index)
+        return None if noise is None else noise.to(self.args.device)
+
+    def _refresh_noise(self, model: nn.Module) -> None:
+        """Synthesises this round's noise on the current weights, on images of its own."""
+        step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
+        with preserved_random_state():
+            noise = synthesize_noise(
+                self.accelerator.unwrap_model(model, keep_torch_compile=False),
+                self._noise_dataloader(round_index),
+                self.args.nullspace_config(),
+                accelerator=self.accelerator,
+                round_index=round_index,
+                patch_projection=self.args.patch_projection,
+                disable_tqdm=self.args.disable_tqdm,
+            )
+        self.noise_schedule.update(noise, step)
+        row = self.noise_schedule.history[-1]
+        self.log({f"noise/{name}": float(value) for name, value in row.items() if value is not None})
+
+    def _noise_dataloader(self, round_index: int) -> DataLoader:
+        """Global batches of training images, drawn by a generator of their own and the same on every process."""
+        config, batch_size = self.args.nullspace_config(), self._noise_batch_size()
+        num_images = config.num_images + config.num_certificate_images
+        dataset = self.train_dataset
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            images = list(itertools.islice(iter(dataset), num_images))
+        else:
+            if hasattr(dataset, "column_names"):
+                dataset = self._remove_unused_columns(dataset, description="noise synthesis")
+            order = torch.randperm(len(dataset), generator=keyed_generator("images", self.args.seed, round_index))
+            images = Subset(dataset, order[:num_images].tolist())
+        return DataLoader(images, batch_size=batch_size, collate_fn=self.data_collator)
+
+    def _noise_batch_size(self) -> int:
+        return self.args.noise_batch_size or self.args.train_batch_size * self.accelerator.num_processes
+
+    def _check_training_images(self) -> None:
+        """Fails now, not at step 500: reads one example and compares it with the model."""
+        sized = hasattr(self.train_dataset, "__len__")
+        needed = self._noise_batch_size()
+        if sized and len(self.train_dataset) < needed:
+            raise ValueError(
+                f"The training set has {len(self.train_dataset)} images, but one synthesis batch needs {needed}. Add "
+                "images, or lower `noise_batch_size` or `per_device_train_batch_size`."
+            )
+        with preserved_random_state():
+            loader = self._noise_dataloader(round_index=0)
+            example = self.data_collator([loader.dataset[0]])
+        if "labels" not in example:
+            raise ValueError(
+                f"The training examples have no labels, only {sorted(example)}. Name their column `label` or `labels`."
+            )
+        size = getattr(self.model.config, "image_size", None)
+        expected = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        found = tuple(example["pixel_values"].shape[-2:])
+        if size is not None and found != expected:
+            raise ValueError(
+                f"The training images are {found[0]}x{found[1]} (height x width) after preprocessing, but the model "
+                f"expects {expected[0]}x{expected[1]}. Set the image processor's `size` to the model's, or load the "
+                "model with another `image_size`."
+            )
+
+    # ---- Logging ------------------------------------------------------------------------------------------------
+
+    def _buffer_noisy_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
+        """Adds one micro-batch to the sum that the next `log` reports, without a device sync."""
+        if num_items_in_batch is None:
+            loss = loss / self.current_gradient_accumulation_steps
+        self._noisy_loss = loss if self._noisy_loss is None else self._noisy_loss + loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._noisy_loss is not None:
+            steps = max(1, self.state.global_step - self._noisy_loss_since)
+            logs = {**logs, "noise/loss": self.accelerator.reduce(self._noisy_loss, "mean").item() / steps}
+            self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+        super().log(logs, start_time)
+
+    # ---- Saving and resuming ------------------------------------------------------------------------------------
+
+    def call_model_init(self, trial=None) -> nn.Module:
+        model = super().call_model_init(trial)
+        self.injector = NoiseInjector.attach(model, self.args.patch_projection)
+        return model
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.noise is not None:
+            self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.noise_schedule.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.noise_schedule.reset()
+        self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+        if checkpoint is not None and self.args.noise_weight:
+            self.noise_schedule.load(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not load_model_weights(self.model if model is None else model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if not load_model_weights(self.model, best):
+            super()._load_best_model()
+        if self.args.noise_weight:
+            self.noise_schedule.noise = NullspaceNoise.from_pretrained(best)

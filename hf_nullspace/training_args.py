@@ -1,0 +1,133 @@
+"""Arguments of [`NullspaceTrainer`]: those of `Trainer`, and how nullspace noise is made and used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .configuration import NullspaceConfig
+
+
+# Field of the arguments -> field of the config, where the Trainer already owns the short name.
+CONFIG_FIELDS = {
+    "epsilon": "epsilon",
+    "noise_limit": "noise_limit",
+    "noise_learning_rate": "learning_rate",
+    "noise_max_steps": "max_steps",
+    "noise_norm_weight": "norm_weight",
+    "noise_bank_size": "bank_size",
+    "noise_num_images": "num_images",
+    "noise_num_certificate_images": "num_certificate_images",
+    "noise_on_failure": "on_failure",
+    "seed": "seed",
+}
+
+
+@dataclass
+class NullspaceTrainingArguments(TrainingArguments):
+    """
+    Arguments of [`NullspaceTrainer`].
+
+    The fields that configure a synthesis are those of [`NullspaceConfig`], with `noise_` before a name that `Trainer`
+    uses itself. The others are:
+
+    Args:
+        noise_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the loss under noise: `loss = CE(clean) + noise_weight * CE(noisy)` (paper, algorithm 1). At 0 no
+            noise is made and training is that of `Trainer`.
+        noise_refresh_steps (`int`, *optional*, defaults to 40):
+            Optimizer steps between two syntheses.
+        noise_batch_size (`int`, *optional*):
+            Images of a synthesis step over all processes. Defaults to the batch of a training step over all processes,
+            without gradient accumulation.
+        patch_projection (`str`, *optional*):
+            Name of the module that embeds patches, where the rule does not find it.
+
+    <Tip>
+
+    Defaults that differ from [`~transformers.TrainingArguments`]: `data_seed` is `seed`, so that the order of the data
+    does not depend on what was drawn before the dataloader was built; `ddp_find_unused_parameters` is `False`.
+
+    </Tip>
+
+    Raises:
+        `ValueError`: If a value lies outside its range, or a backend is asked for that the noise does not support.
+    """
+
+    epsilon: float = field(
+        default=NullspaceConfig.epsilon,
+        metadata={"help": "Largest probability_mse at which a noise counts as part of the approximate nullspace."},
+    )
+    noise_limit: float = field(
+        default=NullspaceConfig.noise_limit,
+        metadata={"help": "The noise starts uniform in [-noise_limit, noise_limit]."},
+    )
+    noise_learning_rate: float = field(
+        default=NullspaceConfig.learning_rate, metadata={"help": "Learning rate of AdamW on the noise."}
+    )
+    noise_max_steps: int = field(
+        default=NullspaceConfig.max_steps, metadata={"help": "Most optimizer steps for one noise."}
+    )
+    noise_norm_weight: float = field(
+        default=NullspaceConfig.norm_weight,
+        metadata={"help": "Weight of the log-norm term that makes the noise large."},
+    )
+    noise_bank_size: int = field(
+        default=NullspaceConfig.bank_size, metadata={"help": "Number of noises synthesised in a round."}
+    )
+    noise_num_images: int = field(
+        default=NullspaceConfig.num_images, metadata={"help": "Images that the noise is optimised on."}
+    )
+    noise_num_certificate_images: int = field(
+        default=NullspaceConfig.num_certificate_images,
+        metadata={"help": "Further images that the certificate is measured on."},
+    )
+    noise_on_failure: str = field(
+        default=NullspaceConfig.on_failure,
+        metadata={
+            "help": "What happens to a noise above epsilon: scale it down, leave the round out, or raise an error.",
+            "choices": ["shrink", "skip", "error"],
+        },
+    )
+    noise_weight: float = field(default=1.0, metadata={"help": "Weight of the loss under noise; 0 turns noise off."})
+    noise_refresh_steps: int = field(default=40, metadata={"help": "Optimizer steps between two syntheses."})
+    noise_batch_size: int | None = field(
+        default=None, metadata={"help": "Images of a synthesis step over all processes."}
+    )
+    patch_projection: str | None = field(
+        default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
+    )
+
+    def __post_init__(self):
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        super().__post_init__()
+        self.nullspace_config()
+        weight = self.noise_weight
+        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"`noise_weight` must be a number of at least 0, but got {weight!r}.")
+        if not isinstance(self.noise_refresh_steps, int) or self.noise_refresh_steps < 1:
+            raise ValueError(
+                f"`noise_refresh_steps` must be an integer of at least 1, but got {self.noise_refresh_steps!r}."
+            )
+        if self.noise_batch_size is not None and self.noise_batch_size < 1:
+            raise ValueError(f"`noise_batch_size` must be at least 1, but got {self.noise_batch_size!r}.")
+        if self.deepspeed or self.fsdp:
+            raise ValueError(
+                "Nullspace synthesis runs the whole model on each process, which DeepSpeed and FSDP shard. Use "
+                "DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
+            )
+
+    def nullspace_config(self) -> NullspaceConfig:
+        """The synthesis settings among these arguments."""
+        try:
+            return NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
+        except ValueError as error:
+            message = str(error)
+            for argument, name in CONFIG_FIELDS.items():
+                message = message.replace(f"`{name}`", f"`{argument}`")
+            raise ValueError(message) from None
