@@ -8,6 +8,7 @@ this file when `Trainer._load_from_checkpoint` and `_load_best_model` convert na
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from torch import nn
@@ -44,3 +45,20 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
         )
     model.load_state_dict(loaded.state_dict())
     return True
+
+
+def check_writable(directory: str) -> None:
+    """
+    Makes sure that results can be saved, before there are any.
+
+    Raises:
+        `OSError`: If the folder cannot be made or written.
+    """
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise OSError(
+            f"The output folder {directory!r} cannot be written: {error}. Free some space or give another `output_dir`."
+        ) from error

@@ -55,7 +55,10 @@ class NullspaceNoise:
             raise ValueError("`tensor` holds NaN or infinite values; a noise must be finite.")
         if len(certificates) != tensor.shape[0]:
             raise ValueError(f"Got {len(certificates)} certificates for {tensor.shape[0]} noises; expected one each.")
-        self.tensor = remove_hidden_mean(tensor.detach().to("cpu", torch.float32)).contiguous()
+        tensor = tensor.detach().to("cpu", torch.float32)
+        # Not where it is removed already: doing it twice changes the last bits, and a resumed run would differ.
+        has_mean = tensor.mean(-1).abs().max() > 1e-6 * tensor.abs().max()
+        self.tensor = (remove_hidden_mean(tensor) if has_mean else tensor).contiguous()
         self.certificates = tuple(certificates)
         self.config = config
         self.round_index = round_index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
 from transformers.utils import logging
 
-from .checkpointing import load_model_weights
+from .checkpointing import check_writable, load_model_weights
+from .hub import TAGS, add_card_section, build_card_section
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
 from .noise_schedule import NoiseSchedule
@@ -22,6 +24,21 @@ from .training_args import NullspaceTrainingArguments
 
 
 logger = logging.get_logger(__name__)
+
+# The columns of `noise_history` that are logged at each round.
+LOGGED_FIELDS = (
+    "round",
+    "norm",
+    "probability_mse",
+    "probability_mse_upper",
+    "logit_distance",
+    "agreement",
+    "permuted_probability_mse",
+    "permuted_agreement",
+    "converged",
+    "steps",
+    "seconds",
+)
 
 
 class NullspaceTrainer(Trainer):
@@ -38,6 +55,7 @@ class NullspaceTrainer(Trainer):
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank; `None` before the first round.
+        card_extras (`dict`): `results` and `figure` of [`~hub.build_card_section`], for the model card.
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
@@ -80,6 +98,7 @@ class NullspaceTrainer(Trainer):
         if not isinstance(args, NullspaceTrainingArguments):
             raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
+        self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
         self._noisy_loss_since = 0
         super().__init__(
@@ -98,6 +117,8 @@ class NullspaceTrainer(Trainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.injector = NoiseInjector.attach(self.model, args.patch_projection)
+        if args.should_save:
+            check_writable(args.output_dir)
         if train_dataset is not None and args.noise_weight:
             self._check_training_images()
 
@@ -163,7 +184,7 @@ class NullspaceTrainer(Trainer):
             )
         self.noise_schedule.update(noise, step)
         row = self.noise_schedule.history[-1]
-        self.log({f"noise/{name}": float(value) for name, value in row.items() if value is not None})
+        self.log({f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None})
 
     def _noise_dataloader(self, round_index: int) -> DataLoader:
         """Global batches of training images, drawn by a generator of their own and the same on every process."""
@@ -222,6 +243,37 @@ class NullspaceTrainer(Trainer):
             logs = {**logs, "noise/loss": self.accelerator.reduce(self._noisy_loss, "mean").item() / steps}
             self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
         super().log(logs, start_time)
+
+    # ---- Model card ---------------------------------------------------------------------------------------------
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        tags = [*([tags] if isinstance(tags, str) else tags or []), *TAGS]
+        super().create_model_card(
+            language=language,
+            license=license,
+            tags=list(dict.fromkeys(tags)),
+            model_name=model_name,
+            finetuned_from=finetuned_from,
+            tasks=tasks,
+            dataset_tags=dataset_tags,
+            dataset=dataset,
+            dataset_args=dataset_args,
+        )
+        if self.is_world_process_zero():
+            settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
+            section = build_card_section(self.noise, self.noise_history, settings, **self.card_extras)
+            add_card_section(Path(self.args.output_dir, "README.md"), section)
 
     # ---- Saving and resuming ------------------------------------------------------------------------------------
 

@@ -122,6 +122,10 @@ class NullspaceTrainingArguments(TrainingArguments):
                 "DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
             )
 
+    def nullspace_schedule(self) -> dict[str, float]:
+        """How the noise is used, beside how it is made."""
+        return {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
+
     def nullspace_config(self) -> NullspaceConfig:
         """The synthesis settings among these arguments."""
         try:

@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""
+Finetunes an image classifier on its own nullspace noise.
+
+Without arguments nothing is downloaded: a small ViT is trained on the handwritten digits that ship inside scikit-learn,
+finetuned with nullspace noise and, for as many steps, plainly, and the three are compared.
+
+    accelerate launch examples/finetune.py
+    accelerate launch examples/finetune.py --train_dir photos/train --output_dir outputs/photos
+"""
+
+import copy
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from transformers import HfArgumentParser, Trainer, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace.data import image_transform
+from hf_nullspace.hub import markdown_table
+from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
+from hf_nullspace.plotting import plot_noise_history
+from hf_nullspace.robustness import robust_accuracy
+
+
+logger = logging.get_logger("hf_nullspace.examples.finetune")
+
+FIGURE_NAME = "noise_norm.png"
+
+# What differs from the arguments' own defaults when neither a model nor a dataset is named.
+DIGITS_DEFAULTS = {
+    "output_dir": "outputs/digits",
+    "plain_control": True,
+    "do_train": True,
+    "do_eval": True,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine",
+    "max_steps": 400,
+    "per_device_train_batch_size": 32,
+    "logging_steps": 50,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+@dataclass
+class FinetuneArguments:
+    """What this script does beside finetuning."""
+
+    plain_control: bool = field(
+        default=False, metadata={"help": "Also finetune without noise for as many steps, and compare."}
+    )
+    max_robustness_samples: int = field(
+        default=500, metadata={"help": "Images of the validation split that robustness is measured on."}
+    )
+
+
+def parse_arguments(argv: list[str]):
+    """Flags, or a single JSON file."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, FinetuneArguments, NullspaceTrainingArguments))
+    is_json = len(argv) == 1 and argv[0].endswith(".json")
+    values = json.loads(Path(argv[0]).read_text(encoding="utf-8")) if is_json else {}
+    given = values if is_json else {argument.partition("=")[0].lstrip("-") for argument in argv}
+    if not any(name in given for name in ("model_name_or_path", "dataset_name", "train_dir", "train_file")):
+        values = {**DIGITS_DEFAULTS, **values}
+        parser.set_defaults(**DIGITS_DEFAULTS)
+    parsed = parser.parse_dict(values) if is_json else parser.parse_args_into_dataclasses(argv)
+    model_args, data_args, _, _ = parsed
+    if data_args.source is not None and model_args.model_name_or_path is None:
+        model_args.model_name_or_path = "google/vit-base-patch16-224-in21k"
+    return parsed
+
+
+def train_base(model, args: NullspaceTrainingArguments, shared: dict, resume: bool):
+    """The digits model, trained from scratch; a resumed run takes the one it began with."""
+    folder = Path(args.output_dir, "base")
+    if resume and folder.is_dir():
+        return type(model).from_pretrained(folder)
+    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=800, noise_weight=0.0)
+    trainer = Trainer(model, base_args, **shared)
+    trainer.train()
+    trainer.save_model()
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def main(argv: list[str]) -> dict[str, dict[str, float]]:
+    model_args, data_args, finetune_args, args = parse_arguments(argv)
+    args.remove_unused_columns = False  # the transform reads the image column
+    set_seed(args.seed)
+    resume = args.resume_from_checkpoint
+    if str(resume).lower() in ("true", "last"):
+        resume = get_last_checkpoint(args.output_dir)
+
+    # ---- Data and model ----
+    splits, labels = load_data(data_args, args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
+    model, processor = load_model(model_args, labels)
+    columns = {"image_column_name": data_args.image_column_name, "label_column_name": data_args.label_column_name}
+    prepared = splits.with_transform(image_transform(processor, **columns))
+    shared = {
+        "data_collator": NullspaceDataCollator(num_labels=len(labels)),
+        "train_dataset": prepared["train"],
+        "eval_dataset": prepared["validation"],
+        "processing_class": processor,
+        "compute_metrics": lambda output: {
+            "accuracy": float(np.mean(output.predictions.argmax(-1) == output.label_ids))
+        },
+    }
+    is_digits = data_args.source is None and model_args.model_name_or_path is None
+    if is_digits and args.do_train:
+        model = train_base(model, args, shared, resume is not None)
+    base = copy.deepcopy(model)
+
+    # ---- Nullspace finetuning ----
+    trainer = NullspaceTrainer(model, args, **shared)
+    if args.do_train:
+        metrics = trainer.train(resume_from_checkpoint=resume).metrics
+        trainer.save_model()
+        trainer.log_metrics("train", metrics)
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+    if args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    # ---- The control and the comparison ----
+    models = {"nullspace": trainer.accelerator.unwrap_model(trainer.model)}
+    if finetune_args.plain_control:
+        control_args = replace(args, output_dir=str(Path(args.output_dir, "plain")), noise_weight=0.0)
+        control = Trainer(copy.deepcopy(base), control_args, **shared)
+        control.train()
+        models = {"base": base.to(args.device), "plain": control.accelerator.unwrap_model(control.model), **models}
+    test = splits["test" if is_digits else "validation"]
+    test = test.select(range(min(len(test), finetune_args.max_robustness_samples)))
+    results = {
+        name: robust_accuracy(model, processor, test, **columns, accelerator=trainer.accelerator)
+        for name, model in models.items()
+    }
+    if trainer.is_world_process_zero():
+        report(trainer, results)
+    kwargs = {"tasks": "image-classification", "dataset": data_args.dataset_name or "scikit-learn digits"}
+    if args.push_to_hub:
+        trainer.push_to_hub(**kwargs)
+    else:
+        trainer.create_model_card(**kwargs)
+    return results
+
+
+def report(trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> None:
+    """Prints the table; writes it, the history of the noise and its figure."""
+    trainer.card_extras["results"] = results
+    trainer.save_metrics(
+        "robustness", {f"{name}/{key}": value for name, row in results.items() for key, value in row.items()}
+    )
+    folder = Path(trainer.args.output_dir)
+    if trainer.noise_history:
+        plot_noise_history(trainer.noise_history, folder / FIGURE_NAME)
+        trainer.card_extras["figure"] = FIGURE_NAME
+    print(f"\nAccuracy (%)\n\n{markdown_table(results)}\n\n{trainer.noise}\nEverything is in {folder}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

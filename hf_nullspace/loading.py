@@ -1,0 +1,149 @@
+"""The model and data flags of the examples and the command line, and what they load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
+from transformers.utils import logging
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .data import check_columns, drop_unreadable_images, load_image_splits
+from .digits import build_digits_model, load_digits_splits
+from .image_size import change_image_size
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how to load it."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of the model. Default: a small ViT, trained on digits first."},
+    )
+    config_name: str | None = field(default=None, metadata={"help": "Config, if not the model's."})
+    image_processor_name: str | None = field(default=None, metadata={"help": "Image processor, if not the model's."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images in pixels; position embeddings are interpolated."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Access token of the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start a new head if the number of labels differs."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which images, and how many."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id or folder of a dataset."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder for each class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same for validation."})
+    train_file: str | None = field(default=None, metadata={"help": "Parquet file with images and labels."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
+    train_val_split: float = field(default=0.15, metadata={"help": "Share split off where there is no validation."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many at most."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave out images that cannot be read."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that check images."})
+
+    @property
+    def source(self) -> str | None:
+        """The dataset that was named; `None` stands for the digits."""
+        return self.dataset_name or self.train_dir or self.train_file
+
+
+def load_data(args: DataArguments, seed: int, **load_kwargs) -> tuple[DatasetDict, list[str]]:
+    """
+    The checked splits and the names of their classes; the digits if no dataset is named.
+
+    Args:
+        args ([`DataArguments`]): The data flags.
+        seed (`int`): Seed of the splits and of the choice of `max_train_samples`.
+        load_kwargs: Passed on to `datasets.load_dataset` (`cache_dir`, `token`).
+    """
+    if args.source is None:
+        splits = load_digits_splits(seed)
+    else:
+        names = ("dataset_name", "dataset_config_name", "train_dir", "validation_dir", "train_file", "validation_file")
+        sources = {name: getattr(args, name) for name in (*names, "train_val_split")}
+        splits = load_image_splits(**sources, seed=seed, **load_kwargs)
+    labels = check_columns(splits, args.image_column_name, args.label_column_name)
+    for split, limit in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
+        if limit is not None and limit < len(splits[split]):
+            splits[split] = splits[split].shuffle(seed=seed).select(range(limit))
+        splits[split] = drop_unreadable_images(
+            splits[split], args.image_column_name, args.skip_bad_images, args.preprocessing_num_workers
+        )
+    return splits, labels
+
+
+def load_model(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    The classifier with a head for `labels`, and its image processor, both at the image size asked for; the untrained
+    digits model if none is named.
+
+    Raises:
+        `ValueError`: If the head has another number of labels and `ignore_mismatched_sizes` is not set.
+    """
+    if args.model_name_or_path is None:
+        return build_digits_model(labels, args.image_size or 32)
+    hub = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
+    hub["trust_remote_code"] = args.trust_remote_code
+    config = AutoConfig.from_pretrained(
+        args.config_name or args.model_name_or_path,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        **hub,
+    )
+    model = AutoModelForImageClassification.from_pretrained(
+        args.model_name_or_path,
+        config=config,
+        dtype=torch.float32,  # half-precision checkpoints are trained in float32; --bf16 turns autocast on
+        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        **hub,
+    )
+    processor = _load_image_processor(args, config, hub)
+    if args.image_size is not None:
+        model = change_image_size(model, args.image_size)
+        processor.size = processor.crop_size = {"height": args.image_size, "width": args.image_size}
+    return model, processor
+
+
+def _load_image_processor(args: ModelArguments, config: PreTrainedConfig, hub: dict) -> BaseImageProcessor:
+    try:
+        return AutoImageProcessor.from_pretrained(args.image_processor_name or args.model_name_or_path, **hub)
+    except (OSError, ValueError):
+        if args.image_processor_name:
+            raise
+        logger.warning(
+            f"{args.model_name_or_path} has no image processor; assuming ImageNet's mean {IMAGENET_DEFAULT_MEAN} and "
+            f"standard deviation {IMAGENET_DEFAULT_STD}. Name the right one with `--image_processor_name`."
+        )
+        side = getattr(config, "image_size", 224)
+        return ViTImageProcessorPil(
+            size={"height": side, "width": side}, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD
+        )

@@ -1,0 +1,6 @@
+"""Measures robustness in pixel space."""
+
+from .accuracy import robust_accuracy
+from .attacks import fgsm
+from .corruptions import corrupt
+from .pixel_model import PixelModel
