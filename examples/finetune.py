@@ -36,8 +36,6 @@ FIGURE_NAME = "noise_norm.png"
 DIGITS_DEFAULTS = {
     "output_dir": "outputs/digits",
     "plain_control": True,
-    "do_train": True,
-    "do_eval": True,
     "learning_rate": 3e-4,
     "lr_scheduler_type": "cosine",
     "max_steps": 400,
@@ -55,6 +53,7 @@ class FinetuneArguments:
     plain_control: bool = field(
         default=False, metadata={"help": "Also finetune without noise for as many steps, and compare."}
     )
+    base_max_steps: int = field(default=800, metadata={"help": "Steps that the digits model is trained for first."})
     max_robustness_samples: int = field(
         default=500, metadata={"help": "Images of the validation split that robustness is measured on."}
     )
@@ -70,18 +69,20 @@ def parse_arguments(argv: list[str]):
         values = {**DIGITS_DEFAULTS, **values}
         parser.set_defaults(**DIGITS_DEFAULTS)
     parsed = parser.parse_dict(values) if is_json else parser.parse_args_into_dataclasses(argv)
-    model_args, data_args, _, _ = parsed
+    model_args, data_args, _, args = parsed
     if data_args.source is not None and model_args.model_name_or_path is None:
         model_args.model_name_or_path = "google/vit-base-patch16-224-in21k"
+    if not (args.do_train or args.do_eval):
+        args.do_train = args.do_eval = True
     return parsed
 
 
-def train_base(model, args: NullspaceTrainingArguments, shared: dict, resume: bool):
+def train_base(model, max_steps: int, args: NullspaceTrainingArguments, shared: dict, resume: bool):
     """The digits model, trained from scratch; a resumed run takes the one it began with."""
     folder = Path(args.output_dir, "base")
     if resume and folder.is_dir():
         return type(model).from_pretrained(folder)
-    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=800, noise_weight=0.0)
+    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=max_steps)
     trainer = Trainer(model, base_args, **shared)
     trainer.train()
     trainer.save_model()
@@ -112,7 +113,7 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     }
     is_digits = data_args.source is None and model_args.model_name_or_path is None
     if is_digits and args.do_train:
-        model = train_base(model, args, shared, resume is not None)
+        model = train_base(model, finetune_args.base_max_steps, args, shared, resume is not None)
     base = copy.deepcopy(model)
 
     # ---- Nullspace finetuning ----
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     # ---- The control and the comparison ----
     models = {"nullspace": trainer.accelerator.unwrap_model(trainer.model)}
     if finetune_args.plain_control:
-        control_args = replace(args, output_dir=str(Path(args.output_dir, "plain")), noise_weight=0.0)
+        control_args = replace(args, output_dir=str(Path(args.output_dir, "plain")))
         control = Trainer(copy.deepcopy(base), control_args, **shared)
         control.train()
         models = {"base": base.to(args.device), "plain": control.accelerator.unwrap_model(control.model), **models}
@@ -155,13 +156,14 @@ def report(trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> N
     """Prints the table; writes it, the history of the noise and its figure."""
     trainer.card_extras["results"] = results
     trainer.save_metrics(
-        "robustness", {f"{name}/{key}": value for name, row in results.items() for key, value in row.items()}
+        "robustness", {f"{name}_{key}": value for name, row in results.items() for key, value in row.items()}
     )
     folder = Path(trainer.args.output_dir)
     if trainer.noise_history:
         plot_noise_history(trainer.noise_history, folder / FIGURE_NAME)
         trainer.card_extras["figure"] = FIGURE_NAME
-    print(f"\nAccuracy (%)\n\n{markdown_table(results)}\n\n{trainer.noise}\nEverything is in {folder}")
+    print(f"\nAccuracy (%)\n\n{markdown_table(results)}\n\n{trainer.noise}")
+    print(f"Everything is in {folder} ({trainer.args.world_size} process(es))")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,9 @@ class NullspaceTrainer(Trainer):
         self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
         self._noisy_loss_since = 0
+        self.current_gradient_accumulation_steps = 1  # set by `train`, read by a `compute_loss` called without it
+        if args.should_save:
+            check_writable(args.output_dir)
         super().__init__(
             model=model,
             args=args,
@@ -117,8 +120,6 @@ class NullspaceTrainer(Trainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.injector = NoiseInjector.attach(self.model, args.patch_projection)
-        if args.should_save:
-            check_writable(args.output_dir)
         if train_dataset is not None and args.noise_weight:
             self._check_training_images()
 
@@ -292,10 +293,18 @@ class NullspaceTrainer(Trainer):
         if self.args.should_save:
             self.noise_schedule.save(output_dir)
 
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        self.noise_schedule.reset()
+        progress = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+        return progress
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self.noise_schedule.reset()
-        self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
         if checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(checkpoint)
 

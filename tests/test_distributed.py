@@ -1,0 +1,71 @@
+"""One process and two: the same noise, the same weights, the same evaluation."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+SCRIPT = Path(__file__).with_name("distributed_run.py")
+
+
+def launch(folder, processes):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # `--cpu --num_processes 2` would start one process; this starts two on gloo.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", port, str(SCRIPT), str(folder), str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(folder / "run.safetensors"), json.loads((folder / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    runs = {}
+    for processes in (1, 2):
+        (folder / str(processes)).mkdir()
+        runs[processes] = launch(folder / str(processes), processes)
+    return runs
+
+
+def test_two_processes_really_ran(runs):
+    assert [runs[processes][1]["num_processes"] for processes in (1, 2)] == [1, 2]
+
+
+def test_noise_is_that_of_one_process(runs):
+    one, two = runs[1][0]["noise"], runs[2][0]["noise"]
+    assert runs[1][1]["history"][0]["steps"] == 8
+    assert (one - two).norm() / one.norm() <= 1e-5
+    assert runs[2][1]["ranks_agree"]
+
+
+def test_certificates_are_those_of_one_process(runs):
+    for one, two in zip(runs[1][1]["history"], runs[2][1]["history"], strict=True):
+        assert one["num_images"] == two["num_images"] == 16
+        for name in ("norm", "probability_mse", "permuted_probability_mse", "agreement"):
+            assert one[name] == pytest.approx(two[name], rel=1e-4)
+
+
+def test_weights_are_those_of_one_process(runs):
+    (one, _), (two, _) = runs[1], runs[2]
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_evaluation_is_that_of_one_process(runs):
+    one, two = (torch.tensor(runs[processes][1]["predictions"]) for processes in (1, 2))
+    assert one.shape == two.shape == (13, 5)
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+    assert runs[1][1]["accuracy"] == runs[2][1]["accuracy"]

@@ -1,0 +1,341 @@
+"""The trainer: its loss, its rounds, what evaluation sees, exact resume, and every refusal before training."""
+
+import copy
+
+import pytest
+import torch
+from transformers import Trainer
+
+from hf_nullspace import (
+    NullspaceDataCollator,
+    NullspaceNoise,
+    NullspaceTrainer,
+    NullspaceTrainingArguments,
+    inject_noise,
+)
+
+
+@pytest.fixture
+def model(make_vit):
+    return make_vit(classifier_scale=20)
+
+
+@pytest.fixture
+def examples(make_examples):
+    return make_examples(64)
+
+
+def arguments(folder, **changes):
+    values = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 8,
+        "noise_refresh_steps": 3,
+        "noise_max_steps": 4,
+        "noise_num_images": 32,
+        "noise_num_certificate_images": 16,
+        "noise_limit": 1.0,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return NullspaceTrainingArguments(str(folder), **{**values, **changes})
+
+
+def build(model, examples, args, trainer_class=NullspaceTrainer, **changes):
+    return trainer_class(
+        copy.deepcopy(model),
+        args,
+        NullspaceDataCollator(),
+        **{"train_dataset": examples, "eval_dataset": examples[:10], **changes},
+    )
+
+
+def assert_same_weights(first, second, atol=0.0):
+    for (name, left), right in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=atol, msg=name)
+
+
+def batch_of(examples, count=8):
+    return NullspaceDataCollator()(examples[:count])
+
+
+# ---- The loss ---------------------------------------------------------------------------------------------------
+
+
+def test_weight_zero_trains_as_plain_trainer(model, examples, tmp_path):
+    nullspace = build(model, examples, arguments(tmp_path / "a", noise_weight=0.0))
+    plain = build(model, examples, arguments(tmp_path / "b"), Trainer)
+    nullspace.train(), plain.train()
+    assert_same_weights(nullspace.model, plain.model)
+    assert [row.get("loss") for row in nullspace.state.log_history] == [
+        row.get("loss") for row in plain.state.log_history
+    ]
+    assert nullspace.noise is None
+
+
+@pytest.mark.parametrize("noise_weight", [0.25, 1.0, 2.0])
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+def test_loss_is_clean_plus_weighted_noisy(model, examples, tmp_path, noise_weight, label_smoothing_factor):
+    args = arguments(tmp_path, noise_weight=noise_weight, label_smoothing_factor=label_smoothing_factor)
+    trainer = build(model, examples, args)
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    entropy = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing_factor)
+    clean = entropy(model(batch["pixel_values"]).logits, batch["labels"])
+    with inject_noise(model, trainer.noise.tensor):
+        noisy = entropy(model(batch["pixel_values"]).logits, batch["labels"])
+    torch.testing.assert_close(loss, clean + noise_weight * noisy)
+    assert "labels" in batch
+
+
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+def test_accumulated_batches_equal_one_batch(model, examples, tmp_path, label_smoothing_factor):
+    shared = {
+        "label_smoothing_factor": label_smoothing_factor,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "learning_rate": 0.1,
+        "noise_batch_size": 16,
+    }
+    whole = build(model, examples, arguments(tmp_path / "a", per_device_train_batch_size=32, **shared))
+    parts = build(
+        model,
+        examples,
+        arguments(tmp_path / "b", per_device_train_batch_size=8, gradient_accumulation_steps=4, **shared),
+    )
+    whole.train(), parts.train()
+    assert_same_weights(whole.model, parts.model, atol=1e-5)
+    for name in ("loss", "noise/loss"):
+        left = [row[name] for row in whole.state.log_history if name in row]
+        right = [row[name] for row in parts.state.log_history if name in row]
+        assert len(left) == 6
+        assert left == pytest.approx(right, abs=1e-5)
+
+
+def test_outputs_of_the_clean_pass_are_returned(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path))
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    torch.testing.assert_close(outputs.logits, model(batch["pixel_values"]).logits)
+    torch.testing.assert_close(loss, trainer.compute_loss(model, batch))
+
+
+def test_custom_loss_function_sees_both_passes(model, examples, tmp_path):
+    def total_logit(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.sum() / num_items_in_batch
+
+    trainer = build(model, examples, arguments(tmp_path), compute_loss_func=total_logit)
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=8)
+    clean = model(batch["pixel_values"]).logits.sum()
+    with inject_noise(model, trainer.noise.tensor):
+        noisy = model(batch["pixel_values"]).logits.sum()
+    torch.testing.assert_close(loss, (clean + noisy) / 8)
+
+
+# ---- Rounds and logs --------------------------------------------------------------------------------------------
+
+
+def test_a_round_every_refresh_steps(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path, max_steps=7, noise_refresh_steps=3))
+    trainer.train()
+    assert [(row["round"], row["step"]) for row in trainer.noise_history] == [(0, 0), (1, 3), (2, 6)]
+    logged = [row for row in trainer.state.log_history if "noise/norm" in row]
+    assert [row["noise/norm"] for row in logged] == [row["norm"] for row in trainer.noise_history]
+    assert trainer.noise.certificate.probability_mse_upper <= trainer.args.epsilon
+
+
+def test_logged_loss_is_the_sum_of_its_parts(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path, max_steps=1, noise_weight=2.0, logging_steps=1))
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "noise/loss" in row]
+    first = next(iter(build(model, examples, arguments(tmp_path / "b")).get_train_dataloader()))
+    clean = model(**first).loss.item()
+    assert row["loss"] == pytest.approx(clean + 2 * row["noise/loss"], rel=1e-5)
+
+
+def test_a_skipped_round_trains_plainly(model, examples, tmp_path):
+    args = arguments(tmp_path / "a", epsilon=1e-12, noise_on_failure="skip")
+    skipped = build(model, examples, args)
+    plain = build(model, examples, arguments(tmp_path / "b"), Trainer)
+    skipped.train(), plain.train()
+    assert not skipped.noise.converged
+    assert_same_weights(skipped.model, plain.model)
+
+
+def test_training_again_begins_with_round_zero(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path))
+    trainer.train()
+    trainer.train()
+    assert [row["round"] for row in trainer.noise_history] == [0, 1]
+
+
+def test_model_init_gets_noise_too(model, examples, tmp_path):
+    trainer = NullspaceTrainer(
+        model_init=lambda: copy.deepcopy(model),
+        args=arguments(tmp_path / "a"),
+        data_collator=NullspaceDataCollator(),
+        train_dataset=examples,
+    )
+    direct = build(model, examples, arguments(tmp_path / "b"))
+    trainer.train(), direct.train()
+    assert_same_weights(trainer.model, direct.model)
+
+
+# ---- Evaluation never sees noise --------------------------------------------------------------------------------
+
+
+def test_evaluation_and_prediction_are_clean(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path, eval_strategy="steps", eval_steps=6))
+    trainer.train()
+    plain = build(trainer.model, examples, arguments(tmp_path / "b"), Trainer)
+    logged = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert logged == [plain.evaluate()["eval_loss"]]
+    batch = batch_of(examples, 10)
+    expected = trainer.model.eval()(batch["pixel_values"]).logits.detach().numpy()
+    assert (trainer.predict(examples[:10]).predictions == expected).all()
+
+
+# ---- Saving and resuming ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("save_steps", [2, 3])
+@pytest.mark.parametrize("noise_bank_size", [1, 3])
+def test_resumed_run_is_bitwise_the_uninterrupted_one(
+    model, examples, tmp_path, accumulation, save_steps, noise_bank_size
+):
+    changes = {
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "gradient_accumulation_steps": accumulation,
+        "noise_bank_size": noise_bank_size,
+    }
+    whole = build(model, examples, arguments(tmp_path / "a", **changes))
+    whole.train()
+    resumed = build(model, examples, arguments(tmp_path / "b", **changes))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{save_steps}"))
+    assert_same_weights(whole.model, resumed.model)
+    assert torch.equal(whole.noise.tensor, resumed.noise.tensor)
+    assert [row["norm"] for row in whole.noise_history] == [row["norm"] for row in resumed.noise_history]
+
+
+def test_best_model_comes_back_with_its_noise(model, examples, tmp_path):
+    changes = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = build(model, examples, arguments(tmp_path, load_best_model_at_end=True, learning_rate=0.3, **changes))
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert not best.endswith("checkpoint-6")
+    assert_same_weights(trainer.model, type(model).from_pretrained(best))
+    assert torch.equal(trainer.noise.tensor, NullspaceNoise.from_pretrained(best).tensor)
+
+
+@pytest.fixture
+def checkpoint(model, examples, tmp_path):
+    build(model, examples, arguments(tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2)).train()
+    return tmp_path / "run" / "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda folder: (folder / "nullspace_schedule.json").unlink(), FileNotFoundError, "nullspace_schedule.json"),
+        (lambda folder: (folder / "nullspace_noise.safetensors").unlink(), FileNotFoundError, "nullspace_noise"),
+        (lambda folder: (folder / "nullspace_schedule.json").write_text("{"), ValueError, "damaged"),
+        (lambda folder: (folder / "nullspace_noise.safetensors").write_bytes(b"1234"), ValueError, "damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"1234"), ValueError, "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(model, examples, tmp_path, checkpoint, damage, error, message):
+    damage(checkpoint)
+    trainer = build(model, examples, arguments(tmp_path / "resumed"))
+    with pytest.raises(error, match=message):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_another_refresh_interval_is_refused_on_resume(model, examples, tmp_path, checkpoint):
+    trainer = build(model, examples, arguments(tmp_path / "resumed", noise_refresh_steps=5))
+    with pytest.raises(ValueError, match="noise_refresh_steps=3.*5"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path))
+    trainer.train()
+    trainer.save_model()
+    assert_same_weights(trainer.model, type(model).from_pretrained(tmp_path))
+    assert torch.equal(NullspaceNoise.from_pretrained(tmp_path).tensor, trainer.noise.tensor)
+
+
+# ---- Refusals before training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 0.0}, "`epsilon`.*0.0"),
+        ({"noise_limit": -1.0}, "`noise_limit`.*-1.0"),
+        ({"noise_learning_rate": 0.0}, "`noise_learning_rate`"),
+        ({"noise_refresh_steps": 0}, "`noise_refresh_steps`.*0"),
+        ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
+        ({"noise_batch_size": 0}, "`noise_batch_size`.*0"),
+        ({"noise_on_failure": "hope"}, "`noise_on_failure`.*hope"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)
+
+
+def test_plain_training_arguments_are_refused(model, examples, tmp_path):
+    from transformers import TrainingArguments
+
+    with pytest.raises(TypeError, match="NullspaceTrainingArguments"):
+        build(model, examples, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+
+
+def test_a_model_without_patches_is_refused(examples, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    with pytest.raises(ValueError, match="no patch projection"):
+        build(BertForSequenceClassification(BertConfig(vocab_size=20, **tiny)), examples, arguments(tmp_path))
+
+
+def test_images_of_another_size_are_refused(model, make_examples, tmp_path):
+    examples = make_examples(32, size=24)
+    with pytest.raises(ValueError, match="24x24.*16x16"):
+        build(model, examples, arguments(tmp_path))
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_too_few_images_are_refused(model, examples, tmp_path, count):
+    with pytest.raises(ValueError, match=f"{count} images.*8"):
+        build(model, examples[:count], arguments(tmp_path))
+
+
+def test_images_without_labels_are_refused(model, examples, tmp_path):
+    unlabelled = [{"pixel_values": example["pixel_values"]} for example in examples]
+    with pytest.raises(ValueError, match="no labels"):
+        build(model, unlabelled, arguments(tmp_path))
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(model, examples, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        build(model, examples, arguments(tmp_path / "file" / "out"))
+
+
+def test_non_finite_logits_stop_the_run_before_a_step(model, examples, tmp_path):
+    broken = copy.deepcopy(model)
+    broken.classifier.weight.data[0, 0] = float("nan")
+    trainer = build(broken, examples, arguments(tmp_path))
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        trainer.train()
+    assert trainer.state.global_step == 0
