@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
+DEFAULT_LEARNING_RATES = {"boundary": 0.2, "paper": 0.1}
 FAILURE_POLICIES = ("shrink", "skip", "error")
 
 
@@ -20,15 +21,21 @@ class NullspaceConfig:
     Args:
         epsilon (`float`, *optional*, defaults to 0.03):
             Largest `probability_mse` at which a noise counts as part of the approximate nullspace (paper, section 4).
+        method (`str`, *optional*, defaults to `"boundary"`):
+            `"boundary"` moves along the boundary of epsilon towards larger noise; `"paper"` is algorithm 1, which goes
+            down from a large random start until a batch meets epsilon.
+        learning_rate (`float`, *optional*):
+            For `"boundary"` the relative size of a step, 0.2 by default. For `"paper"` that of AdamW, 0.1 by default.
+        max_token_ratio (`float` or `None`, *optional*, defaults to 4.0):
+            For `"boundary"`: largest norm of a token as a multiple of the median over the tokens, so that a few
+            background tokens do not hold all of it. `None` lifts the limit.
         noise_limit (`float`, *optional*, defaults to 3.0):
-            The noise starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings
+            For `"paper"`: the noise starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings
             (algorithm 1, line 3).
-        learning_rate (`float`, *optional*, defaults to 0.1):
-            Learning rate of AdamW on the noise. Its weight decay is 0: decay would shrink the noise.
         max_steps (`int`, *optional*, defaults to 100):
             Most optimizer steps for one noise.
         norm_weight (`float`, *optional*, defaults to 0.0):
-            `lambda` of the objective `logit_distance - lambda * log(norm)` (figure 2).
+            For `"paper"`: `lambda` of the objective `logit_distance - lambda * log(norm)` (figure 2).
         bank_size (`int`, *optional*, defaults to 1):
             Number of noises synthesised in a round.
         num_images (`int`, *optional*, defaults to 256):
@@ -38,8 +45,9 @@ class NullspaceConfig:
         confidence (`float`, *optional*, defaults to 0.95):
             One-sided confidence of the certificate's upper bound on `probability_mse`.
         on_failure (`str`, *optional*, defaults to `"shrink"`):
-            What happens to a noise whose certificate exceeds `epsilon`: `"shrink"` scales it down to the boundary,
-            `"skip"` returns it marked as not converged, `"error"` raises [`NoiseNotConvergedError`].
+            What happens to a noise of `"paper"` whose certificate exceeds `epsilon`: `"shrink"` scales it down to the
+            boundary, `"skip"` returns it marked as not converged, `"error"` raises [`NoiseNotConvergedError`]. Noise of
+            `"boundary"` is at the boundary already, and fails only if no scale of it can be certified.
         seed (`int`, *optional*, defaults to 42):
             Seed of every random choice; combined with the round, so that rounds differ and repeat exactly.
 
@@ -58,8 +66,10 @@ class NullspaceConfig:
     """
 
     epsilon: float = 0.03
+    method: str = "boundary"
+    learning_rate: float | None = None
+    max_token_ratio: float | None = 4.0
     noise_limit: float = 3.0
-    learning_rate: float = 0.1
     max_steps: int = 100
     norm_weight: float = 0.0
     bank_size: int = 1
@@ -70,6 +80,13 @@ class NullspaceConfig:
     seed: int = 42
 
     def __post_init__(self):
+        if self.method not in DEFAULT_LEARNING_RATES:
+            raise ValueError(f"`method` must be one of {list(DEFAULT_LEARNING_RATES)}, but got {self.method!r}.")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATES[self.method])
+        ratio = self.max_token_ratio
+        if ratio is not None and not (_is_number(ratio) and math.isfinite(ratio) and ratio >= 1):
+            raise ValueError(f"`max_token_ratio` must be `None` or a number of at least 1, but got {ratio!r}.")
         for name in ("epsilon", "noise_limit", "learning_rate"):
             value = getattr(self, name)
             if not (_is_number(value) and math.isfinite(value) and value > 0):

@@ -1,4 +1,4 @@
-"""A classifier held still, and images whose clean logits are computed once: what synthesis and probing look through."""
+"""A classifier held still, and images whose patch embeddings and clean logits are computed once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .injection import NoiseInjector, tokens_shape
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode and no weight gradients, each module and parameter put back as it was."""
+    """
+    Evaluation mode and no weight gradients, each module and parameter put back as it was.
+
+    Activation checkpointing stays on where it was on: a layer asks its own mode whether to checkpoint, so that one flag
+    stays as it was while everything inside the layer is in evaluation mode.
+    """
     training = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
         model.requires_grad_(False)
+        for module, _ in training:
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module.training = True
         yield model
     finally:
         for module, mode in training:
@@ -50,31 +59,59 @@ class FrozenClassifier:
         """Where the patch projection lives, which is where images and noise go."""
         return self.injector.projection.module.weight.device
 
-    def logits(self, inputs: dict[str, torch.Tensor], noise: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(
+        self,
+        inputs: dict[str, torch.Tensor],
+        noise: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Runs the model, with `noise` of shape `(1 or batch_size, num_patches, hidden_size)` behind its projection.
+
+        Args:
+            inputs (`dict[str, torch.Tensor]`): Model inputs.
+            noise (`torch.Tensor`, *optional*): The noise.
+            embeddings (`torch.Tensor`, *optional*): What the projection gave for these images, to be used instead of
+                running it again; of the pixels, only the shape then matters.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_labels)` in float32.
         """
-        with self.accelerator.autocast(), self.injector.inject(noise):
+        with self.accelerator.autocast(), self.injector.inject(noise), self._replayed(embeddings):
             logits = self.model(**inputs).logits
         return logits.float()
 
+    @contextmanager
+    def _replayed(self, embeddings: torch.Tensor | None) -> Iterator[None]:
+        projection = self.injector.projection.module
+        if embeddings is None:
+            yield
+            return
+        projection.forward = lambda *args, **kwargs: embeddings
+        try:
+            yield
+        finally:
+            del projection.forward
+
     @torch.no_grad()
-    def tokens_shape(self, inputs: dict[str, torch.Tensor]) -> tuple[int, int]:
-        """`(num_patches, hidden_size)` of the patch embeddings of these images."""
-        shapes = []
+    def embed(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The projection's output for these images, and their clean logits."""
+        embeddings = []
 
         def record(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-            shapes.append(tokens_shape(output))
+            embeddings.append(output)
 
         handle = self.injector.projection.module.register_forward_hook(record)
         try:
-            self.logits({name: value[:1] for name, value in inputs.items()})
+            logits = self.logits(inputs)
         finally:
             handle.remove()
-        return shapes[0]
+        if len(embeddings) != 1:
+            raise ValueError(
+                f"The patch projection {self.injector.projection.name!r} ran {len(embeddings)} times in one forward "
+                "pass; expected once. Name the module that embeds patches with `patch_projection=...`."
+            )
+        return embeddings[0], logits
 
     def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         """`values` summed over all processes."""
@@ -82,24 +119,43 @@ class FrozenClassifier:
 
 
 @dataclass
+class FrozenBatch:
+    """This process's images of one batch; there may be none."""
+
+    inputs: dict[str, torch.Tensor]
+    embeddings: torch.Tensor | None
+    clean_logits: torch.Tensor
+    global_size: int
+
+    def __len__(self) -> int:
+        return len(self.clean_logits)
+
+
+@dataclass
 class FrozenImages:
     """
-    This process's share of some images, with the logits that the frozen model gives them.
+    This process's share of some images, with the embeddings and logits that the frozen model gives them.
 
     Every process walks the same global batches and takes its own images out of each, so that a sum over processes is
     the same sum however many processes there are.
 
     Args:
-        inputs (`dict[str, torch.Tensor]`): Model inputs, each with a leading axis over this process's images.
+        inputs (`dict[str, torch.Tensor]`): Model inputs, each with a leading axis over this process's images. Where
+            embeddings are kept, `pixel_values` is a stand-in of the right shape that takes no memory.
+        embeddings (`torch.Tensor` or `None`): Output of the patch projection; `None` for a model that reads its pixels
+            elsewhere too.
         clean_logits (`torch.Tensor` of shape `(local_images, num_labels)`): Their logits without noise.
         positions (`torch.Tensor` of shape `(local_images,)`): Their places among the images of all processes.
+        tokens_shape (`tuple[int, int]`): `(num_patches, hidden_size)`.
         total (`int`): Number of images over all processes.
         batch_size (`int`): Images of a batch over all processes.
     """
 
     inputs: dict[str, torch.Tensor]
+    embeddings: torch.Tensor | None
     clean_logits: torch.Tensor
     positions: torch.Tensor
+    tokens_shape: tuple[int, int]
     total: int
     batch_size: int
 
@@ -112,17 +168,9 @@ class FrozenImages:
             self.positions >= first, first, self.total - first
         )
 
-    def _select(self, mask: torch.Tensor, offset: int, total: int) -> FrozenImages:
-        rows = mask.to(self.clean_logits.device)
-        inputs = {name: value[rows] for name, value in self.inputs.items()}
-        return FrozenImages(inputs, self.clean_logits[rows], self.positions[mask] - offset, total, self.batch_size)
-
-    def batches(
-        self, order: torch.Tensor | None = None
-    ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, int]]:
+    def batches(self, order: torch.Tensor | None = None) -> Iterator[FrozenBatch]:
         """
-        Yields `(inputs, clean_logits, global_batch_size)` for this process's images of each batch, of which there may
-        be none.
+        Yields this process's images of each batch.
 
         Args:
             order (`torch.Tensor` of shape `(total,)`, *optional*): Order of the images over all processes.
@@ -132,16 +180,25 @@ class FrozenImages:
         order = torch.arange(self.total) if order is None else order
         for batch in order.split(self.batch_size):
             rows = local[batch]
-            rows = rows[rows >= 0].to(self.clean_logits.device)
-            inputs = {name: value[rows] for name, value in self.inputs.items()}
-            yield inputs, self.clean_logits[rows], len(batch)
+            yield FrozenBatch(*self._rows(rows[rows >= 0]), len(batch))
+
+    def _select(self, mask: torch.Tensor, offset: int, total: int) -> FrozenImages:
+        rows, positions = self._rows(mask.nonzero()[:, 0]), self.positions[mask] - offset
+        return FrozenImages(*rows, positions, self.tokens_shape, total, self.batch_size)
+
+    def _rows(self, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
+        rows = rows.to(self.clean_logits.device)
+        inputs = {name: value[rows] for name, value in self.inputs.items() if name != "pixel_values"}
+        pixels = self.inputs["pixel_values"]
+        inputs["pixel_values"] = pixels[rows] if self.embeddings is None else pixels[: len(rows)]
+        return inputs, None if self.embeddings is None else self.embeddings[rows], self.clean_logits[rows]
 
 
 def read_images(
     classifier: FrozenClassifier, dataloader: Iterable[dict[str, torch.Tensor]], max_images: int
 ) -> FrozenImages:
     """
-    Reads up to `max_images` images over all processes and computes their clean logits.
+    Reads up to `max_images` images over all processes and computes their patch embeddings and clean logits.
 
     A dataloader that Accelerate prepared gives each process its own images. Any other gives every process the same
     ones, of which each keeps every `num_processes`-th.
@@ -154,10 +211,10 @@ def read_images(
     is_sharded = world > 1 and isinstance(dataloader, (DataLoaderShard, DataLoaderDispatcher))
     # Accelerate repeats images to make the last batches even; places beyond the dataset are those repeats.
     limit = min(max_images, getattr(dataloader, "total_dataset_length", max_images)) if is_sharded else max_images
-    inputs, logits, positions, batch_size, seen = [], [], [], None, 0
+    parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, None
     for batch in dataloader:
-        images = _model_inputs(batch)
-        size = len(images["pixel_values"])
+        inputs = _model_inputs(batch)
+        size = len(inputs["pixel_values"])
         batch_size = batch_size or size
         if is_sharded:
             places = seen + rank * size + torch.arange(size)
@@ -166,23 +223,40 @@ def read_images(
             places = seen + torch.arange(size)
             seen += size
         keep = (places < limit) & (is_sharded | (places % world == rank))
-        images = {name: value[keep.to(value.device)].to(classifier.device) for name, value in images.items()}
-        positions.append(places[keep])
-        inputs.append(images)
-        logits.append(_clean_logits(classifier, images))
+        if keep.any():
+            inputs = {name: value[keep.to(value.device)].to(classifier.device) for name, value in inputs.items()}
+            embeddings, logits = _embed_finite(classifier, inputs)
+            if keeps_embeddings is None:
+                keeps_embeddings = _replays(classifier, inputs, embeddings, logits)
+                tokens = tokens_shape(embeddings)
+            if keeps_embeddings:
+                inputs["pixel_values"] = _stand_in(inputs["pixel_values"])
+            parts.append((inputs, embeddings if keeps_embeddings else None, logits))
+            positions.append(places[keep])
         if seen >= limit:
             break
     total, batch_size = min(seen, limit), (batch_size or 0) * (world if is_sharded else 1)
-    expected = max(2, getattr(dataloader, "batch_size", None) or 2, batch_size)
+    expected = max(2, world, getattr(dataloader, "batch_size", None) or 2, batch_size)
     if total < expected:
         raise ValueError(
             f"The dataloader for the noise yields {total} images, but at least one batch of {expected} is needed. Give "
             "it more images or a smaller batch size."
         )
+    all_inputs, all_embeddings, all_logits = zip(*parts, strict=True)
+    joined = {
+        name: torch.cat([inputs[name] for inputs in all_inputs]) for name in all_inputs[0] if name != "pixel_values"
+    }
+    pixels = [inputs["pixel_values"] for inputs in all_inputs]
+    count = sum(map(len, pixels))
+    joined["pixel_values"] = (
+        pixels[0][:1].expand(count, *pixels[0].shape[1:]) if keeps_embeddings else torch.cat(pixels)
+    )
     return FrozenImages(
-        {name: torch.cat([images[name] for images in inputs]) for name in inputs[0]},
-        torch.cat(logits),
+        joined,
+        torch.cat(all_embeddings) if keeps_embeddings else None,
+        torch.cat(all_logits),
         torch.cat(positions),
+        tokens,
         total,
         batch_size,
     )
@@ -201,12 +275,26 @@ def _model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-@torch.no_grad()
-def _clean_logits(classifier: FrozenClassifier, images: dict[str, torch.Tensor]) -> torch.Tensor:
-    logits = classifier.logits(images)
+def _embed_finite(classifier: FrozenClassifier, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    embeddings, logits = classifier.embed(inputs)
     if not torch.isfinite(logits).all():
         raise ValueError(
             "The model gives NaN or infinite logits for clean images, so no noise can be synthesised for it. Check "
             "the checkpoint, the learning rate that trained it, and the precision (try bf16 or fp32)."
         )
-    return logits
+    return embeddings, logits
+
+
+def _stand_in(pixels: torch.Tensor) -> torch.Tensor:
+    """Zeros of the shape of `pixels` that take the memory of one number."""
+    return pixels.new_zeros(()).expand(pixels.shape)
+
+
+@torch.no_grad()
+def _replays(
+    classifier: FrozenClassifier, inputs: dict[str, torch.Tensor], embeddings: torch.Tensor, logits: torch.Tensor
+) -> bool:
+    """Whether embeddings alone give the logits: some models read pixels elsewhere, some are compiled with the stem."""
+    stand_in = {**inputs, "pixel_values": _stand_in(inputs["pixel_values"])}
+    replayed = classifier.logits(stand_in, embeddings=embeddings)
+    return torch.allclose(replayed, logits, rtol=0, atol=1e-4 * logits.abs().max().item())

@@ -119,10 +119,10 @@ def _measure(
 ) -> tuple[float, float, float, float]:
     """`probability_mse`, its upper bound, `logit_distance` and `agreement`, as means over all processes' images."""
     sums = torch.zeros(4, dtype=torch.float64, device=noise.device)
-    for inputs, clean_logits, _ in images.batches():
-        if not len(clean_logits):
+    for batch in images.batches():
+        if not len(batch):
             continue
-        noisy_logits = classifier.logits(inputs, noise)
+        clean_logits, noisy_logits = batch.clean_logits, classifier.logits(batch.inputs, noise, batch.embeddings)
         mse = probability_mse(clean_logits, noisy_logits).double()
         distance = logit_distance(clean_logits, noisy_logits).double()
         agrees = agreement(clean_logits, noisy_logits).double()

@@ -13,7 +13,9 @@ from .configuration import NullspaceConfig
 # Field of the arguments -> field of the config, where the Trainer already owns the short name.
 CONFIG_FIELDS = {
     "epsilon": "epsilon",
+    "noise_method": "method",
     "noise_limit": "noise_limit",
+    "noise_max_token_ratio": "max_token_ratio",
     "noise_learning_rate": "learning_rate",
     "noise_max_steps": "max_steps",
     "noise_norm_weight": "norm_weight",
@@ -60,12 +62,23 @@ class NullspaceTrainingArguments(TrainingArguments):
         default=NullspaceConfig.epsilon,
         metadata={"help": "Largest probability_mse at which a noise counts as part of the approximate nullspace."},
     )
+    noise_method: str = field(
+        default=NullspaceConfig.method,
+        metadata={
+            "help": "Search along the boundary of epsilon, or as in the paper.",
+            "choices": ["boundary", "paper"],
+        },
+    )
     noise_limit: float = field(
         default=NullspaceConfig.noise_limit,
-        metadata={"help": "The noise starts uniform in [-noise_limit, noise_limit]."},
+        metadata={"help": "The noise of the paper's search starts uniform in [-noise_limit, noise_limit]."},
     )
-    noise_learning_rate: float = field(
-        default=NullspaceConfig.learning_rate, metadata={"help": "Learning rate of AdamW on the noise."}
+    noise_max_token_ratio: float | None = field(
+        default=NullspaceConfig.max_token_ratio,
+        metadata={"help": "Largest norm of a token of the noise, as a multiple of the median over tokens."},
+    )
+    noise_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the noise; 0.2 for boundary and 0.1 for paper."}
     )
     noise_max_steps: int = field(
         default=NullspaceConfig.max_steps, metadata={"help": "Most optimizer steps for one noise."}

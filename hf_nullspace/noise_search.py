@@ -1,0 +1,210 @@
+"""Two ways to look for noise on a frozen classifier: along the boundary of epsilon, and the paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from .certificate import logit_distance, probability_mse, remove_hidden_mean
+from .configuration import NullspaceConfig
+from .frozen import FrozenBatch, FrozenClassifier, FrozenImages
+
+
+# Adam's moments decay faster than its defaults, since a search takes tens of steps and not thousands.
+BETAS = (0.9, 0.99)
+# Share of the error's distance to epsilon, in logarithms, that one step's change of scale closes.
+SCALE_GAIN = 0.3
+# Range of the scales that a search for the boundary tries.
+MIN_SCALE, MAX_SCALE = 1e-6, 1e6
+# Largest change of the scale in one step, as a logarithm.
+SCALE_LIMIT = 0.3
+
+
+def boundary_search(
+    classifier: FrozenClassifier,
+    images: FrozenImages,
+    config: NullspaceConfig,
+    generator: torch.Generator,
+    on_step: Callable[[], None],
+) -> tuple[torch.Tensor, int]:
+    """
+    Searches `argmax ||v|| subject to probability_mse(v) <= epsilon` by moving along the boundary.
+
+    A random direction is scaled to the boundary. Each step then turns it down the logarithm of `logit_distance`,
+    keeping its norm, and lets a feedback on the measured `probability_mse` change the norm: where turning made the
+    noise more harmless, it grows. Sizes are relative to the noise itself, so nothing depends on how large a model's
+    patch embeddings are. A token's norm is held below `max_token_ratio` times the median, so that a few background
+    tokens cannot hide an unbounded norm. Steps need no device sync.
+
+    Returns:
+        `tuple[torch.Tensor, int]`: Noise of shape `(1, num_patches, hidden_size)`, and the steps it took.
+    """
+    noise = torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
+    noise = _start_on_boundary(classifier, images, remove_hidden_mean(noise), config)
+    first, second = torch.zeros_like(noise), torch.zeros_like(noise)
+    for step, batch in zip(range(config.max_steps), _endless_batches(images, generator), strict=False):
+        mse, distance, gradient = _distance_gradient(classifier, batch, noise)
+        finite = torch.isfinite(mse) & torch.isfinite(gradient).all()
+        # Of log(distance), along the sphere of the noise's norm, in units of that norm.
+        gradient = gradient / distance.clamp_min(1e-30) * noise.norm()
+        gradient = torch.where(finite, gradient - noise * (gradient * noise).sum() / noise.square().sum(), 0.0)
+        first.lerp_(gradient, 1 - BETAS[0])
+        second.lerp_(gradient.square(), 1 - BETAS[1])
+        direction = (first / (1 - BETAS[0] ** (step + 1))) / (
+            (second / (1 - BETAS[1] ** (step + 1))).sqrt() + torch.finfo(noise.dtype).tiny
+        )
+        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+        turned = remove_hidden_mean(noise - rate * noise.square().mean().sqrt() * direction)
+        if config.max_token_ratio is not None:
+            turned = _limit_tokens(turned, config.max_token_ratio)
+        excess = torch.log(mse.clamp_min(1e-12) / config.epsilon)
+        change = torch.where(finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
+        noise = turned * (noise.norm() / turned.norm() * change.exp())
+        on_step()
+    return noise, config.max_steps
+
+
+def paper_search(
+    classifier: FrozenClassifier,
+    images: FrozenImages,
+    config: NullspaceConfig,
+    generator: torch.Generator,
+    on_step: Callable[[], None],
+) -> tuple[torch.Tensor, int]:
+    """
+    The paper's search: from a uniform start down `logit_distance - lambda * log(norm)`, until a batch meets epsilon.
+
+    It departs from algorithm 1 in two places: the weight decay of AdamW is 0, since decay shrinks the noise, and the
+    hidden-axis mean is removed at every step.
+
+    Returns:
+        `tuple[torch.Tensor, int]`: Noise of shape `(1, num_patches, hidden_size)`, and the steps it took.
+
+    Raises:
+        `ValueError`: If the model gives NaN or infinite logits under the noise.
+    """
+    limit = config.noise_limit
+    noise = torch.empty(1, *images.tokens_shape).uniform_(-limit, limit, generator=generator)
+    noise = remove_hidden_mean(noise).to(classifier.device)
+    optimizer = torch.optim.AdamW([noise], lr=config.learning_rate, weight_decay=0.0)
+    for step, batch in zip(range(config.max_steps), _endless_batches(images, generator), strict=False):
+        mse, _, gradient = _distance_gradient(classifier, batch, noise)
+        if mse <= config.epsilon:
+            return noise, step
+        if not (torch.isfinite(mse) and torch.isfinite(gradient).all()):
+            raise ValueError(
+                f"The model gives NaN or infinite logits under noise of norm {noise.norm():.3g} at synthesis step "
+                f"{step}. Lower `noise_limit` ({config.noise_limit}) or `learning_rate` ({config.learning_rate}), or "
+                "run in bf16 or fp32 instead of fp16."
+            )
+        noise.grad = gradient - config.norm_weight * noise / noise.square().sum()
+        optimizer.step()
+        noise.copy_(remove_hidden_mean(noise))
+        on_step()
+    return noise, config.max_steps
+
+
+SEARCHES = {"boundary": boundary_search, "paper": paper_search}
+
+
+def boundary_scale(error_at: Callable[[float], float], epsilon: float, grows: bool, tolerance: float = 0.02) -> float:
+    """
+    The largest scale found at which `error_at(scale) <= epsilon`, assuming that the error grows with the scale.
+
+    Args:
+        error_at (`Callable[[float], float]`): The error of the noise at a scale.
+        epsilon (`float`): The bound.
+        grows (`bool`): Whether the scale may exceed 1.
+        tolerance (`float`, *optional*, defaults to 0.02): Relative width at which the bisection ends.
+
+    Returns:
+        `float`: The scale, or 0 if even a millionth of the noise exceeds epsilon.
+    """
+    inside, outside = 0.0, math.inf
+    scale = 1.0
+    while outside > inside * (1 + tolerance) and MIN_SCALE <= scale <= MAX_SCALE:
+        if error_at(scale) <= epsilon:
+            inside = scale
+            if not grows and scale == 1.0:
+                return 1.0
+        else:
+            outside = scale
+        if inside == 0.0:
+            scale = outside / 2
+        elif outside == math.inf:
+            scale = inside * 2
+        else:
+            scale = math.sqrt(inside * outside)
+    return inside
+
+
+def _start_on_boundary(
+    classifier: FrozenClassifier, images: FrozenImages, direction: torch.Tensor, config: NullspaceConfig
+) -> torch.Tensor:
+    """The direction at the norm where the first batch's error is about epsilon, from the embeddings' own size."""
+    batch = next(images.batches())
+    direction = direction / direction.norm() * math.sqrt(images.tokens_shape[0])
+
+    @torch.no_grad()
+    def error_at(scale: float) -> float:
+        return _batch_means(classifier, batch, scale * direction)[0].item()
+
+    scale = boundary_scale(error_at, config.epsilon, grows=True, tolerance=0.25)
+    if scale == 0.0:
+        raise ValueError(
+            f"Even noise of norm {1e-6 * direction.norm():.3g} moves the predictions by more than epsilon "
+            f"{config.epsilon}, which is below the precision of the model's arithmetic. Raise `epsilon`, or use float32."
+        )
+    if scale > MAX_SCALE / 2:
+        raise ValueError(
+            f"Noise of norm {scale * direction.norm():.3g} does not move the predictions by epsilon {config.epsilon}: "
+            "the model gives (nearly) the same logits for every input. Check that it is trained and not saturated."
+        )
+    return direction * scale
+
+
+def _endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
+    while True:
+        yield from images.batches(torch.randperm(len(images), generator=generator))
+
+
+def _batch_means(
+    classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `probability_mse` and `logit_distance` of the global batch."""
+    sums = torch.zeros(2, device=noise.device)
+    if len(batch):
+        noisy_logits = classifier.logits(batch.inputs, noise, batch.embeddings)
+        mse, distance = (
+            probability_mse(batch.clean_logits, noisy_logits),
+            logit_distance(batch.clean_logits, noisy_logits),
+        )
+        sums = torch.stack([mse.sum(), distance.sum()])
+    mse, distance = classifier.sum_over_processes(sums) / batch.global_size
+    return mse, distance
+
+
+def _distance_gradient(
+    classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean `probability_mse` and `logit_distance` of the global batch, and the gradient of the latter."""
+    sums = torch.zeros(2 + noise.numel(), device=noise.device)
+    if len(batch):
+        variable = noise.detach().requires_grad_()
+        noisy_logits = classifier.logits(batch.inputs, variable, batch.embeddings)
+        distance = logit_distance(batch.clean_logits, noisy_logits).sum()
+        (gradient,) = torch.autograd.grad(distance, variable)
+        mse = probability_mse(batch.clean_logits, noisy_logits.detach()).sum()
+        sums = torch.cat([torch.stack([mse, distance.detach()]), gradient.flatten()])
+    # One reduction for everything: the sums of the processes, divided by the size of the whole batch.
+    means = classifier.sum_over_processes(sums) / batch.global_size
+    return means[0], means[1], means[2:].view_as(noise)
+
+
+def _limit_tokens(noise: torch.Tensor, max_ratio: float) -> torch.Tensor:
+    """Scales tokens down whose norm exceeds `max_ratio` times the median over the tokens."""
+    norms = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+    limit = max_ratio * norms.median()
+    return noise * (limit / norms.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1.0)
