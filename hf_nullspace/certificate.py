@@ -42,7 +42,8 @@ def remove_hidden_mean(noise: torch.Tensor) -> torch.Tensor:
     Every LayerNorm of a pre-norm encoder removes that mean, so it moves no logit at all however large it is. A norm
     that counted it would claim a large noise at no cost.
     """
-    return noise - noise.mean(-1, keepdim=True)
+    mean = noise.mean(-1, keepdim=True, dtype=torch.float64)
+    return (noise - mean).to(noise.dtype)
 
 
 def upper_confidence_bound(total: float, total_of_squares: float, count: int, confidence: float) -> float:
@@ -75,7 +76,7 @@ class Certificate:
         norm (`float`): Euclidean norm of the noise over all tokens, hidden-axis mean excluded.
         raw_norm (`float`): The same with the mean included, as it was given.
         token_norm_min, token_norm_median, token_norm_max (`float`): How the norm spreads over the tokens.
-        converged (`bool`): Whether `probability_mse_upper <= epsilon`.
+        converged (`bool`): Whether `probability_mse_upper <= epsilon`, and the noise moves the logits at all.
         num_images (`int`): Images measured on.
         steps (`int`): Optimizer steps that made the noise.
         seconds (`float`): Wall-clock time of its synthesis.

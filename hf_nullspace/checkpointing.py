@@ -32,12 +32,18 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
     """
     if not isinstance(model, PreTrainedModel) or not Path(checkpoint, CONFIG_NAME).is_file():
         return False
-    remedy = "Resume from an earlier checkpoint."
+    remedy = "Resume from an earlier checkpoint, with the model it was saved from."
     try:
-        loaded, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+        loaded, info = type(model).from_pretrained(
+            checkpoint,
+            config=model.config,
+            dtype=model.dtype,
+            ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
+            output_loading_info=True,
+        )
     except Exception as error:  # whatever a cut or missing file raises, the reader needs to know which checkpoint
         raise ValueError(f"The weights in {checkpoint} cannot be read: {error}. {remedy}") from error
-    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
     if missing or mismatched:
         raise ValueError(
             f"The checkpoint {checkpoint} does not fit {type(model).__name__}: it lacks {missing or 'nothing'} and "

@@ -101,12 +101,20 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
             dataset = splits[split].remove_columns(label_column_name).add_column(label_column_name, encoded)
             splits[split] = dataset.cast_column(label_column_name, ClassLabel(names=names))
     names = splits["train"].features[label_column_name].names
+    seen = np.asarray(splits["train"][label_column_name])
     for split, dataset in splits.items():
         labels = np.asarray(dataset[label_column_name])
         if dataset.features[label_column_name].names != names:
             raise ValueError(
                 f"The {split} split has the classes {dataset.features[label_column_name].names}, but the train split "
                 f"has {names}. Give both splits the same class folders."
+            )
+        unseen = sorted(
+            {names[label] for label in set(labels.tolist()) - set(seen.tolist()) if 0 <= label < len(names)}
+        )
+        if unseen:
+            logger.warning(
+                f"The {split} split has images of {unseen}, of which the train split has none to learn from."
             )
         if len(labels) and (labels.min() < 0 or labels.max() >= len(names)):
             raise ValueError(

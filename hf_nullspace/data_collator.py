@@ -66,10 +66,10 @@ class NullspaceDataCollator:
         return batch
 
     def _labels(self, examples: list[dict[str, Any]]) -> torch.Tensor | None:
-        name = next((name for name in LABEL_NAMES if name in examples[0]), None)
-        missing = [index for index, example in enumerate(examples) if name and example.get(name) is None]
+        name = next((name for name in LABEL_NAMES if any(name in example for example in examples)), None)
         if name is None:
             return None
+        missing = [index for index, example in enumerate(examples) if example.get(name) is None]
         if missing:
             raise ValueError(
                 f"Examples {missing} of the batch have no `{name}`, but the others do. Label all or none."

@@ -21,7 +21,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     Evaluation mode and no weight gradients, each module and parameter put back as it was.
 
     Activation checkpointing stays on where it was on: a layer asks its own mode whether to checkpoint, so that one flag
-    stays as it was while everything inside the layer is in evaluation mode.
+    stays as it was while everything inside the layer is in evaluation mode. (Reentrant checkpointing knows no gradient
+    with respect to the noise alone, and is off meanwhile.)
     """
     training = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -30,7 +31,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         model.requires_grad_(False)
         for module, _ in training:
             if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                module.training = True
+                module.training = module._gradient_checkpointing_func.keywords.get("use_reentrant") is False
         yield model
     finally:
         for module, mode in training:
@@ -87,11 +88,14 @@ class FrozenClassifier:
         if embeddings is None:
             yield
             return
+        own_forward = projection.__dict__.get("forward")  # set where Accelerate has patched the module
         projection.forward = lambda *args, **kwargs: embeddings
         try:
             yield
         finally:
             del projection.forward
+            if own_forward is not None:
+                projection.forward = own_forward
 
     @torch.no_grad()
     def embed(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,6 +151,7 @@ class FrozenImages:
         clean_logits (`torch.Tensor` of shape `(local_images, num_labels)`): Their logits without noise.
         positions (`torch.Tensor` of shape `(local_images,)`): Their places among the images of all processes.
         tokens_shape (`tuple[int, int]`): `(num_patches, hidden_size)`.
+        embedding_norm (`float`): Root mean square, over the images of all processes, of the norm of the embeddings.
         total (`int`): Number of images over all processes.
         batch_size (`int`): Images of a batch over all processes.
     """
@@ -156,6 +161,7 @@ class FrozenImages:
     clean_logits: torch.Tensor
     positions: torch.Tensor
     tokens_shape: tuple[int, int]
+    embedding_norm: float
     total: int
     batch_size: int
 
@@ -184,7 +190,7 @@ class FrozenImages:
 
     def _select(self, mask: torch.Tensor, offset: int, total: int) -> FrozenImages:
         rows, positions = self._rows(mask.nonzero()[:, 0]), self.positions[mask] - offset
-        return FrozenImages(*rows, positions, self.tokens_shape, total, self.batch_size)
+        return FrozenImages(*rows, positions, self.tokens_shape, self.embedding_norm, total, self.batch_size)
 
     def _rows(self, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
         rows = rows.to(self.clean_logits.device)
@@ -212,6 +218,7 @@ def read_images(
     # Accelerate repeats images to make the last batches even; places beyond the dataset are those repeats.
     limit = min(max_images, getattr(dataloader, "total_dataset_length", max_images)) if is_sharded else max_images
     parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, None
+    squares = torch.zeros((), device=classifier.device)
     for batch in dataloader:
         inputs = _model_inputs(batch)
         size = len(inputs["pixel_values"])
@@ -226,6 +233,7 @@ def read_images(
         if keep.any():
             inputs = {name: value[keep.to(value.device)].to(classifier.device) for name, value in inputs.items()}
             embeddings, logits = _embed_finite(classifier, inputs)
+            squares += embeddings.float().square().sum()
             if keeps_embeddings is None:
                 keeps_embeddings = _replays(classifier, inputs, embeddings, logits)
                 tokens = tokens_shape(embeddings)
@@ -257,6 +265,7 @@ def read_images(
         torch.cat(all_logits),
         torch.cat(positions),
         tokens,
+        (classifier.sum_over_processes(squares) / total).sqrt().item(),
         total,
         batch_size,
     )

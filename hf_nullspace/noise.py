@@ -47,9 +47,10 @@ class NullspaceNoise:
         config: NullspaceConfig,
         round_index: int = 0,
     ):
-        if tensor.dim() != 3:
+        if tensor.dim() != 3 or tensor.numel() == 0:
             raise ValueError(
-                f"`tensor` must have shape (bank_size, num_patches, hidden_size), but got {tuple(tensor.shape)}."
+                "`tensor` must have shape (bank_size, num_patches, hidden_size), each at least 1, but got "
+                f"{tuple(tensor.shape)}."
             )
         if not torch.isfinite(tensor).all():
             raise ValueError("`tensor` holds NaN or infinite values; a noise must be finite.")

@@ -16,8 +16,11 @@ from .frozen import FrozenBatch, FrozenClassifier, FrozenImages
 BETAS = (0.9, 0.99)
 # Share of the error's distance to epsilon, in logarithms, that one step's change of scale closes.
 SCALE_GAIN = 0.3
-# Range of the scales that a search for the boundary tries.
-MIN_SCALE, MAX_SCALE = 1e-6, 1e6
+# A bisection gives up on scales below this.
+MIN_SCALE = 1e-6
+# Largest norm of a noise, in norms of the patch embeddings. Only a model whose outputs hardly depend on its input (a new
+# head, say) meets it: there the boundary of epsilon lies beyond any sensible noise.
+MAX_RELATIVE_NORM = 10.0
 # Largest change of the scale in one step, as a logarithm.
 SCALE_LIMIT = 0.3
 
@@ -61,7 +64,8 @@ def boundary_search(
             turned = _limit_tokens(turned, config.max_token_ratio)
         excess = torch.log(mse.clamp_min(1e-12) / config.epsilon)
         change = torch.where(finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
-        noise = turned * (noise.norm() / turned.norm() * change.exp())
+        norm = (noise.norm() * change.exp()).clamp_max(MAX_RELATIVE_NORM * images.embedding_norm)
+        noise = turned * (norm / turned.norm())
         on_step()
     return noise, config.max_steps
 
@@ -109,32 +113,33 @@ def paper_search(
 SEARCHES = {"boundary": boundary_search, "paper": paper_search}
 
 
-def boundary_scale(error_at: Callable[[float], float], epsilon: float, grows: bool, tolerance: float = 0.02) -> float:
+def boundary_scale(
+    error_at: Callable[[float], float], epsilon: float, max_scale: float = 1.0, tolerance: float = 0.02
+) -> float:
     """
     The largest scale found at which `error_at(scale) <= epsilon`, assuming that the error grows with the scale.
 
     Args:
         error_at (`Callable[[float], float]`): The error of the noise at a scale.
         epsilon (`float`): The bound.
-        grows (`bool`): Whether the scale may exceed 1.
+        max_scale (`float`, *optional*, defaults to 1.0): Largest scale to try.
         tolerance (`float`, *optional*, defaults to 0.02): Relative width at which the bisection ends.
 
     Returns:
         `float`: The scale, or 0 if even a millionth of the noise exceeds epsilon.
     """
-    inside, outside = 0.0, math.inf
-    scale = 1.0
-    while outside > inside * (1 + tolerance) and MIN_SCALE <= scale <= MAX_SCALE:
+    inside, outside, scale = 0.0, math.inf, min(1.0, max_scale)
+    while outside > inside * (1 + tolerance) and scale >= MIN_SCALE:
         if error_at(scale) <= epsilon:
             inside = scale
-            if not grows and scale == 1.0:
-                return 1.0
+            if scale >= max_scale:
+                return scale
         else:
             outside = scale
         if inside == 0.0:
             scale = outside / 2
         elif outside == math.inf:
-            scale = inside * 2
+            scale = min(inside * 2, max_scale)
         else:
             scale = math.sqrt(inside * outside)
     return inside
@@ -143,26 +148,16 @@ def boundary_scale(error_at: Callable[[float], float], epsilon: float, grows: bo
 def _start_on_boundary(
     classifier: FrozenClassifier, images: FrozenImages, direction: torch.Tensor, config: NullspaceConfig
 ) -> torch.Tensor:
-    """The direction at the norm where the first batch's error is about epsilon, from the embeddings' own size."""
+    """The direction at the norm where the first batch's error is about epsilon, tried from the embeddings' own norm."""
     batch = next(images.batches())
-    direction = direction / direction.norm() * math.sqrt(images.tokens_shape[0])
+    direction = direction * (images.embedding_norm / direction.norm())
 
     @torch.no_grad()
     def error_at(scale: float) -> float:
         return _batch_means(classifier, batch, scale * direction)[0].item()
 
-    scale = boundary_scale(error_at, config.epsilon, grows=True, tolerance=0.25)
-    if scale == 0.0:
-        raise ValueError(
-            f"Even noise of norm {1e-6 * direction.norm():.3g} moves the predictions by more than epsilon "
-            f"{config.epsilon}, which is below the precision of the model's arithmetic. Raise `epsilon`, or use float32."
-        )
-    if scale > MAX_SCALE / 2:
-        raise ValueError(
-            f"Noise of norm {scale * direction.norm():.3g} does not move the predictions by epsilon {config.epsilon}: "
-            "the model gives (nearly) the same logits for every input. Check that it is trained and not saturated."
-        )
-    return direction * scale
+    scale = boundary_scale(error_at, config.epsilon, MAX_RELATIVE_NORM, tolerance=0.25)
+    return direction * max(scale, MIN_SCALE)
 
 
 def _endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:

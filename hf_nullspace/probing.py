@@ -107,7 +107,8 @@ def certify(
         token_norm_min=spread.min().item(),
         token_norm_median=spread.median().item(),
         token_norm_max=spread.max().item(),
-        converged=mse_upper <= config.epsilon,
+        # Noise that changes nothing at all says that the model ignores its input, not that the noise is harmless.
+        converged=mse_upper <= config.epsilon and distance > 0,
         num_images=len(images),
         steps=steps,
         seconds=seconds,

@@ -14,9 +14,9 @@ from .certificate import Certificate
 from .configuration import NullspaceConfig
 from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
 from .noise import NullspaceNoise
-from .noise_search import SEARCHES, boundary_scale
+from .noise_search import MAX_RELATIVE_NORM, SEARCHES, boundary_scale
 from .probing import certify, measure_probability_mse
-from .randomness import keyed_generator
+from .randomness import keyed_generator, preserved_random_state
 
 
 logger = logging.get_logger(__name__)
@@ -77,7 +77,8 @@ def synthesize_noise(
     config = config or NullspaceConfig()
     with frozen(model):
         classifier = FrozenClassifier(model, patch_projection, accelerator)
-        images = read_images(classifier, dataloader, config.num_images + config.num_certificate_images)
+        with preserved_random_state():  # even an unshuffled DataLoader draws a seed for its workers
+            images = read_images(classifier, dataloader, config.num_images + config.num_certificate_images)
         held_out, training = images.split(_num_held_out(len(images), config))
         progress = logging.tqdm(
             total=config.bank_size * config.max_steps,
@@ -106,17 +107,18 @@ def synthesize_noise(
 def _num_held_out(total: int, config: NullspaceConfig) -> int:
     """Images for the certificate: as configured, or the same share of fewer images."""
     share = config.num_certificate_images / (config.num_images + config.num_certificate_images)
-    return min(config.num_certificate_images, max(1, round(total * share)))
+    return min(config.num_certificate_images, max(1, round(total * share)), total - 1)
 
 
 def _scale_to_boundary(
     classifier: FrozenClassifier, held_out: FrozenImages, noise: torch.Tensor, config: NullspaceConfig
 ) -> torch.Tensor:
     """The noise at the largest norm whose upper bound on the held-out images is within epsilon."""
+    largest = MAX_RELATIVE_NORM * held_out.embedding_norm / noise.norm().item()
     scale = boundary_scale(
         lambda scale: measure_probability_mse(classifier, held_out, scale * noise, config.confidence)[1],
         config.epsilon,
-        grows=config.method == "boundary",
+        max_scale=max(largest, 1.0) if config.method == "boundary" else 1.0,
     )
     return scale * noise if scale else noise
 

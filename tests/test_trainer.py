@@ -161,7 +161,7 @@ def test_logged_loss_is_the_sum_of_its_parts(model, examples, tmp_path):
 
 
 def test_a_skipped_round_trains_plainly(model, examples, tmp_path):
-    args = arguments(tmp_path / "a", epsilon=1e-12, noise_on_failure="skip")
+    args = arguments(tmp_path / "a", epsilon=1e-12, noise_on_failure="skip", noise_method="paper")
     skipped = build(model, examples, args)
     plain = build(model, examples, arguments(tmp_path / "b"), Trainer)
     skipped.train(), plain.train()
@@ -228,7 +228,11 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(
 
 def test_best_model_comes_back_with_its_noise(model, examples, tmp_path):
     changes = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
-    trainer = build(model, examples, arguments(tmp_path, load_best_model_at_end=True, learning_rate=0.3, **changes))
+    trainer = build(
+        model,
+        examples,
+        arguments(tmp_path, load_best_model_at_end=True, learning_rate=0.3, lr_scheduler_type="constant", **changes),
+    )
     trainer.train()
     best = trainer.state.best_model_checkpoint
     assert not best.endswith("checkpoint-6")

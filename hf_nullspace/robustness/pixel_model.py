@@ -44,7 +44,7 @@ class PixelModel(nn.Module):
             `ValueError`: If a pixel lies outside [0, 1].
         """
         low, high = pixels.detach().aminmax()
-        if low < 0 or high > 1:
+        if not (low >= 0 and high <= 1):  # NaN is outside too
             raise ValueError(
                 f"Pixels must lie in [0, 1], but range from {low.item():.4g} to {high.item():.4g}. Pass pictures before "
                 "normalisation; the model normalises them itself."

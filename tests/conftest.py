@@ -1,0 +1,102 @@
+"""Shared by all tests: a tiny ViT, examples and certificates for it; and no network."""
+
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on more threads
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from hf_nullspace import Certificate
+
+
+@pytest.fixture(scope="session")
+def make_vit():
+    """`make_vit(classifier_scale=1.0, seed=0, **config)` builds a ViT with 4 patches of 8x8 and hidden size 32."""
+
+    def build(classifier_scale: float = 1.0, seed: int = 0, **overrides) -> ViTForImageClassification:
+        settings = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "image_size": 16,
+            "patch_size": 8,
+            "num_labels": 5,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = ViTForImageClassification(ViTConfig(**{**settings, **overrides}))
+        model.classifier.weight.data.mul_(classifier_scale)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def tiny_vit(make_vit):
+    """A fresh tiny ViT."""
+    return make_vit()
+
+
+@pytest.fixture(scope="session")
+def make_examples():
+    """`make_examples(count, size=16, seed=0)` gives a list of `{"pixel_values": tensor, "label": int}`."""
+
+    def make(count: int, size: int = 16, num_labels: int = 5, seed: int = 0) -> list[dict]:
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            {"pixel_values": torch.randn(3, size, size, generator=generator), "label": index % num_labels}
+            for index in range(count)
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def examples(make_examples):
+    """64 examples."""
+    return make_examples(64)
+
+
+@pytest.fixture(scope="session")
+def make_batches(make_examples):
+    """`make_batches(count, batch_size)` gives the examples as a list of batches; iterating it draws no number."""
+
+    def make(count: int, batch_size: int, **options) -> list[dict]:
+        images = torch.stack([example["pixel_values"] for example in make_examples(count, **options)])
+        return [{"pixel_values": chunk} for chunk in images.split(batch_size)]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_certificate():
+    """`make_certificate(**fields)` gives a converged certificate with made-up numbers."""
+
+    def make(**fields) -> Certificate:
+        values = {
+            "epsilon": 0.03,
+            "confidence": 0.95,
+            "probability_mse": 0.02,
+            "probability_mse_upper": 0.025,
+            "logit_distance": 0.5,
+            "agreement": 0.99,
+            "permuted_probability_mse": 0.4,
+            "permuted_agreement": 0.7,
+            "norm": 11.0,
+            "raw_norm": 11.5,
+            "token_norm_min": 1.0,
+            "token_norm_median": 2.0,
+            "token_norm_max": 3.0,
+            "converged": True,
+            "num_images": 128,
+            "steps": 7,
+            "seconds": 0.25,
+        }
+        return Certificate(**{**values, **fields})
+
+    return make

@@ -1,0 +1,103 @@
+"""The formulas behind a certificate against closed forms, and its JSON round trip."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from hf_nullspace import Certificate, inject_noise
+from hf_nullspace.certificate import (
+    agreement,
+    logit_distance,
+    probability_mse,
+    remove_hidden_mean,
+    token_norms,
+    upper_confidence_bound,
+)
+
+
+def logits(*probabilities):
+    return torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize(
+    "clean, noisy, expected",
+    [
+        ((0.5, 0.5), (0.5, 0.5), 0.0),
+        ((0.5, 0.5), (0.75, 0.25), 0.125),
+        ((0.2, 0.3, 0.5), (0.5, 0.3, 0.2), 0.18),
+        ((1.0, 0.0), (0.0, 1.0), 2.0),
+    ],
+)
+def test_probability_mse(clean, noisy, expected):
+    result = probability_mse(logits(clean), logits(noisy))
+    assert result.shape == (1,)
+    assert result.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_probability_mse_ignores_a_shift_of_all_logits():
+    clean = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    assert probability_mse(clean, clean + 7.0).item() == pytest.approx(0.0, abs=1e-24)
+
+
+def test_logit_distance():
+    clean = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert logit_distance(clean, torch.tensor([[3.0, 4.0], [1.0, 1.0]])).tolist() == [5.0, 0.0]
+
+
+def test_agreement():
+    clean = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 5.0]])
+    noisy = torch.tensor([[0.0, 9.0], [1.0, 3.0], [4.0, 4.5]])
+    assert agreement(clean, noisy).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_remove_hidden_mean_and_token_norms():
+    noise = torch.tensor([[[1.0, 3.0], [10.0, 10.0], [-4.0, 4.0]]])
+    assert remove_hidden_mean(noise).tolist() == [[[-1.0, 1.0], [0.0, 0.0], [-4.0, 4.0]]]
+    torch.testing.assert_close(token_norms(noise), torch.tensor([[2**0.5, 0.0, 32**0.5]]))
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_constant_over_the_hidden_axis_moves_no_logit(make_vit, make_batches, size):
+    model = make_vit(classifier_scale=20.0).double()
+    images = make_batches(4, 4)[0]["pixel_values"].double()
+    constant = size * torch.randn(1, 4, 1, generator=torch.Generator().manual_seed(0)).double().expand(1, 4, 32)
+    other = size * torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        clean = model(images).logits
+        with inject_noise(model, constant):
+            assert (model(images).logits - clean).abs().max() <= 1e-5
+        with inject_noise(model, other):
+            assert (model(images).logits - clean).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("confidence, quantile", [(0.5, 0.0), (0.95, 1.6448536269514722), (0.99, 2.3263478740408408)])
+def test_upper_confidence_bound(confidence, quantile):
+    values = [0.1, 0.4, 0.2, 0.05]
+    mean = 0.1875
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 3)
+    bound = upper_confidence_bound(sum(values), sum(value**2 for value in values), 4, confidence)
+    assert bound == pytest.approx(mean + quantile * deviation / 2, rel=1e-9)
+
+
+def test_upper_confidence_bound_without_spread():
+    assert upper_confidence_bound(0.3, 0.09, 1, 0.95) == math.inf
+    assert upper_confidence_bound(0.6, 0.12, 3, 0.95) == pytest.approx(0.2, abs=1e-8)
+
+
+@pytest.mark.parametrize("upper", [0.025, math.inf])
+def test_certificate_round_trip(make_certificate, upper):
+    certificate = make_certificate(probability_mse_upper=upper, converged=upper < 1)
+    text = json.dumps(certificate.to_dict(), allow_nan=False)
+    assert Certificate.from_dict(json.loads(text)) == certificate
+    assert json.loads(text)["probability_mse_upper"] == (None if math.isinf(upper) else upper)
+
+
+def test_unknown_or_missing_fields_are_refused(make_certificate):
+    values = make_certificate().to_dict()
+    del values["norm"]
+    with pytest.raises(ValueError, match=r"lacks \['norm'\] and adds \[\]"):
+        Certificate.from_dict(values)
+    with pytest.raises(ValueError, match=r"lacks \['norm'\] and adds \['size'\]"):
+        Certificate.from_dict({**values, "size": 1.0})

@@ -1,0 +1,38 @@
+"""The noise-norm figure is a picture of the promised size, drawn from the history and nothing else."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_nullspace.plotting import plot_noise_history
+
+
+@pytest.fixture
+def history(make_certificate):
+    return [
+        {"round": index, "step": 40 * index, **make_certificate(norm=norm).to_dict()}
+        for index, norm in enumerate((12.0, 9.0, 15.0))
+    ]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_writes_a_png_of_the_promised_size(history, tmp_path, rounds):
+    plot_noise_history(history[:rounds], tmp_path / "noise.png")
+    with Image.open(tmp_path / "noise.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (1350, 480))
+        colours = set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3)))
+    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= colours
+
+
+def test_figure_is_closed(history, tmp_path):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    plot_noise_history(history, str(tmp_path / "noise.png"))
+    assert plt.get_fignums() == before
+
+
+def test_empty_history_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`history` is empty"):
+        plot_noise_history([], tmp_path / "noise.png")
+    assert list(tmp_path.iterdir()) == []
