@@ -93,10 +93,11 @@ class NullspaceConfig:
                 raise ValueError(f"`{name}` must be a positive number, but got {value!r}.")
         if not (_is_number(self.norm_weight) and math.isfinite(self.norm_weight) and self.norm_weight >= 0):
             raise ValueError(f"`norm_weight` must be a number of at least 0, but got {self.norm_weight!r}.")
-        for name in ("max_steps", "bank_size", "num_images", "num_certificate_images"):
+        # A single image has no spread to bound the mean by.
+        for name, least in (("max_steps", 1), ("bank_size", 1), ("num_images", 1), ("num_certificate_images", 2)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, but got {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, but got {value!r}.")
         if not (_is_number(self.confidence) and 0.5 <= self.confidence < 1):
             raise ValueError(f"`confidence` must lie in [0.5, 1), but got {self.confidence!r}.")
         if self.on_failure not in FAILURE_POLICIES:

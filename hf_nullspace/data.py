@@ -88,7 +88,12 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
                     f"The {split} split has no column {column!r}, only {dataset.column_names}. Name it with `--{flag}`."
                 )
     if not isinstance(splits["train"].features[label_column_name], ClassLabel):
-        values = sorted(set(splits["train"][label_column_name]))
+        values = sorted(set(splits["train"][label_column_name]), key=lambda value: (value is None, value))
+        if values[-1] is None or -1 in values:
+            raise ValueError(
+                f"The train split has images without a label ({'none' if values[-1] is None else -1}). Label them or "
+                "leave them out of the dataset."
+            )
         names = [str(value) for value in values]
         places = {value: place for place, value in enumerate(values)}
         for split in list(splits):

@@ -7,33 +7,34 @@ from typing import Any
 
 import torch
 
-
-LABEL_NAMES = ("labels", "label", "label_ids")
+from .frozen import LABEL_NAMES
 
 
 @dataclass
 class NullspaceDataCollator:
     """
-    Stacks examples with `pixel_values` (and `labels` or `label`) into a batch; draws nothing from any random generator.
+        Stacks examples with `pixel_values` (and `labels` or `label`) into a batch; draws nothing from any random generator.
 
-    Args:
-        num_labels (`int`, *optional*):
-            Size of the classifier head. When given, a label outside `[0, num_labels)` is refused.
+        Args:
+            num_labels (`int`, *optional*):
+                Size of the classifier head. When given, a label outside `[0, num_labels)` is refused.
 
-    Raises:
-        `ValueError`: If an example has no `pixel_values`, images differ in shape or hold non-finite values, some
-            examples have labels and others none, or a label lies outside the head.
+        Raises:
+            `ValueError`: If an example has no `pixel_values`, images differ in shape or hold non-finite values, some
+                examples have labels and others none, or a label lies outside the head.
 
-    Example:
+        Example:
 
-    ```python
-    >>> import torch
-    >>> from hf_nullspace import NullspaceDataCollator
+        ```python
+        >>> import torch
 
-    >>> batch = NullspaceDataCollator()([{"pixel_values": torch.zeros(3, 32, 32), "label": 1}] * 4)
-    >>> batch["pixel_values"].shape, batch["labels"]
-    (torch.Size([4, 3, 32, 32]), tensor([1, 1, 1, 1]))
-    ```
+    from .frozen import LABEL_NAMES
+        >>> from hf_nullspace import NullspaceDataCollator
+
+        >>> batch = NullspaceDataCollator()([{"pixel_values": torch.zeros(3, 32, 32), "label": 1}] * 4)
+        >>> batch["pixel_values"].shape, batch["labels"]
+        (torch.Size([4, 3, 32, 32]), tensor([1, 1, 1, 1]))
+        ```
     """
 
     num_labels: int | None = None

@@ -15,6 +15,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .injection import NoiseInjector, tokens_shape
 
 
+LABEL_NAMES = ("labels", "label", "label_ids")
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
@@ -247,8 +250,9 @@ def read_images(
     expected = max(2, world, getattr(dataloader, "batch_size", None) or 2, batch_size)
     if total < expected:
         raise ValueError(
-            f"The dataloader for the noise yields {total} images, but at least one batch of {expected} is needed. Give "
-            "it more images or a smaller batch size."
+            f"There are {total} images for the noise ({seen} from the dataloader, of which at most {max_images} are "
+            f"used), but at least one batch of {expected} is needed. Give the dataloader more images or a smaller batch "
+            "size, or raise `num_images` and `num_certificate_images`."
         )
     all_inputs, all_embeddings, all_logits = zip(*parts, strict=True)
     joined = {
@@ -278,9 +282,7 @@ def _model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             "collator such as `NullspaceDataCollator`."
         )
     return {
-        name: value
-        for name, value in batch.items()
-        if isinstance(value, torch.Tensor) and name not in ("labels", "label")
+        name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and name not in LABEL_NAMES
     }
 
 

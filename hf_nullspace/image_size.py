@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .randomness import preserved_random_state
+
 
 def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     """
@@ -30,7 +32,8 @@ def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedMode
     if image_size < 1:
         raise ValueError(f"`image_size` must be a positive number of pixels, but got {image_size}.")
     config.image_size = image_size
-    resized = type(model)(config).to(model.dtype)
+    with preserved_random_state():  # every weight drawn here is replaced below
+        resized = type(model)(config).to(model.device, model.dtype)
     old, new = model.state_dict(), resized.state_dict()
     for name, weight in new.items():
         if old[name].shape == weight.shape:
@@ -43,6 +46,8 @@ def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedMode
                 f"{tuple(weight.shape)} at {image_size}; only position embeddings can be interpolated. Keep the "
                 "model's own image size."
             )
+    for old_weight, new_weight in zip(model.parameters(), resized.parameters(), strict=True):
+        new_weight.requires_grad_(old_weight.requires_grad)
     return resized.train(model.training)
 
 

@@ -82,17 +82,42 @@ class NullspaceNoise:
             f"converged={self.converged}, round={self.round_index})"
         )
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    def pairwise_cosine(self) -> torch.Tensor:
+        """Cosines between the noises of the bank, of shape `(bank_size, bank_size)`: low means diverse."""
+        directions = torch.nn.functional.normalize(self.tensor.flatten(1), dim=-1)
+        return directions @ directions.T
+
+    def draw(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        random_scale: bool = False,
+        convex_combination: bool = False,
+    ) -> torch.Tensor:
         """
-        One noise of the bank for each image of a batch.
+        Noise for each image of a batch, under whose shrinking and mixing the approximate nullspace is nearly closed.
+
+        Args:
+            batch_size (`int`): Number of images.
+            generator (`torch.Generator`): Source of the draw.
+            random_scale (`bool`, *optional*, defaults to `False`): Scale each image's noise by a number uniform in
+                [0, 1].
+            convex_combination (`bool`, *optional*, defaults to `False`): Mix the bank for each image, with weights
+                uniform on the simplex, instead of choosing one noise.
 
         Returns:
-            `torch.Tensor` of shape `(1, num_patches, hidden_size)` for a bank of one, else
+            `torch.Tensor` of shape `(1, num_patches, hidden_size)` if all images share one noise, else
             `(batch_size, num_patches, hidden_size)`.
         """
         if len(self.tensor) == 1:
-            return self.tensor
-        return self.tensor[torch.randint(len(self.tensor), (batch_size,), generator=generator)]
+            noise = self.tensor
+        elif convex_combination:
+            # Normalised exponentials are uniform on the simplex.
+            weights = torch.empty(batch_size, len(self.tensor)).exponential_(generator=generator)
+            noise = torch.einsum("ik,knd->ind", weights / weights.sum(-1, keepdim=True), self.tensor)
+        else:
+            noise = self.tensor[torch.randint(len(self.tensor), (batch_size,), generator=generator)]
+        return noise * torch.rand(batch_size, 1, 1, generator=generator) if random_scale else noise
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """

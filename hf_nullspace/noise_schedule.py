@@ -22,15 +22,17 @@ class NoiseSchedule:
     Args:
         refresh_steps (`int`): Optimizer steps in a round.
         seed (`int`): Seed of the draws from the bank.
+        draw_options (`dict`, *optional*): Further arguments of [`NullspaceNoise.draw`].
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank.
         history (`list[dict]`): One row for each round.
     """
 
-    def __init__(self, refresh_steps: int, seed: int):
+    def __init__(self, refresh_steps: int, seed: int, draw_options: dict[str, bool] | None = None):
         self.refresh_steps = refresh_steps
         self.seed = seed
+        self.draw_options = draw_options or {}
         self.reset()
 
     def reset(self) -> None:
@@ -62,7 +64,8 @@ class NoiseSchedule:
         if self.noise is None or not self.noise.converged:
             return None
         self._draws = (step, self._draws[1] + 1 if self._draws[0] == step else 0)
-        return self.noise.draw(batch_size, keyed_generator("draw", self.seed, *self._draws, process_index))
+        generator = keyed_generator("draw", self.seed, *self._draws, process_index)
+        return self.noise.draw(batch_size, generator, **self.draw_options)
 
     def save(self, directory: str) -> None:
         """Writes the noise and the history into a checkpoint."""

@@ -107,14 +107,14 @@ def synthesize_noise(
 def _num_held_out(total: int, config: NullspaceConfig) -> int:
     """Images for the certificate: as configured, or the same share of fewer images."""
     share = config.num_certificate_images / (config.num_images + config.num_certificate_images)
-    return min(config.num_certificate_images, max(1, round(total * share)), total - 1)
+    return min(config.num_certificate_images, max(2, round(total * share)), total - 1)
 
 
 def _scale_to_boundary(
     classifier: FrozenClassifier, held_out: FrozenImages, noise: torch.Tensor, config: NullspaceConfig
 ) -> torch.Tensor:
     """The noise at the largest norm whose upper bound on the held-out images is within epsilon."""
-    largest = MAX_RELATIVE_NORM * held_out.embedding_norm / noise.norm().item()
+    largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(noise.norm().item(), 1e-30)
     scale = boundary_scale(
         lambda scale: measure_probability_mse(classifier, held_out, scale * noise, config.confidence)[1],
         config.epsilon,

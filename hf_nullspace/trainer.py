@@ -97,7 +97,7 @@ class NullspaceTrainer(Trainer):
         args = NullspaceTrainingArguments("tmp_trainer") if args is None else args
         if not isinstance(args, NullspaceTrainingArguments):
             raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
-        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
+        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed, args.draw_options())
         self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
         self._noisy_loss_since = 0

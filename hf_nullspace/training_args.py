@@ -44,6 +44,10 @@ class NullspaceTrainingArguments(TrainingArguments):
         noise_batch_size (`int`, *optional*):
             Images of a synthesis step over all processes. Defaults to the batch of a training step over all processes,
             without gradient accumulation.
+        noise_random_scale (`bool`, *optional*, defaults to `False`):
+            Scale each image's noise by a number uniform in [0, 1].
+        noise_convex_combination (`bool`, *optional*, defaults to `False`):
+            Mix the noises of a bank for each image instead of choosing one.
         patch_projection (`str`, *optional*):
             Name of the module that embeds patches, where the rule does not find it.
 
@@ -109,6 +113,12 @@ class NullspaceTrainingArguments(TrainingArguments):
     noise_batch_size: int | None = field(
         default=None, metadata={"help": "Images of a synthesis step over all processes."}
     )
+    noise_random_scale: bool = field(
+        default=False, metadata={"help": "Scale each image's noise by a number uniform in [0, 1]."}
+    )
+    noise_convex_combination: bool = field(
+        default=False, metadata={"help": "Mix the noises of a bank for each image instead of choosing one."}
+    )
     patch_projection: str | None = field(
         default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
     )
@@ -135,9 +145,14 @@ class NullspaceTrainingArguments(TrainingArguments):
                 "DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
             )
 
-    def nullspace_schedule(self) -> dict[str, float]:
+    def draw_options(self) -> dict[str, bool]:
+        """How noise is drawn from a bank: arguments of [`NullspaceNoise.draw`]."""
+        return {"random_scale": self.noise_random_scale, "convex_combination": self.noise_convex_combination}
+
+    def nullspace_schedule(self) -> dict[str, float | bool]:
         """How the noise is used, beside how it is made."""
-        return {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
+        schedule = {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
+        return {**schedule, **self.draw_options()}
 
     def nullspace_config(self) -> NullspaceConfig:
         """The synthesis settings among these arguments."""

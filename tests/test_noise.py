@@ -146,7 +146,7 @@ def test_save_into_a_file_raises(make_noise, tmp_path):
         make_noise().save_pretrained(tmp_path / "file")
 
 
-def test_draw_from_a_bank_of_one_is_that_noise(make_noise):
+def test_draw_from_a_make_noise_one_is_that_noise(make_noise):
     noise = make_noise(1)
     assert torch.equal(noise.draw(8, torch.Generator().manual_seed(0)), noise.tensor)
 
@@ -167,3 +167,30 @@ def test_repr_tells_the_numbers(make_noise):
     assert "shape=(2, 4, 32)" in text
     assert "probability_mse=0.002" in text
     assert "round=3" in text
+
+
+def test_random_scale_shrinks_each_image_by_its_own_number(make_noise):
+    noise = make_noise(1)
+    drawn = noise.draw(200, torch.Generator().manual_seed(0), random_scale=True)
+    scales = (drawn * noise.tensor).sum((1, 2)) / noise.tensor.square().sum()
+    torch.testing.assert_close(drawn, scales[:, None, None] * noise.tensor)
+    assert 0 <= scales.min() < 0.05
+    assert 0.95 < scales.max() <= 1
+    assert scales.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_convex_combinations_have_weights_on_the_simplex(make_noise):
+    noise = make_noise(3)
+    drawn = noise.draw(400, torch.Generator().manual_seed(0), convex_combination=True)
+    weights = torch.linalg.lstsq(noise.tensor.flatten(1).T, drawn.flatten(1).T).solution.T
+    torch.testing.assert_close(weights @ noise.tensor.flatten(1), drawn.flatten(1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(400), rtol=0, atol=1e-4)
+    assert weights.min() >= -1e-4
+    torch.testing.assert_close(weights.mean(0), torch.full((3,), 1 / 3), rtol=0, atol=0.05)
+
+
+def test_pairwise_cosine_by_hand(make_noise):
+    noise = make_noise(2)
+    first, second = noise.tensor.flatten(1)
+    expected = first @ second / first.norm() / second.norm()
+    torch.testing.assert_close(noise.pairwise_cosine(), torch.tensor([[1.0, expected], [expected, 1.0]]))

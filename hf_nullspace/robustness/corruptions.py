@@ -29,7 +29,7 @@ def corrupt(picture: Image.Image, name: str, severity: int, rng: np.random.Gener
     """
     if name not in SEVERITIES:
         raise ValueError(f"Unknown corruption {name!r}; expected one of {sorted(SEVERITIES)}.")
-    if severity not in range(1, 6):
+    if not isinstance(severity, int) or isinstance(severity, bool) or not 1 <= severity <= 5:
         raise ValueError(f"`severity` must be 1 to 5, but got {severity!r}.")
     amount = SEVERITIES[name][severity - 1]
     if name == "gaussian_blur":
