@@ -119,30 +119,49 @@ def boundary_scale(
     """
     The largest scale found at which `error_at(scale) <= epsilon`, assuming that the error grows with the scale.
 
+    Brackets the boundary and closes in on it by interpolating in logarithms, where the error is nearly a straight line.
+
     Args:
         error_at (`Callable[[float], float]`): The error of the noise at a scale.
         epsilon (`float`): The bound.
         max_scale (`float`, *optional*, defaults to 1.0): Largest scale to try.
-        tolerance (`float`, *optional*, defaults to 0.02): Relative width at which the bisection ends.
+        tolerance (`float`, *optional*, defaults to 0.02): The search ends when the scale is known to this relative
+            width, or the error is this near below epsilon.
 
     Returns:
         `float`: The scale, or 0 if even a millionth of the noise exceeds epsilon.
     """
-    inside, outside, scale = 0.0, math.inf, min(1.0, max_scale)
+    inside, inside_error, outside, outside_error = 0.0, 0.0, math.inf, math.inf
+    scale = min(1.0, max_scale)
     while outside > inside * (1 + tolerance) and scale >= MIN_SCALE:
-        if error_at(scale) <= epsilon:
-            inside = scale
-            if scale >= max_scale:
+        error = error_at(scale)
+        if error <= epsilon:
+            inside, inside_error = scale, error
+            if scale >= max_scale or error >= epsilon * (1 - tolerance):
                 return scale
         else:
-            outside = scale
+            outside, outside_error = scale, error
         if inside == 0.0:
-            scale = outside / 2
+            scale = outside * _step_towards(epsilon, outside_error, largest=1 / (1 + tolerance))
         elif outside == math.inf:
-            scale = min(inside * 2, max_scale)
+            scale = min(inside / _step_towards(inside_error, epsilon, largest=1 / (1 + tolerance)), max_scale)
         else:
-            scale = math.sqrt(inside * outside)
+            scale = _interpolate(inside, inside_error, outside, outside_error, epsilon)
     return inside
+
+
+def _step_towards(smaller: float, larger: float, largest: float) -> float:
+    """Ratio of scales whose errors are `smaller` and `larger` if the error is quadratic, between 1/4 and `largest`."""
+    ratio = math.sqrt(smaller / larger) if math.isfinite(larger) and larger > 0 else 0.25
+    return min(max(ratio, 0.25), largest)
+
+
+def _interpolate(inside: float, inside_error: float, outside: float, outside_error: float, epsilon: float) -> float:
+    """Where a straight line in logarithms meets epsilon, kept off the ends so that the bracket always shrinks."""
+    share = 0.5
+    if inside_error > 0 and math.isfinite(outside_error):
+        share = math.log(epsilon / inside_error) / math.log(outside_error / inside_error)
+    return inside * (outside / inside) ** min(max(share, 0.1), 0.9)
 
 
 def _start_on_boundary(
