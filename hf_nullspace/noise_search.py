@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+from transformers.utils import logging
 
 from .certificate import logit_distance, probability_mse, remove_hidden_mean
 from .configuration import NullspaceConfig
 from .frozen import FrozenBatch, FrozenClassifier, FrozenImages
 
+
+logger = logging.get_logger(__name__)
 
 # Adam's moments decay faster than its defaults, since a search takes tens of steps and not thousands.
 BETAS = (0.9, 0.99)
@@ -39,7 +42,8 @@ def boundary_search(
     keeping its norm, and lets a feedback on the measured `probability_mse` change the norm: where turning made the
     noise more harmless, it grows. Sizes are relative to the noise itself, so nothing depends on how large a model's
     patch embeddings are. A token's norm is held below `max_token_ratio` times the median, so that a few background
-    tokens cannot hide an unbounded norm. Steps need no device sync.
+    tokens cannot hide an unbounded norm. A step whose logits are not finite makes the noise smaller, and is counted in a
+    warning at the end. Steps need no device sync.
 
     Returns:
         `tuple[torch.Tensor, int]`: Noise of shape `(1, num_patches, hidden_size)`, and the steps it took.
@@ -47,6 +51,7 @@ def boundary_search(
     noise = torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
     noise = _start_on_boundary(classifier, images, remove_hidden_mean(noise), config)
     first, second = torch.zeros_like(noise), torch.zeros_like(noise)
+    backed_off = torch.zeros((), device=noise.device)
     for step, batch in zip(range(config.max_steps), _endless_batches(images, generator), strict=False):
         mse, distance, gradient = _distance_gradient(classifier, batch, noise)
         finite = torch.isfinite(mse) & torch.isfinite(gradient).all()
@@ -66,7 +71,13 @@ def boundary_search(
         change = torch.where(finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
         norm = (noise.norm() * change.exp()).clamp_max(MAX_RELATIVE_NORM * images.embedding_norm)
         noise = turned * (norm / turned.norm())
+        backed_off += ~finite
         on_step()
+    if backed_off:
+        logger.warning(
+            f"The model gave NaN or infinite logits in {int(backed_off)} of {config.max_steps} synthesis steps; each time "
+            "the noise was made smaller. If there are many, run in bf16 or fp32 instead of fp16."
+        )
     return noise, config.max_steps
 
 

@@ -1,33 +1,15 @@
 """One process and two: the same noise, the same weights, the same evaluation."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
 
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
-
-
-def launch(folder, processes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # `--cpu --num_processes 2` would start one process; this starts two on gloo.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", port, str(SCRIPT), str(folder), str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return load_file(folder / "run.safetensors"), json.loads((folder / "run.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +18,9 @@ def runs(tmp_path_factory):
     runs = {}
     for processes in (1, 2):
         (folder / str(processes)).mkdir()
-        runs[processes] = launch(folder / str(processes), processes)
+        launch(SCRIPT, [str(folder / str(processes)), str(processes)], processes)
+        results = json.loads((folder / str(processes) / "run.json").read_text())
+        runs[processes] = load_file(folder / str(processes) / "run.safetensors"), results
     return runs
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import launch
 from PIL import Image
 
 from hf_nullspace import NullspaceNoise
@@ -82,6 +83,14 @@ def test_digits_write_everything_beside_the_model(digits):
     assert f"{noise.certificate.norm:.4g}" in card
     with Image.open(folder / "noise_norm.png") as figure:
         assert figure.size == (1350, 480)
+
+
+def test_two_processes_run_it_too(tmp_path):
+    options = ["--base_max_steps", "4", "--output_dir", str(tmp_path), "--max_robustness_samples", "21"]
+    printed = launch(EXAMPLE, [*QUICK, *options], processes=2)
+    assert "2 process(es)" in printed
+    assert printed.count("| nullspace |") == 1
+    assert NullspaceNoise.from_pretrained(tmp_path).converged
 
 
 def test_saved_model_needs_only_transformers(digits):

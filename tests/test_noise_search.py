@@ -1,5 +1,6 @@
 """The two searches for noise: the boundary of epsilon against closed forms, the paper's against a written-out loop."""
 
+import logging
 import math
 
 import pytest
@@ -177,3 +178,20 @@ def test_boundary_scale_goes_up_to_the_largest(max_scale, expected):
 @pytest.mark.parametrize("error", [1.0, math.nan])
 def test_boundary_scale_is_zero_where_nothing_fits(max_scale, error):
     assert boundary_scale(lambda scale: error, 0.5, max_scale) == 0.0
+
+
+def test_boundary_search_backs_off_from_non_finite_logits(model, pixels, caplog):
+    """A model that overflows above some noise still gets finite noise, and its user a warning."""
+
+    limit = 1.5 * model.vit.embeddings.patch_embeddings(pixels).abs().max().item()
+
+    def overflow(module, args, output):
+        return output.masked_fill(output.abs() > limit, float("inf"))
+
+    model.vit.embeddings.patch_embeddings.register_forward_hook(overflow)
+    logger = logging.getLogger("hf_nullspace.noise_search")
+    logger.addHandler(caplog.handler)
+    noise, _, _ = search(boundary_search, model, pixels, max_steps=30, epsilon=1.9)
+    logger.removeHandler(caplog.handler)
+    assert torch.isfinite(noise).all()
+    assert "NaN or infinite logits in" in caplog.text

@@ -1,0 +1,23 @@
+"""Starts a script in one process or two, as users do, on the CPU."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def launch(script: Path, arguments: list[str], processes: int) -> str:
+    """Runs `accelerate launch` to its end and returns what the script printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # `--cpu --num_processes 2` would start one process; `--multi_gpu` with this environment starts two on gloo.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", port, str(script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
