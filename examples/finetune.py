@@ -144,7 +144,8 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     }
     if trainer.is_world_process_zero():
         report(trainer, results)
-    kwargs = {"tasks": "image-classification", "dataset": data_args.dataset_name or "scikit-learn digits"}
+    dataset = data_args.dataset_name or ("scikit-learn digits" if data_args.source is None else None)
+    kwargs = {"tasks": "image-classification", "dataset": dataset}
     if args.push_to_hub:
         trainer.push_to_hub(**kwargs)
     else:

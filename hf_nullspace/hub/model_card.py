@@ -59,6 +59,11 @@ def markdown_table(results: dict[str, dict[str, float]]) -> str:
 def add_card_section(path: Path, section: str) -> None:
     """Adds `section` to the card that `Trainer` wrote, ahead of its training procedure."""
     card = ModelCard.load(path)
+    # Trainer links to a base model even where there is none.
+    card.text = card.text.replace(
+        "This model is a fine-tuned version of [](https://huggingface.co/) on",
+        "This model was trained from scratch on",
+    )
     heading = "## Training procedure"
     before, found, after = card.text.partition(heading)
     card.text = f"{before.rstrip()}\n\n{section.strip()}\n\n{found}{after}"
