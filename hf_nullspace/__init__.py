@@ -5,6 +5,7 @@ from .configuration import NullspaceConfig
 from .data_collator import NullspaceDataCollator
 from .injection import inject_noise
 from .noise import NullspaceNoise
+from .nullspace import PatchNullspace
 from .probing import measure_noise
 from .synthesis import NoiseNotConvergedError, synthesize_noise
 from .trainer import NullspaceTrainer
@@ -21,6 +22,7 @@ __all__ = [
     "NullspaceNoise",
     "NullspaceTrainer",
     "NullspaceTrainingArguments",
+    "PatchNullspace",
     "inject_noise",
     "measure_noise",
     "synthesize_noise",
