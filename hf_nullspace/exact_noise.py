@@ -71,7 +71,7 @@ def measure_exact_noise(
     at_bound = (pixels < 2 * PIXEL_MARGIN) | (pixels > 1 - 2 * PIXEL_MARGIN)
     clean, noisy, control = (predict(model, pixel_values + change) for change in (0.0, noise, permuted))
     row = {
-        "projection": nullspace.projection.name,
+        "projection": nullspace.projection_name,
         "hidden_size": nullspace.matrix.shape[0],
         "patch_features": nullspace.matrix.shape[1],
         "rank": nullspace.rank,

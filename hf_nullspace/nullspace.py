@@ -31,7 +31,8 @@ class PatchNullspace:
 
     Non-overlapping patches are each multiplied by one matrix `W` of shape `(hidden_size, channels * patch_height *
     patch_width)`. Where `W` has more columns than its rank, whatever lies in its nullspace can be added to every patch,
-    independently, and neither the patch embeddings nor the logits move. The singular value decomposition is taken
+    independently, and neither the patch embeddings nor the logits move. It belongs to the weights as they are now: once
+    training changes the projection, build it again. The singular value decomposition is taken
     jointly over the channels, in float64; channel by channel, most of the nullspace would be missed.
 
     All pixels and noises here are **normalised**, as the model reads them, unless an argument says otherwise. Build one
@@ -55,6 +56,9 @@ class PatchNullspace:
         dimension (`int`): `features - rank`, for each patch.
         tolerance (`float`): Singular values up to this one count as zero.
         basis (`torch.Tensor` of shape `(features, dimension)`): Orthonormal basis of the nullspace, float64.
+        projection_name (`str`): Name of the projection inside the model.
+        patch_size (`tuple[int, int]` or `None`): `(height, width)` in pixels; `None` for a linear projection.
+        num_channels (`int` or `None`): Channels of an image; `None` for a linear projection.
 
     Raises:
         `ValueError`: If patches overlap, or `rtol` is negative.
@@ -92,7 +96,10 @@ class PatchNullspace:
         if rtol is not None and not rtol >= 0:
             raise ValueError(f"`rtol` must be at least 0, but got {rtol!r}.")
         weight = projection.module.weight
-        self.projection = projection
+        self.projection_name = projection.name
+        self.patch_size = projection.patch_size
+        # Only the matrix is kept: samples belong to the weights of now, and workers get no module.
+        self.num_channels = projection.module.in_channels if self.patch_size else None
         self.image_size = image_size
         self.matrix = projection.matrix().to("cpu", torch.float64)
         left, singular_values, right = torch.linalg.svd(self.matrix, full_matrices=True)
@@ -143,15 +150,15 @@ class PatchNullspace:
 
         For a linear projection, which reads patches that are cut already, they come back as they are.
         """
-        if self.projection.patch_size is None:
+        if self.patch_size is None:
             if pixels.dim() != 3 or pixels.shape[2] != self.matrix.shape[1]:
                 raise ValueError(
-                    f"The linear projection {self.projection.name!r} reads patches of shape (batch_size, num_patches, "
+                    f"The linear projection {self.projection_name!r} reads patches of shape (batch_size, num_patches, "
                     f"{self.matrix.shape[1]}), but got {tuple(pixels.shape)}."
                 )
             return pixels
-        height, width = self.projection.patch_size
-        channels = self.projection.module.in_channels
+        height, width = self.patch_size
+        channels = self.num_channels
         if pixels.dim() != 4 or pixels.shape[1] != channels or pixels.shape[2] < height or pixels.shape[3] < width:
             raise ValueError(
                 f"Pixels must have shape (batch_size, {channels}, height, width) with at least one patch of {height} x "
@@ -170,7 +177,7 @@ class PatchNullspace:
         Raises:
             `ValueError`: If there are not as many patches as the image size has.
         """
-        if self.projection.patch_size is None:
+        if self.patch_size is None:
             return patches
         size = self._size(image_size)
         num_patches = math.prod(self._grid(size))
@@ -179,8 +186,7 @@ class PatchNullspace:
                 f"Got {patches.shape[1]} patches, but an image of {size[0]} x {size[1]} pixels has {num_patches}. Pass "
                 "the `image_size` that they belong to."
             )
-        patch_size = self.projection.patch_size
-        return nn.functional.fold(patches.transpose(1, 2), size, patch_size, stride=patch_size)
+        return nn.functional.fold(patches.transpose(1, 2), size, self.patch_size, stride=self.patch_size)
 
     def _size(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         size = image_size or self.image_size
@@ -189,7 +195,7 @@ class PatchNullspace:
         return size
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size[0] // self.projection.patch_size[0], size[1] // self.projection.patch_size[1]
+        return size[0] // self.patch_size[0], size[1] // self.patch_size[1]
 
     # ---- The nullspace ----
 
@@ -235,10 +241,10 @@ class PatchNullspace:
         """
         if not (math.isfinite(norm) and norm >= 0):
             raise ValueError(f"`norm` must be a finite number of at least 0, but got {norm!r}.")
-        if self.projection.patch_size is None:
+        if self.patch_size is None:
             if num_patches is None:
                 raise ValueError(
-                    f"The linear projection {self.projection.name!r} reads patches that are cut already. Pass "
+                    f"The linear projection {self.projection_name!r} reads patches that are cut already. Pass "
                     "`num_patches`."
                 )
         else:
@@ -341,9 +347,9 @@ class PatchNullspace:
         Raises:
             `ValueError`: If the pictures lie outside [0, 1], or a mean or standard deviation is missing or invalid.
         """
-        if self.projection.patch_size is None:
+        if self.patch_size is None:
             raise ValueError(
-                f"{self.projection.name!r} is a linear projection of patches that are cut already, in an order of its "
+                f"{self.projection_name!r} is a linear projection of patches that are cut already, in an order of its "
                 "own, so the channel of a feature is unknown. Use `sample` and `project`."
             )
         mean, std = normalization(image_mean, image_std, pixel_values)
@@ -473,7 +479,7 @@ class PatchNullspace:
     def _no_nullspace(self) -> str:
         rows, features = self.matrix.shape
         return (
-            f"The patch matrix of {self.projection.name!r} ({rows} x {features}, rank {self.rank}) has full column rank: "
+            f"The patch matrix of {self.projection_name!r} ({rows} x {features}, rank {self.rank}) has full column rank: "
             "its exact nullspace has dimension 0, and every change of the pixels reaches the encoder. Use the "
             "approximate nullspace of the encoder instead, with `synthesize_noise` or `NullspaceTrainer`."
         )
