@@ -6,6 +6,7 @@ from .data_collator import NullspaceDataCollator
 from .injection import inject_noise
 from .noise import NullspaceNoise
 from .nullspace import PatchNullspace
+from .probe_report import ProbeReport, probe
 from .probing import measure_noise
 from .synthesis import NoiseNotConvergedError, synthesize_noise
 from .trainer import NullspaceTrainer
@@ -23,7 +24,9 @@ __all__ = [
     "NullspaceTrainer",
     "NullspaceTrainingArguments",
     "PatchNullspace",
+    "ProbeReport",
     "inject_noise",
     "measure_noise",
+    "probe",
     "synthesize_noise",
 ]

@@ -275,8 +275,8 @@ class PatchNullspace:
         For every patch, a random nullspace direction is scaled to twice the half diagonal of the pixel box and pulled
         towards the box by operator splitting. From the clean patch, a walk then goes that way until a pixel reaches its
         bound, slides along that bound until the next one does, and so on: it never leaves the nullspace and never
-        leaves the box. Each slide fixes one pixel, and a walk ends after `slides` of them, or in a corner, where as
-        many pixels have reached a bound as the nullspace has dimensions. A patch whose pixels are black or white
+        leaves the box. Each slide fixes one pixel, and a walk ends after `slides` of them, or when as many are fixed as
+        nine tenths of the nullspace's dimensions: with all of them it would stand in a corner. A patch whose pixels are black or white
         already has fewer ways to go, or none.
 
         Args:
@@ -371,7 +371,8 @@ class PatchNullspace:
         """A walk from 0 towards each `target` inside the nullspace and the box; see `sample_within`."""
         shape = target.shape
         projector = self._projector.to(target.device, torch.float32)
-        steps = min(slides, self.dimension)
+        # The last directions that are left are the difference of nearly equal numbers, and would leave the nullspace.
+        steps = min(slides, math.ceil(0.9 * self.dimension))
         if steps == 0:
             return torch.zeros_like(target)
         patches = zip(*(part.flatten(0, 1).split(PATCHES_AT_A_TIME) for part in (target, lower, upper)), strict=True)
