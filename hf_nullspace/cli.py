@@ -102,9 +102,12 @@ def probe(argv: list[str]) -> None:
 
 def parse_probe_arguments(argv: list[str], prog: str) -> tuple[ModelArguments, ProbeArguments]:
     """The flags of `probe`; the model may come first, without its flag."""
+    parser = HfArgumentParser((ModelArguments, ProbeArguments), prog=prog)
     if argv and not argv[0].startswith("-"):
         argv = ["--model_name_or_path", *argv]
-    return HfArgumentParser((ModelArguments, ProbeArguments), prog=prog).parse_args_into_dataclasses(argv)
+    elif not any(argument.partition("=")[0] == "--model_name_or_path" for argument in argv):
+        parser.set_defaults(**DIGITS_PROBE)
+    return parser.parse_args_into_dataclasses(argv)
 
 
 def load_probe_inputs(
@@ -122,6 +125,9 @@ def load_probe_inputs(
         return *train_digits_model(digits, args.digits_max_steps, args.seed), pictures
     return *load_model(model_args), pictures
 
+
+# The digits model is so small that a thorough search takes half a minute.
+DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.05, 0.1, 0.2, 0.3, 0.4, 0.8]}
 
 COMMANDS = {"finetune": finetune, "probe": probe, "synthesize": synthesize}
 
