@@ -193,13 +193,14 @@ def watermark(
     slides: int = 128,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Lays a picture over others so that the model's logits do not move.
+    Lays a picture over others so that the model's logits do not move: an invisible watermark, seen by no such model.
 
     The change `strength * (mark - picture)` is replaced by a nearby one that lies in the nullspace and keeps every pixel
-    in [0, 1]. Limits: people see the mark, more or less well (that is what the returned likeness says), and the model
-    does not. It holds for this model's patch projection and patch grid only: JPEG, resizing or a shift by a pixel
-    destroys it, and rounding to 8 bits per channel moves the logits as any rounding does. Black and white regions, and
-    models with a small nullspace, take little of the mark.
+    in [0, 1]. Limits: people see the mark only as far as it lies in the nullspace, which is what the returned likeness
+    says: trained filters pass smooth pictures, so what is left of a photograph is fine grain (likeness 0.1 on a ViT-S/14
+    with 204 of 588 dimensions). It holds for this model's patch projection and patch grid: JPEG, resizing or a shift by
+    a pixel destroys it, and rounding to 8 bits per channel moves logits by about 1e-3 of their norm. Black and white
+    regions take little of the mark.
 
     Args:
         nullspace ([`PatchNullspace`]): The model's.
