@@ -5,6 +5,8 @@ from .configuration import NullspaceConfig
 from .data_collator import NullspaceDataCollator
 from .injection import inject_noise
 from .noise import NullspaceNoise
+from .nullspace import PatchNullspace
+from .probe_report import ProbeReport, probe
 from .probing import measure_noise
 from .synthesis import NoiseNotConvergedError, synthesize_noise
 from .trainer import NullspaceTrainer
@@ -21,7 +23,10 @@ __all__ = [
     "NullspaceNoise",
     "NullspaceTrainer",
     "NullspaceTrainingArguments",
+    "PatchNullspace",
+    "ProbeReport",
     "inject_noise",
     "measure_noise",
+    "probe",
     "synthesize_noise",
 ]

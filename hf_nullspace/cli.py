@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
+from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser, set_seed
+from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, set_seed
 
 from .configuration import NullspaceConfig
 from .data import image_transform
 from .data_collator import NullspaceDataCollator
+from .digits import load_digits_splits, train_digits_model
+from .encoder_probing import EncoderProbeConfig
 from .loading import DataArguments, ModelArguments, load_data, load_model
+from .pictures import read_pictures
+from .probe_report import probe as probe_model
 from .synthesis import synthesize_noise
 from .trainer import NullspaceTrainer
 from .training_args import NullspaceTrainingArguments
@@ -23,6 +28,31 @@ class OutputArguments:
 
     output_dir: str = field(default="outputs/noise", metadata={"help": "Folder that the noise is written into."})
     batch_size: int = field(default=32, metadata={"help": "Images of a synthesis step."})
+
+
+@dataclass
+class ProbeArguments:
+    """What is probed, on which pictures, and where results go."""
+
+    images: str | None = field(default=None, metadata={"help": "Folder of pictures. Default: the digits."})
+    output_dir: str = field(default="outputs/probe", metadata={"help": "Folder that tables and figures go into."})
+    max_images: int = field(default=64, metadata={"help": "Pictures read."})
+    batch_size: int = field(default=4, metadata={"help": "Pictures of a search step."})
+    lambdas: list[float] = field(
+        default_factory=lambda: list(EncoderProbeConfig.lambdas),
+        metadata={"help": "Weights of the log-norm term, ascending."},
+    )
+    max_steps: int = field(
+        default=EncoderProbeConfig.max_steps, metadata={"help": "Search steps at each lambda; more find larger noise."}
+    )
+    digits_max_steps: int = field(default=400, metadata={"help": "Steps that the digits model is trained for first."})
+    seed: int = field(default=42, metadata={"help": "Seed of every random choice."})
+
+    def config(self) -> EncoderProbeConfig:
+        """The settings of the encoder's part."""
+        return EncoderProbeConfig(
+            lambdas=tuple(self.lambdas), max_steps=self.max_steps, max_images=self.max_images, seed=self.seed
+        )
 
 
 def finetune(argv: list[str]) -> None:
@@ -61,7 +91,45 @@ def synthesize(argv: list[str]) -> None:
     print(noise)
 
 
-COMMANDS = {"finetune": finetune, "synthesize": synthesize}
+def probe(argv: list[str]) -> None:
+    """Measure the exact and the approximate nullspace of a classifier: `probe [MODEL] [--images DIR]`."""
+    model_args, probe_args = parse_probe_arguments(argv, "hf-nullspace probe")
+    model, processor, pictures = load_probe_inputs(model_args, probe_args)
+    report = probe_model(model, processor, pictures, probe_args.config(), batch_size=probe_args.batch_size)
+    report.save(probe_args.output_dir)
+    print(f"{report.to_markdown()}\n\nTables and figures are in {probe_args.output_dir}")
+
+
+def parse_probe_arguments(argv: list[str], prog: str) -> tuple[ModelArguments, ProbeArguments]:
+    """The flags of `probe`; the model may come first, without its flag."""
+    parser = HfArgumentParser((ModelArguments, ProbeArguments), prog=prog)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model_name_or_path", *argv]
+    elif not any(argument.partition("=")[0] == "--model_name_or_path" for argument in argv):
+        parser.set_defaults(**DIGITS_PROBE)
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_probe_inputs(
+    model_args: ModelArguments, args: ProbeArguments
+) -> tuple[PreTrainedModel, BaseImageProcessor, list[Image.Image]]:
+    """The model, its image processor and the pictures; without a model, a ViT trained on digits first."""
+    if model_args.model_name_or_path is not None and args.images is None:
+        raise ValueError("Name a folder of pictures with `--images`: the digits fit the default model only.")
+    digits = None if model_args.model_name_or_path and args.images else load_digits_splits(args.seed)
+    if args.images is not None:
+        pictures = read_pictures(args.images, args.max_images)
+    else:
+        pictures = digits["validation"][: args.max_images]["image"]
+    if model_args.model_name_or_path is None:
+        return *train_digits_model(digits, args.digits_max_steps, args.seed), pictures
+    return *load_model(model_args), pictures
+
+
+# The digits model is so small that a thorough search takes half a minute.
+DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.05, 0.1, 0.2, 0.3, 0.4, 0.8]}
+
+COMMANDS = {"finetune": finetune, "probe": probe, "synthesize": synthesize}
 
 
 def _load(model_args: ModelArguments, data_args: DataArguments, seed: int):

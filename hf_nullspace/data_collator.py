@@ -2,42 +2,115 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .frozen import LABEL_NAMES
+from .noise import NullspaceNoise
+from .nullspace import PatchNullspace
+from .randomness import keyed_generator
 
 
 @dataclass
 class NullspaceDataCollator:
     """
-        Stacks examples with `pixel_values` (and `labels` or `label`) into a batch; draws nothing from any random generator.
+    Stacks examples with `pixel_values` (and `labels` or `label`) into a batch; draws nothing from any random generator.
 
-        Args:
-            num_labels (`int`, *optional*):
-                Size of the classifier head. When given, a label outside `[0, num_labels)` is refused.
+    Given a nullspace, it also adds noise to the pixels, so that a plain `Trainer` or any loop trains on it. An image's
+    noise depends on the seed, the image's own pixels and the epoch alone: it is the same whatever the number of workers
+    and processes, and after a resume.
 
-        Raises:
-            `ValueError`: If an example has no `pixel_values`, images differ in shape or hold non-finite values, some
-                examples have labels and others none, or a label lies outside the head.
+    Args:
+        num_labels (`int`, *optional*):
+            Size of the classifier head. When given, a label outside `[0, num_labels)` is refused.
+        nullspace ([`PatchNullspace`], *optional*):
+            The model's. Without `noise`, each image gets noise from the exact nullspace, which this model does not see
+            and others do. It belongs to the weights it was built from: keep the patch projection frozen, or build a new
+            one when it has changed.
+        noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(bank_size, num_patches, hidden_size)`, *optional*):
+            Noise of the encoder's approximate nullspace. Each image gets one of the bank, realised in pixels by
+            `nullspace`.
+        noise_norm (`float`, *optional*):
+            Norm of the exact noise of an image, in normalised pixels. By default as large as the pixel box allows.
+        image_mean, image_std (`Sequence[float]`, *optional*):
+            The image processor's. When given, every noisy pixel stays in [0, 1]; else noise knows no box.
+        slides (`int`, *optional*, defaults to 32):
+            See [`PatchNullspace.sample_within`]; more make larger noise and take longer.
+        paired (`bool`, *optional*, defaults to `False`):
+            Whether the batch holds the clean images first and their noisy copies after them, labels likewise, instead
+            of the noisy images only.
+        seed (`int`, *optional*, defaults to 42):
+            Seed of the noise.
 
-        Example:
+    Raises:
+        `ValueError`: If an example has no `pixel_values`, images differ in shape or hold non-finite values, some
+            examples have labels and others none, or a label lies outside the head. When built: if the options for noise
+            do not belong together.
 
-        ```python
-        >>> import torch
+    Example:
 
-    from .frozen import LABEL_NAMES
-        >>> from hf_nullspace import NullspaceDataCollator
+    ```python
+    >>> import torch
+    >>> from hf_nullspace import NullspaceDataCollator
 
-        >>> batch = NullspaceDataCollator()([{"pixel_values": torch.zeros(3, 32, 32), "label": 1}] * 4)
-        >>> batch["pixel_values"].shape, batch["labels"]
-        (torch.Size([4, 3, 32, 32]), tensor([1, 1, 1, 1]))
-        ```
+    >>> batch = NullspaceDataCollator()([{"pixel_values": torch.zeros(3, 32, 32), "label": 1}] * 4)
+    >>> batch["pixel_values"].shape, batch["labels"]
+    (torch.Size([4, 3, 32, 32]), tensor([1, 1, 1, 1]))
+    ```
     """
 
     num_labels: int | None = None
+    nullspace: PatchNullspace | None = None
+    noise: NullspaceNoise | torch.Tensor | None = None
+    noise_norm: float | None = None
+    image_mean: Sequence[float] | None = None
+    image_std: Sequence[float] | None = None
+    slides: int = 32
+    paired: bool = False
+    seed: int = 42
+
+    def __post_init__(self):
+        self._epoch = 0
+        given = {
+            name for name in ("noise", "noise_norm", "image_mean", "image_std") if getattr(self, name) is not None
+        }
+        if self.nullspace is None:
+            if given or self.paired:
+                raise ValueError(
+                    f"{sorted(given | ({'paired'} if self.paired else set()))} ask for noise in the pixels, which "
+                    "needs `nullspace=PatchNullspace.from_model(model)`."
+                )
+            return
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ValueError("Give both `image_mean` and `image_std`, or neither.")
+        if self.noise is None:
+            if self.nullspace.dimension == 0:
+                raise ValueError(
+                    "This model has no exact nullspace (dimension 0), so there is no exact noise to add. Pass `noise` "
+                    "from `synthesize_noise`, or use `NullspaceTrainer`."
+                )
+            if not {"noise_norm", "image_mean"} & given:
+                raise ValueError(
+                    "Exact noise needs a size: `noise_norm`, or `image_mean` and `image_std` for the largest that "
+                    "keeps pixels in [0, 1]."
+                )
+            return
+        if self.noise_norm is not None:
+            raise ValueError("`noise_norm` is for exact noise; scale `noise` itself instead.")
+        bank = self.noise.tensor if isinstance(self.noise, NullspaceNoise) else self.noise
+        self._bank = bank.detach().cpu().float()
+        self._realized = self.nullspace.realize(self._bank) if self.image_mean is None else None
+
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Draws other noise from now on. Without it an image gets the same noise in every epoch; workers that outlive an
+        epoch (`persistent_workers=True`) do not hear of it.
+        """
+        self._epoch = epoch
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = []
@@ -60,11 +133,30 @@ class NullspaceDataCollator:
             raise ValueError(
                 f"Example {index} of the batch has NaN or infinite pixel_values; check its preprocessing."
             )
-        batch = {"pixel_values": pixel_values}
         labels = self._labels(examples)
+        if self.nullspace is not None:
+            # One image at a time: sums over a whole batch would round differently in batches of another size.
+            noisy = torch.cat([image + self._noise_for(image) for image in pixel_values.split(1)])
+            pixel_values = torch.cat([pixel_values, noisy]) if self.paired else noisy
+            labels = torch.cat([labels, labels]) if self.paired and labels is not None else labels
+        batch = {"pixel_values": pixel_values}
         if labels is not None:
             batch["labels"] = labels
         return batch
+
+    def _noise_for(self, image: torch.Tensor) -> torch.Tensor:
+        """The noise of one image, of shape `(1, channels, height, width)` as the image."""
+        digest = hashlib.sha256(image.numpy().tobytes()).digest()
+        generator = keyed_generator("pixel noise", self.seed, self._epoch, int.from_bytes(digest[:8], "little"))
+        statistics = (self.image_mean, self.image_std)
+        if self.noise is not None:
+            choice = int(torch.randint(len(self._bank), (1,), generator=generator))
+            if self._realized is not None:
+                return self._realized[choice : choice + 1]
+            return self.nullspace.realize_within(self._bank[choice : choice + 1], image, *statistics)[0]
+        if self.image_mean is None:
+            return self.nullspace.sample(1, self.noise_norm, generator, tuple(image.shape[2:]))
+        return self.nullspace.sample_within(image, *statistics, generator, self.noise_norm, self.slides)
 
     def _labels(self, examples: list[dict[str, Any]]) -> torch.Tensor | None:
         name = next((name for name in LABEL_NAMES if any(name in example for example in examples)), None)

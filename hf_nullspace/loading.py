@@ -101,24 +101,29 @@ def load_data(args: DataArguments, seed: int, **load_kwargs) -> tuple[DatasetDic
     return splits, labels
 
 
-def load_model(args: ModelArguments, labels: list[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
     The classifier with a head for `labels`, and its image processor, both at the image size asked for; the untrained
     digits model if none is named.
+
+    Args:
+        args ([`ModelArguments`]): The model flags.
+        labels (`list[str]`, *optional*): Class names. By default the head stays the model's own.
 
     Raises:
         `ValueError`: If the head has another number of labels and `ignore_mismatched_sizes` is not set.
     """
     if args.model_name_or_path is None:
-        return build_digits_model(labels, args.image_size or 32)
+        return build_digits_model(labels or [str(digit) for digit in range(10)], args.image_size or 32)
     hub = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
     hub["trust_remote_code"] = args.trust_remote_code
-    config = AutoConfig.from_pretrained(
-        args.config_name or args.model_name_or_path,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        **hub,
-    )
+    head = {}
+    if labels is not None:
+        head = {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+        }
+    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **head, **hub)
     model = AutoModelForImageClassification.from_pretrained(
         args.model_name_or_path,
         config=config,

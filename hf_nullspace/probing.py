@@ -60,6 +60,17 @@ def measure_noise(
     return max(certificates, key=lambda certificate: certificate.probability_mse)
 
 
+def permute_elements(noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """
+    The control: all elements of `noise` in a random order. Same norm, direction destroyed (paper, figure 2).
+
+    Args:
+        noise (`torch.Tensor`): Noise of any shape.
+        generator (`torch.Generator`): A CPU generator.
+    """
+    return noise.flatten()[torch.randperm(noise.numel(), generator=generator).to(noise.device)].view_as(noise)
+
+
 @torch.no_grad()
 def measure_probability_mse(
     classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor, confidence: float
@@ -87,9 +98,8 @@ def certify(
         seconds (`float`, *optional*, defaults to 0.0): Time that took.
     """
     centred = remove_hidden_mean(noise)
-    permutation = torch.randperm(noise.numel(), generator=generator).to(noise.device)
-    # Same norm, direction destroyed (paper, figure 2). Centring it as well would change its norm.
-    permuted = centred.flatten()[permutation].view_as(noise)
+    # Centring the control as well would change its norm.
+    permuted = permute_elements(centred, generator)
     mse, mse_upper, distance, agrees = _measure(classifier, images, centred, config.confidence)
     permuted_mse, _, _, permuted_agrees = _measure(classifier, images, permuted, config.confidence)
     spread = token_norms(noise)

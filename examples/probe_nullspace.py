@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""
+Measures which changes of a picture, and of its patch embeddings, a classifier does not see.
+
+Without arguments nothing is downloaded: a small ViT is trained on the handwritten digits that ship inside scikit-learn.
+Besides what `hf-nullspace probe` writes, this lays each picture invisibly over the one before it.
+
+    python examples/probe_nullspace.py
+    python examples/probe_nullspace.py google/vit-base-patch32-224-in21k --images photos --output_dir outputs/probe
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from hf_nullspace import PatchNullspace, ProbeReport, probe
+from hf_nullspace.cli import load_probe_inputs, parse_probe_arguments
+from hf_nullspace.exact_noise import predict, relative_logit_change, watermark
+from hf_nullspace.nullspace import normalization
+from hf_nullspace.pictures import pixel_statistics, to_pixel_values
+
+
+def main(argv: list[str]) -> ProbeReport:
+    model_args, args = parse_probe_arguments(argv, "probe_nullspace.py")
+    model, processor, pictures = load_probe_inputs(model_args, args)
+
+    # ---- The report ----
+    report = probe(model, processor, pictures, args.config(), batch_size=args.batch_size)
+    report.save(args.output_dir)
+    print(report.to_markdown())
+
+    # ---- A mark that people see and the model does not ----
+    if report.exact is not None and report.exact["dimension"] > 0:
+        nullspace = PatchNullspace.from_model(model)
+        values, statistics = to_pixel_values(pictures[:4], processor), pixel_statistics(processor)
+        marked, likeness = watermark(nullspace, values, values.roll(1, dims=0), *statistics, strength=0.5)
+        change = relative_logit_change(predict(model, values), predict(model, marked))
+        mean, std = normalization(*statistics, marked)
+        pixels = ((marked * std + mean).clamp(0, 1) * 255).round().byte()
+        Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(Path(args.output_dir, "watermark.png"))
+        print(f"\nWatermark: likeness {likeness.mean():.2f}, largest relative change of a logit {change.max():.1e}")
+    print(f"\nTables and figures are in {args.output_dir}")
+    return report
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,69 @@
+"""Picture files of a folder, as what a model reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> list[Image.Image]:
+    """
+    The pictures of a folder and its sub-folders as RGB, in the order of their names.
+
+    Grey-scale pictures are converted, and transparent ones lose their transparency. Files of other kinds are left out;
+    pictures that cannot be read are left out with a warning that names them.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        max_images (`int`, *optional*): Read the first so many only.
+
+    Raises:
+        `FileNotFoundError`: If the folder does not exist.
+        `ValueError`: If it holds no picture that can be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}. Name a folder that holds pictures.")
+    kinds = Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in kinds)
+    pictures, unreadable = [], []
+    for path in paths:
+        if max_images is not None and len(pictures) == max_images:
+            break
+        try:
+            with Image.open(path) as picture:
+                pictures.append(picture.convert("RGB"))
+        except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
+            unreadable.append(f"{path} ({error})")
+    if unreadable:
+        logger.warning(f"Leaving out {len(unreadable)} pictures that cannot be read: {'; '.join(unreadable[:5])}")
+    if not pictures:
+        raise ValueError(f"{str(folder)!r} holds no picture that can be read; it has {len(paths)} picture files.")
+    return pictures
+
+
+def to_pixel_values(pictures: Sequence[Image.Image], image_processor: Callable) -> torch.Tensor:
+    """
+    Normalised pixels of shape `(num_images, channels, height, width)`, clipped to the range of [0, 1] first.
+
+    Bicubic resizing overshoots, and what leaves [0, 1] is no picture.
+    """
+    pictures = [picture.convert("RGB") for picture in pictures]
+    pixels = image_processor(pictures, do_normalize=False, return_tensors="pt")["pixel_values"].float().clamp(0, 1)
+    mean, std = pixel_statistics(image_processor)
+    return (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+
+def pixel_statistics(image_processor: Callable) -> tuple[list[float], list[float]]:
+    """The mean and standard deviation that an image processor normalises with; 0 and 1 where it does not."""
+    if not getattr(image_processor, "do_normalize", True):
+        return [0.0] * 3, [1.0] * 3
+    return list(image_processor.image_mean), list(image_processor.image_std)

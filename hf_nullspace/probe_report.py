@@ -1,0 +1,221 @@
+"""Everything this package can say about the nullspace of one model: measured, tabled, drawn and saved."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+from transformers.utils import logging
+
+from . import plotting
+from .encoder_probing import EncoderProbe, EncoderProbeConfig, probe_encoder
+from .exact_noise import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
+from .nullspace import PatchNullspace, normalization
+from .patch_embedding import find_patch_projection
+from .pictures import pixel_statistics, to_pixel_values
+
+
+logger = logging.get_logger(__name__)
+
+# Norms of the exact noise in the table of stability, as multiples of the pictures' own norm.
+STABILITY_NORMS = (0.1, 1.0, 10.0)
+SWEEP_COLUMNS = ("lambda", "norm", "relative_norm", "logit_distance", "agreement", "confidence_change")
+
+
+@dataclass
+class ProbeReport:
+    """
+    Results of [`probe`].
+
+    Args:
+        exact (`dict` or `None`): The exact nullspace; see [`measure_exact_noise`]. `None` for a model that has none of
+            its own per patch, for the reason in `exact_refusal`.
+        exact_refusal (`str` or `None`): Why there is no exact part.
+        layer_norm (`dict`): See [`measure_layer_norm_invariance`].
+        stability (`list[dict]`): See [`prediction_stability`].
+        encoder ([`EncoderProbe`]): The approximate nullspace.
+        example (`dict` or `None`): One picture with its noise, for the figure.
+    """
+
+    exact: dict[str, Any] | None
+    exact_refusal: str | None
+    layer_norm: dict[str, float]
+    stability: list[dict[str, float]]
+    encoder: EncoderProbe
+    example: dict[str, Any] | None = None
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each part by its name."""
+        tables = {"layer_norm": [self.layer_norm], **self.encoder.tables()}
+        if self.exact is not None:
+            tables = {"exact": [self.exact], "stability": self.stability, **tables}
+        return tables
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but tensors as a JSON-serialisable `dict`."""
+        return {"exact_refusal": self.exact_refusal, "norm_weight": self.encoder.norm_weight, **self.tables()}
+
+    def to_markdown(self) -> str:
+        """The report as Markdown: the exact nullspace, the sweep, and closure."""
+        parts = [f"## Exact nullspace\n\n{self.exact_refusal}"]
+        if self.exact is not None:
+            parts = ["## Exact nullspace\n\n" + _markdown([{"": k, "value": v} for k, v in self.exact.items()])]
+            parts.append(
+                "## Predictions under exact noise, by norm (normalised pixels)\n\n" + _markdown(self.stability)
+            )
+        parts.append("## A constant over the hidden axis\n\n" + _markdown([self.layer_norm]))
+        names = [*SWEEP_COLUMNS, *(f"permuted_{name}" for name in SWEEP_COLUMNS[-3:])]
+        sweep = [{name: row[name] for name in names} for row in self.encoder.sweep]
+        parts.append("## Approximate nullspace, by lambda\n\n" + _markdown(sweep))
+        parts.append(f"## The noise of lambda {self.encoder.norm_weight}\n\n" + _markdown(self.encoder.closure))
+        parts.append("## On images it was searched on, and on others\n\n" + _markdown(self.encoder.transfer))
+        return "\n\n".join(parts)
+
+    def save(self, directory: str | os.PathLike, figures: bool = True) -> None:
+        """
+        Writes `probe.json`, `probe.md`, one CSV file for each table and, where matplotlib is installed, the figures.
+
+        Args:
+            directory (`str` or `os.PathLike`): The folder; made if need be.
+            figures (`bool`, *optional*, defaults to `True`): Whether to draw the figures.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "probe.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (directory / "probe.md").write_text(self.to_markdown() + "\n", encoding="utf-8")
+        for name, rows in self.tables().items():
+            save_csv(rows, directory / f"{name}.csv")
+        if not figures:
+            return
+        try:
+            plotting.plot_lambda_sweep(self.encoder.sweep, directory / "lambda_sweep.png")
+        except ImportError as error:
+            logger.warning(f"No figures are drawn. {error}")
+            return
+        plotting.plot_dose_response(self.encoder.dose_response, directory / "dose_response.png")
+        plotting.plot_token_norms(self.encoder.token_norms, directory / "token_norms.png")
+        if self.example is not None:
+            plotting.plot_exact_noise(**self.example, path=directory / "exact_noise.png")
+
+
+def probe(
+    model: nn.Module,
+    image_processor: Callable,
+    pictures: Sequence[Image.Image],
+    config: EncoderProbeConfig | None = None,
+    *,
+    batch_size: int = 4,
+    max_exact_images: int = 8,
+    accelerator: Accelerator | None = None,
+    patch_projection: str | None = None,
+    disable_tqdm: bool = False,
+) -> ProbeReport:
+    """
+    Probes the exact nullspace of a model's input and the approximate one of its encoder.
+
+    Args:
+        model (`nn.Module`):
+            The classifier; put back as it was.
+        image_processor (`Callable`):
+            Its image processor.
+        pictures (`Sequence[PIL.Image.Image]`):
+            Pictures to measure on, of any size; at least one batch for the encoder.
+        config ([`EncoderProbeConfig`], *optional*):
+            Settings of the encoder's part.
+        batch_size (`int`, *optional*, defaults to 4):
+            Pictures of a search step.
+        max_exact_images (`int`, *optional*, defaults to 8):
+            Pictures that exact noise is made for.
+        accelerator (`Accelerator`, *optional*):
+            For several processes, devices and autocast.
+        patch_projection (`str`, *optional*):
+            Name of the projection module where the rule does not find it.
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether to hide the progress bar.
+
+    Returns:
+        [`ProbeReport`].
+
+    Raises:
+        `ValueError`: If there are too few pictures, or the model has no patch projection.
+
+    Example:
+
+    ```python
+    >>> report = probe(model, image_processor, read_pictures("photos"))  # doctest: +SKIP
+    >>> report.exact["dimension"], report.exact["relative_logit_change"]  # doctest: +SKIP
+    (204, 5.6e-07)
+    >>> report.save("outputs/probe")  # doctest: +SKIP
+    ```
+    """
+    config = config or EncoderProbeConfig()
+    values = to_pixel_values(pictures[: config.max_images], image_processor)
+    few = values[:max_exact_images]
+    exact = refusal = example = None
+    stability = []
+    projection = find_patch_projection(model, patch_projection)
+    if projection.is_exact and projection.patch_size is not None:
+        nullspace = PatchNullspace.from_model(model, patch_projection=patch_projection)
+        statistics = pixel_statistics(image_processor)
+        exact, noise = measure_exact_noise(model, few, *statistics, nullspace)
+        norm = few.flatten(1).norm(dim=1).mean().item()
+        stability = prediction_stability(model, few, [factor * norm for factor in STABILITY_NORMS], nullspace)
+        example = _example(model, few[:1], noise[:1], *statistics)
+    else:
+        refusal = (
+            f"The patches of {projection.name!r} overlap, are padded, or come cut already, so no noise per patch is "
+            "measured in pixels; the approximate nullspace (`synthesize_noise`) works for every model."
+        )
+    batches = [{"pixel_values": chunk} for chunk in values.split(batch_size)]
+    layer_norm = measure_layer_norm_invariance(model, few, patch_projection=patch_projection)
+    encoder = probe_encoder(
+        model,
+        batches,
+        config,
+        accelerator=accelerator,
+        patch_projection=patch_projection,
+        disable_tqdm=disable_tqdm,
+    )
+    return ProbeReport(exact, refusal, layer_norm, stability, encoder, example)
+
+
+def save_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
+    """Writes rows that share their names as a CSV file with a header."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _example(
+    model: nn.Module, values: torch.Tensor, noise: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """Arguments of `plotting.plot_exact_noise` for one picture."""
+    means, stds = normalization(mean, std, values)
+    clean, noisy = (
+        (pixels.double() * stds + means)[0].permute(1, 2, 0).numpy() for pixels in (values, values + noise)
+    )
+    logits, noisy_logits = (predict(model, pixels)[0].tolist() for pixels in (values, values + noise))
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    return {
+        "picture": clean,
+        "noisy_picture": noisy,
+        "clean_logits": logits,
+        "noisy_logits": noisy_logits,
+        "class_names": [names[index] for index in range(len(logits))] if names else None,
+    }
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

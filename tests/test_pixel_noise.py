@@ -1,0 +1,134 @@
+"""`NullspaceDataCollator` with noise in the pixels: exact, realised, paired, and the same for any number of workers."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from hf_nullspace import NullspaceConfig, NullspaceDataCollator, NullspaceNoise, PatchNullspace
+from hf_nullspace.exact_noise import predict, relative_logit_change
+from hf_nullspace.patch_embedding import PatchProjection, find_patch_projection
+
+
+STATISTICS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.fixture(scope="module")
+def model(make_vit):
+    return make_vit(classifier_scale=20)
+
+
+@pytest.fixture(scope="module")
+def nullspace(model):
+    return PatchNullspace.from_model(model)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    generator = torch.Generator().manual_seed(0)
+    return [{"pixel_values": 2 * torch.rand(3, 16, 16, generator=generator) - 1, "label": i % 5} for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def bank(make_certificate):
+    tensor = 0.01 * torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(1))
+    return NullspaceNoise(tensor, [make_certificate()] * 3, NullspaceConfig())
+
+
+def stack(examples):
+    return torch.stack([example["pixel_values"] for example in examples])
+
+
+def test_exact_noise_fills_the_box_and_moves_no_logit(model, nullspace, pictures):
+    batch = NullspaceDataCollator(nullspace=nullspace, **STATISTICS)(pictures)
+    noise = batch["pixel_values"] - stack(pictures)
+    assert batch["pixel_values"].abs().max() <= 1
+    assert noise.flatten(1).norm(dim=1).min() > 2
+    assert relative_logit_change(predict(model, stack(pictures)), predict(model, batch["pixel_values"])).max() < 1e-4
+    assert batch["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+
+
+def test_exact_noise_of_a_norm(nullspace, pictures):
+    noisy = NullspaceDataCollator(nullspace=nullspace, noise_norm=30.0)(pictures)["pixel_values"]
+    norms = (noisy - stack(pictures)).flatten(1).norm(dim=1)
+    assert norms.tolist() == pytest.approx([30.0] * 8, rel=1e-4)
+    assert noisy.abs().max() > 1
+    boxed = NullspaceDataCollator(nullspace=nullspace, noise_norm=1.0, **STATISTICS)(pictures)["pixel_values"]
+    assert (boxed - stack(pictures)).flatten(1).norm(dim=1).tolist() == pytest.approx([1.0] * 8, rel=1e-4)
+
+
+def test_approximate_noise_is_one_of_the_bank_in_pixels(model, nullspace, pictures, bank):
+    noisy = NullspaceDataCollator(nullspace=nullspace, noise=bank)(pictures)["pixel_values"]
+    projection = find_patch_projection(model).module
+    embedded = nn.functional.conv2d(noisy - stack(pictures), projection.weight, stride=8).flatten(2).transpose(1, 2)
+    distances = (embedded[:, None] - bank.tensor[None]).flatten(2).norm(dim=2) / bank.tensor.flatten(1).norm(dim=1)
+    assert distances.min(1).values.max() < 1e-4
+    assert len(set(distances.argmin(1).tolist())) > 1
+    boxed = NullspaceDataCollator(nullspace=nullspace, noise=bank.tensor, **STATISTICS)(pictures)["pixel_values"]
+    assert boxed.abs().max() <= 1 + 1e-6
+    assert not torch.equal(boxed, noisy)
+
+
+def test_pairs_hold_the_clean_images_first(nullspace, pictures):
+    options = {"nullspace": nullspace, "noise_norm": 5.0}
+    pairs = NullspaceDataCollator(**options, paired=True)(pictures)
+    assert torch.equal(pairs["pixel_values"][:8], stack(pictures))
+    assert torch.equal(pairs["pixel_values"][8:], NullspaceDataCollator(**options)(pictures)["pixel_values"])
+    assert pairs["labels"].tolist() == 2 * [0, 1, 2, 3, 4, 0, 1, 2]
+    unlabelled = NullspaceDataCollator(**options, paired=True)([{"pixel_values": p["pixel_values"]} for p in pictures])
+    assert list(unlabelled) == ["pixel_values"] and len(unlabelled["pixel_values"]) == 16
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+def test_noise_is_the_same_for_any_workers_batches_and_order(nullspace, pictures, bank, boxed):
+    statistics = STATISTICS if boxed else {}
+    collators = [NullspaceDataCollator(nullspace=nullspace, noise=bank, **statistics)]
+    collators.append(NullspaceDataCollator(nullspace=nullspace, **(statistics or {"noise_norm": 9.0})))
+    for collator in collators:
+        state = torch.get_rng_state()
+        expected = collator(pictures)["pixel_values"]
+        assert torch.equal(torch.get_rng_state(), state)
+        for workers, batch_size in ((0, 2), (2, 2), (2, 3)):
+            loader = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=collator)
+            assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), expected)
+        assert torch.equal(collator(pictures[::-1])["pixel_values"].flip(0), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(collator))(pictures)["pixel_values"], expected)
+
+
+def test_seed_and_epoch_change_the_noise_and_come_back(nullspace, pictures):
+    collator = NullspaceDataCollator(nullspace=nullspace, noise_norm=5.0)
+    first = collator(pictures)["pixel_values"]
+    collator.set_epoch(1)
+    assert not torch.equal(collator(pictures)["pixel_values"], first)
+    collator.set_epoch(0)
+    assert torch.equal(collator(pictures)["pixel_values"], first)
+    other = NullspaceDataCollator(nullspace=nullspace, noise_norm=5.0, seed=1)
+    assert not torch.equal(other(pictures)["pixel_values"], first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"paired": True}, r"\['paired'\] ask for noise.*`nullspace="),
+        ({"noise_norm": 1.0}, r"\['noise_norm'\] ask for noise"),
+        ({"nullspace": True}, "needs a size: `noise_norm`, or `image_mean`"),
+        ({"nullspace": True, "image_mean": [0.5] * 3}, "both `image_mean` and `image_std`"),
+        ({"nullspace": True, "noise": torch.zeros(1, 4, 32), "noise_norm": 1.0}, "`noise_norm` is for exact noise"),
+        ({"nullspace": True, "noise": torch.zeros(1, 4, 31)}, r"32\), but got \(1, 4, 31\)"),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(nullspace, options, message):
+    if options.get("nullspace"):
+        options = {**options, "nullspace": nullspace}
+    with pytest.raises(ValueError, match=message):
+        NullspaceDataCollator(**options)
+
+
+def test_models_without_an_exact_nullspace_are_refused():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nullspace = PatchNullspace(PatchProjection("stem", nn.Conv2d(3, 96, 4, stride=4)), (16, 16))
+    with pytest.raises(ValueError, match="dimension 0.*`synthesize_noise`"):
+        NullspaceDataCollator(nullspace=nullspace, noise_norm=1.0)

@@ -1,0 +1,46 @@
+"""`hf-nullspace probe` and `examples/probe_nullspace.py` as users run them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from hf_nullspace.cli import main
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "probe_nullspace.py"
+QUICK = ["--max_steps", "2", "--lambdas", "0.1", "0.5", "--max_images", "16"]
+
+
+def test_example_probes_a_digits_model(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("probe_nullspace", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    report = example.main([*QUICK, "--digits_max_steps", "5", "--output_dir", str(tmp_path)])
+    assert report.exact["dimension"] == 96 and [row["lambda"] for row in report.encoder.sweep] == [0.1, 0.5]
+    assert {"probe.json", "watermark.png", "exact_noise.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "Watermark: likeness" in capsys.readouterr().out
+
+
+def test_command_probes_a_folder_of_pictures(make_vit, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for index in range(8):
+        picture = Image.fromarray(rng.integers(0, 256, (20, 24), dtype=np.uint8))
+        picture.save(tmp_path / "pictures" / f"{index}.png")
+    make_vit(classifier_scale=20).save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "model")
+    folders = ["--images", str(tmp_path / "pictures"), "--output_dir", str(tmp_path / "out")]
+    main(["probe", str(tmp_path / "model"), *folders, *QUICK])
+    saved = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert saved["exact"][0]["dimension"] == 160
+    assert "| dimension | 160 |" in capsys.readouterr().out
+
+
+def test_model_without_pictures_is_refused():
+    with pytest.raises(ValueError, match="`--images`"):
+        main(["probe", "some/model"])

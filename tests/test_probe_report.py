@@ -1,0 +1,84 @@
+"""The whole probe of a tiny model: its tables, files and figures, and models without an exact part."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoModelForImageClassification, SegformerConfig, ViTImageProcessorPil
+
+from hf_nullspace import probe
+from hf_nullspace.encoder_probing import EncoderProbeConfig
+from hf_nullspace.probe_report import save_csv
+
+
+CONFIG = EncoderProbeConfig(lambdas=(0.02, 0.1), max_steps=2, max_images=16, scales=(0.5, 1.0))
+PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16})
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(16)]
+
+
+@pytest.fixture(scope="module")
+def report(make_vit, pictures):
+    return probe(make_vit(classifier_scale=20), PROCESSOR, pictures, CONFIG, max_exact_images=3, disable_tqdm=True)
+
+
+def test_report_holds_both_nullspaces(report):
+    assert (report.exact["rank"], report.exact["dimension"], report.exact["num_images"]) == (32, 160, 3)
+    assert report.exact["relative_logit_change"] < 1e-4
+    assert report.exact["permuted_relative_logit_change"] > 100 * report.exact["relative_logit_change"]
+    assert report.layer_norm["relative_logit_change"] < 1e-4
+    assert len(report.stability) == 3 and len(report.encoder.sweep) == 2
+    for text in ("dimension | 160", "Approximate nullspace, by lambda", "sign flipped"):
+        assert text in report.to_markdown()
+
+
+def test_files_hold_the_numbers(report, tmp_path):
+    report.save(tmp_path)
+    saved = json.loads((tmp_path / "probe.json").read_text())
+    assert saved["exact"] == [report.exact] and saved["sweep"] == report.encoder.sweep
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["norm"]) for row in rows] == [row["norm"] for row in report.encoder.sweep]
+    for name in ("exact_noise", "lambda_sweep", "dose_response", "token_norms"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width >= 600 and len(set(picture.convert("L").getdata())) > 10
+    report.save(tmp_path / "plain", figures=False)
+    assert not list((tmp_path / "plain").glob("*.png"))
+
+
+def test_missing_matplotlib_costs_the_figures_only(report, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    report.save(tmp_path)
+    assert "No figures" in caplog.text and (tmp_path / "probe.json").is_file()
+
+
+def test_overlapping_patches_have_an_encoder_part_only(pictures, tmp_path):
+    config = SegformerConfig(
+        num_encoder_blocks=1,
+        depths=[1],
+        sr_ratios=[1],
+        hidden_sizes=[8],
+        patch_sizes=[7],
+        strides=[4],
+        num_attention_heads=[1],
+        mlp_ratios=[1],
+        decoder_hidden_size=8,
+        num_labels=3,
+    )
+    model = AutoModelForImageClassification.from_config(config).eval()
+    report = probe(model, PROCESSOR, pictures, CONFIG, disable_tqdm=True)
+    assert report.exact is None and "`synthesize_noise`" in report.exact_refusal
+    assert "exact" not in report.tables() and report.exact_refusal in report.to_markdown()
+    assert len(report.encoder.token_norms) == 16
+    report.save(tmp_path, figures=False)
+
+
+def test_rows_become_csv(tmp_path):
+    save_csv([{"a": 1, "b": "x,y"}], tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text().split() == ["a,b", '1,"x,y"']
