@@ -19,10 +19,10 @@ from .noise_search import (
     BETAS,
     SCALE_GAIN,
     SCALE_LIMIT,
-    _batch_means,
-    _distance_gradient,
-    _endless_batches,
+    batch_means,
     boundary_scale,
+    distance_gradient,
+    endless_batches,
 )
 from .probing import permute_elements
 from .randomness import keyed_generator
@@ -205,8 +205,8 @@ def search_at(
     noise = start.clone()
     max_norm = MAX_RELATIVE_NORM * _embedding_norm(classifier, images)
     optimizer = torch.optim.Adam([noise], betas=BETAS, eps=1e-30)
-    for step, batch in zip(range(config.max_steps), _endless_batches(images, generator), strict=False):
-        _, distance, gradient = _distance_gradient(classifier, batch, noise)
+    for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
+        _, distance, gradient = distance_gradient(classifier, batch, noise)
         finite = torch.isfinite(gradient).all()
         growth = (gradient * noise).sum()
         change = SCALE_GAIN * torch.log(norm_weight / torch.maximum(growth, distance).clamp_min(1e-30))
@@ -406,9 +406,9 @@ def _random_start(
     # Distances saturate, so a large lambda cannot be met; the search grows the noise as far as it goes.
     distance = min(distance, 0.1 * torch.linalg.vector_norm(batch.clean_logits, dim=-1).mean().item())
     scale = boundary_scale(
-        lambda scale: _batch_means(classifier, batch, scale * direction)[1].item(),
+        lambda scale: batch_means(classifier, batch, scale * direction)[1].item(),
         distance,
-        grows=True,
+        max_scale=1e6,
         tolerance=0.25,
     )
     if not 1e-5 < scale < 1e5:

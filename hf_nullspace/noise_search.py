@@ -52,8 +52,8 @@ def boundary_search(
     noise = _start_on_boundary(classifier, images, remove_hidden_mean(noise), config)
     first, second = torch.zeros_like(noise), torch.zeros_like(noise)
     backed_off = torch.zeros((), device=noise.device)
-    for step, batch in zip(range(config.max_steps), _endless_batches(images, generator), strict=False):
-        mse, distance, gradient = _distance_gradient(classifier, batch, noise)
+    for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
+        mse, distance, gradient = distance_gradient(classifier, batch, noise)
         finite = torch.isfinite(mse) & torch.isfinite(gradient).all()
         # Of log(distance), along the sphere of the noise's norm, in units of that norm.
         gradient = gradient / distance.clamp_min(1e-30) * noise.norm()
@@ -104,8 +104,8 @@ def paper_search(
     noise = torch.empty(1, *images.tokens_shape).uniform_(-limit, limit, generator=generator)
     noise = remove_hidden_mean(noise).to(classifier.device)
     optimizer = torch.optim.AdamW([noise], lr=config.learning_rate, weight_decay=0.0)
-    for step, batch in zip(range(config.max_steps), _endless_batches(images, generator), strict=False):
-        mse, _, gradient = _distance_gradient(classifier, batch, noise)
+    for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
+        mse, _, gradient = distance_gradient(classifier, batch, noise)
         if mse <= config.epsilon:
             return noise, step
         if not (torch.isfinite(mse) and torch.isfinite(gradient).all()):
@@ -148,7 +148,7 @@ def boundary_scale(
         error = error_at(scale)
         if error <= epsilon:
             inside, inside_error = scale, error
-            if scale >= max_scale or error >= epsilon * (1 - tolerance):
+            if scale >= max_scale or error >= epsilon * (1 - tolerance) > 0:
                 return scale
         else:
             outside, outside_error = scale, error
@@ -184,18 +184,18 @@ def _start_on_boundary(
 
     @torch.no_grad()
     def error_at(scale: float) -> float:
-        return _batch_means(classifier, batch, scale * direction)[0].item()
+        return batch_means(classifier, batch, scale * direction)[0].item()
 
     scale = boundary_scale(error_at, config.epsilon, MAX_RELATIVE_NORM, tolerance=0.25)
     return direction * max(scale, MIN_SCALE)
 
 
-def _endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
+def endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
     while True:
         yield from images.batches(torch.randperm(len(images), generator=generator))
 
 
-def _batch_means(
+def batch_means(
     classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean `probability_mse` and `logit_distance` of the global batch."""
@@ -211,7 +211,7 @@ def _batch_means(
     return mse, distance
 
 
-def _distance_gradient(
+def distance_gradient(
     classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean `probability_mse` and `logit_distance` of the global batch, and the gradient of the latter."""

@@ -8,7 +8,7 @@ import torch
 
 from hf_nullspace import NullspaceConfig, inject_noise
 from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
-from hf_nullspace.noise_search import _distance_gradient, _limit_tokens, boundary_scale, boundary_search, paper_search
+from hf_nullspace.noise_search import _limit_tokens, boundary_scale, boundary_search, distance_gradient, paper_search
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_gradient_is_that_of_the_distance(model, pixels):
     with frozen(model):
         classifier = FrozenClassifier(model)
         (batch,) = read_images(classifier, [{"pixel_values": pixels}], 32).batches()
-        mse, distance, gradient = _distance_gradient(classifier, batch, noise)
+        mse, distance, gradient = distance_gradient(classifier, batch, noise)
     variable = noise.clone().requires_grad_()
     change = logits_under(model, pixels, variable) - model(pixels).logits
     expected = (change**2).sum(-1).sqrt().mean()
