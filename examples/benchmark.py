@@ -22,11 +22,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import HfArgumentParser, set_seed
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, measure_noise, synthesize_noise
 from hf_nullspace.certificate import logit_distance, probability_mse, remove_hidden_mean, token_norms
 from hf_nullspace.data import image_transform
+from hf_nullspace.digits import train_digits_model
 from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
 from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
 from hf_nullspace.noise_search import boundary_scale, boundary_search
@@ -45,16 +46,16 @@ class BenchmarkArguments:
     num_seeds: int = field(default=3, metadata={"help": "Seeds of the norms."})
     num_certificates: int = field(default=20, metadata={"help": "Seeds of the certificates; 0 leaves them out."})
     num_repeats: int = field(default=5, metadata={"help": "Interleaved repeats of the timings."})
+    digits_max_steps: int = field(default=600, metadata={"help": "Steps that the digits model is trained for first."})
     epsilon: float = field(default=0.03, metadata={"help": "The bound."})
     bf16: bool = field(default=False, metadata={"help": "Run the model under bfloat16 autocast."})
     seed: int = field(default=42, metadata={"help": "First seed."})
 
 
-def released_search(classifier, batches, limit, num_steps, epsilon, seed, on_step=lambda: None):
+def released_search(classifier, shape, batches, limit, num_steps, epsilon, seed, on_step=lambda: None):
     """The released algorithm's noise, and whether a batch met epsilon."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, *classifier.tokens_shape)
-    noise = torch.empty(shape).uniform_(-limit, limit, generator=generator).to(classifier.device).requires_grad_()
+    noise = torch.empty(1, *shape).uniform_(-limit, limit, generator=generator).to(classifier.device).requires_grad_()
     optimizer = torch.optim.AdamW([noise], lr=0.1)
     for step in range(num_steps):
         batch = batches[step % len(batches)]
@@ -82,7 +83,6 @@ class Bench:
         with frozen(model):
             self.images = read_images(self.classifier, self.loader(train), args.num_images)
             self.held_out = read_images(self.classifier, self.loader(fresh), args.num_fresh_images)
-        self.classifier.tokens_shape = self.images.tokens_shape
         self.batches = [
             {"pixel_values": batch["pixel_values"].to(accelerator.device)}
             for batch, _ in zip(self.loader(train), range(args.num_images // args.batch_size), strict=False)
@@ -91,10 +91,11 @@ class Bench:
     def loader(self, dataset):
         return DataLoader(dataset, batch_size=self.args.batch_size, collate_fn=NullspaceDataCollator(), drop_last=True)
 
-    def released(self, seed, limit=3.0, steps=None, on_step=lambda: None):
+    def released(self, seed, limit=3.0, steps=None, on_step=lambda: None, never_stops=False):
         self.model.requires_grad_(True)
         steps = steps or self.args.num_steps
-        return released_search(self.classifier, self.batches, limit, steps, self.args.epsilon, seed, on_step)
+        shape, epsilon = self.images.tokens_shape, -1.0 if never_stops else self.args.epsilon
+        return released_search(self.classifier, shape, self.batches, limit, steps, epsilon, seed, on_step)
 
     def ours(self, seed, ratio=NullspaceConfig.max_token_ratio, steps=None, on_step=lambda: None):
         config = NullspaceConfig(
@@ -159,7 +160,7 @@ def _status(name: str) -> int:
 
 def measure_cost(bench: Bench) -> dict:
     """Seconds and memory of a step, and the share of the device's matrix rate that ours reaches."""
-    released = lambda on_step: bench.released(0, steps=8, on_step=on_step)  # noqa: E731
+    released = lambda on_step: bench.released(0, steps=8, on_step=on_step, never_stops=True)  # noqa: E731
     ours = lambda on_step: bench.ours(0, steps=8, on_step=on_step)  # noqa: E731
     times = {"released": [], "ours": []}
     memory = {"released": [], "ours": []}
@@ -265,14 +266,12 @@ def load_bench(model_args, data_args, args: BenchmarkArguments) -> Bench:
     """The model and images that were named, or the digits model, trained for a moment first."""
     set_seed(args.seed)
     splits, labels = load_data(data_args, args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
-    model, processor = load_model(model_args, labels)
+    if model_args.model_name_or_path is None and data_args.source is None:
+        model, processor = train_digits_model(splits, max_steps=args.digits_max_steps, seed=args.seed)
+    else:
+        model, processor = load_model(model_args, labels)
     columns = (data_args.image_column_name, data_args.label_column_name)
     prepared = splits.with_transform(image_transform(processor, *columns))
-    if model_args.model_name_or_path is None:
-        settings = {"learning_rate": 1e-3, "max_steps": 600, "per_device_train_batch_size": 32}
-        quiet = {"save_strategy": "no", "report_to": "none", "remove_unused_columns": False, "logging_steps": 200}
-        training = TrainingArguments(args.output_dir, lr_scheduler_type="cosine", seed=args.seed, **settings, **quiet)
-        Trainer(model, training, NullspaceDataCollator(), prepared["train"]).train()
     return Bench(model, prepared["train"], prepared["validation"], args)
 
 
