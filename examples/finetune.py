@@ -114,7 +114,7 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     is_digits = data_args.source is None and model_args.model_name_or_path is None
     if is_digits and args.do_train:
         model = train_base(model, finetune_args.base_max_steps, args, shared, resume is not None)
-    base = copy.deepcopy(model)
+    base = copy.deepcopy(model) if finetune_args.plain_control else None
 
     # ---- Nullspace finetuning ----
     trainer = NullspaceTrainer(model, args, **shared)

@@ -111,7 +111,7 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
         labels (`list[str]`, *optional*): Class names. By default the head stays the model's own.
 
     Raises:
-        `ValueError`: If the head has another number of labels and `ignore_mismatched_sizes` is not set.
+        `RuntimeError`: If the head has another number of labels and `ignore_mismatched_sizes` is not set.
     """
     if args.model_name_or_path is None:
         return build_digits_model(labels or [str(digit) for digit in range(10)], args.image_size or 32)

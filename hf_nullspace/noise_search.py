@@ -106,9 +106,10 @@ def paper_search(
     optimizer = torch.optim.AdamW([noise], lr=config.learning_rate, weight_decay=0.0)
     for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
         mse, _, gradient = distance_gradient(classifier, batch, noise)
+        mse, is_finite = torch.stack([mse, torch.isfinite(gradient).all()]).tolist()  # the step's one device sync
         if mse <= config.epsilon:
             return noise, step
-        if not (torch.isfinite(mse) and torch.isfinite(gradient).all()):
+        if not (math.isfinite(mse) and is_finite):
             raise ValueError(
                 f"The model gives NaN or infinite logits under noise of norm {noise.norm():.3g} at synthesis step "
                 f"{step}. Lower `noise_limit` ({config.noise_limit}) or `learning_rate` ({config.learning_rate}), or "

@@ -188,18 +188,20 @@ class NullspaceTrainer(Trainer):
         self.log({f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None})
 
     def _noise_dataloader(self, round_index: int) -> DataLoader:
-        """Global batches of training images, drawn by a generator of their own and the same on every process."""
-        config, batch_size = self.args.nullspace_config(), self._noise_batch_size()
-        num_images = config.num_images + config.num_certificate_images
+        """Global batches of training images, the same on every process."""
+        config = self.args.nullspace_config()
+        images = self._noise_images(round_index, config.num_images + config.num_certificate_images)
+        return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=self.data_collator)
+
+    def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
+        """Training images drawn by a generator of their own; the first ones of a dataset that is a stream."""
         dataset = self.train_dataset
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            images = list(itertools.islice(iter(dataset), num_images))
-        else:
-            if hasattr(dataset, "column_names"):
-                dataset = self._remove_unused_columns(dataset, description="noise synthesis")
-            order = torch.randperm(len(dataset), generator=keyed_generator("images", self.args.seed, round_index))
-            images = Subset(dataset, order[:num_images].tolist())
-        return DataLoader(images, batch_size=batch_size, collate_fn=self.data_collator)
+            return list(itertools.islice(iter(dataset), num_images))
+        if hasattr(dataset, "column_names"):
+            dataset = self._remove_unused_columns(dataset, description="noise synthesis")
+        order = torch.randperm(len(dataset), generator=keyed_generator("images", self.args.seed, round_index))
+        return Subset(dataset, order[:num_images].tolist())
 
     def _noise_batch_size(self) -> int:
         return self.args.noise_batch_size or self.args.train_batch_size * self.accelerator.num_processes
@@ -214,8 +216,10 @@ class NullspaceTrainer(Trainer):
                 "images, or lower `noise_batch_size` or `per_device_train_batch_size`."
             )
         with preserved_random_state():
-            loader = self._noise_dataloader(round_index=0)
-            example = self.data_collator([loader.dataset[0]])
+            images = self._noise_images(round_index=0, num_images=1)
+            if not len(images):
+                raise ValueError(f"The training set is a stream without images; one synthesis batch needs {needed}.")
+            example = self.data_collator([images[0]])
         if "labels" not in example:
             raise ValueError(
                 f"The training examples have no labels, only {sorted(example)}. Name their column `label` or `labels`."

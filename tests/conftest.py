@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on more 
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, SegformerConfig, ViTConfig, ViTForImageClassification
 
 from hf_nullspace import Certificate
 
@@ -100,3 +100,21 @@ def make_certificate():
         return Certificate(**{**values, **fields})
 
     return make
+
+
+@pytest.fixture
+def overlapping_model():
+    """A classifier with three labels whose 7x7 patches are cut every 4 pixels."""
+    config = SegformerConfig(
+        num_encoder_blocks=1,
+        depths=[1],
+        sr_ratios=[1],
+        hidden_sizes=[8],
+        patch_sizes=[7],
+        strides=[4],
+        num_attention_heads=[1],
+        mlp_ratios=[1],
+        decoder_hidden_size=8,
+        num_labels=3,
+    )
+    return AutoModelForImageClassification.from_config(config).eval()

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification, SegformerConfig
 
 from hf_nullspace import PatchNullspace
 from hf_nullspace.patch_embedding import PatchProjection, find_patch_projection
@@ -217,20 +216,9 @@ def test_linear_projections_take_cut_patches():
         nullspace.to_patches(torch.zeros(1, 5, 47))
 
 
-def test_overlapping_patches_are_refused():
-    config = SegformerConfig(
-        num_encoder_blocks=1,
-        depths=[1],
-        sr_ratios=[1],
-        hidden_sizes=[8],
-        patch_sizes=[7],
-        strides=[4],
-        num_attention_heads=[1],
-        mlp_ratios=[1],
-        decoder_hidden_size=8,
-    )
+def test_overlapping_patches_are_refused(overlapping_model):
     with pytest.raises(ValueError, match=r"overlap.*kernel \(7, 7\), stride \(4, 4\).*`synthesize_noise`"):
-        PatchNullspace.from_model(AutoModelForImageClassification.from_config(config))
+        PatchNullspace.from_model(overlapping_model)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoModelForImageClassification, SegformerConfig, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 
 from hf_nullspace import probe
 from hf_nullspace.encoder_probing import EncoderProbeConfig
@@ -58,21 +58,8 @@ def test_missing_matplotlib_costs_the_figures_only(report, tmp_path, monkeypatch
     assert "No figures" in caplog.text and (tmp_path / "probe.json").is_file()
 
 
-def test_overlapping_patches_have_an_encoder_part_only(pictures, tmp_path):
-    config = SegformerConfig(
-        num_encoder_blocks=1,
-        depths=[1],
-        sr_ratios=[1],
-        hidden_sizes=[8],
-        patch_sizes=[7],
-        strides=[4],
-        num_attention_heads=[1],
-        mlp_ratios=[1],
-        decoder_hidden_size=8,
-        num_labels=3,
-    )
-    model = AutoModelForImageClassification.from_config(config).eval()
-    report = probe(model, PROCESSOR, pictures, CONFIG, disable_tqdm=True)
+def test_overlapping_patches_have_an_encoder_part_only(overlapping_model, pictures, tmp_path):
+    report = probe(overlapping_model, PROCESSOR, pictures, CONFIG, disable_tqdm=True)
     assert report.exact is None and "`synthesize_noise`" in report.exact_refusal
     assert "exact" not in report.tables() and report.exact_refusal in report.to_markdown()
     assert len(report.encoder.token_norms) == 16
