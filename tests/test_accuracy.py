@@ -11,7 +11,7 @@ from torch import nn
 from transformers import ViTImageProcessorPil
 
 from hf_nullspace.robustness import PixelModel, fgsm, robust_accuracy
-from hf_nullspace.robustness.corruptions import SEVERITIES
+from hf_nullspace.robustness.accuracy import ACCURACY_CORRUPTIONS
 
 
 COUNT = 20
@@ -55,7 +55,7 @@ def accuracies(model, dataset):
 
 
 def test_clean_is_the_hand_count(accuracies):
-    assert list(accuracies) == ["clean", *SEVERITIES, "fgsm"]
+    assert list(accuracies) == ["clean", *ACCURACY_CORRUPTIONS, "fgsm"]
     assert accuracies["clean"] == 75.0
 
 

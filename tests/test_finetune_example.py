@@ -67,7 +67,7 @@ def test_digits_compare_base_plain_and_nullspace(digits):
     folder, results = digits
     assert list(results) == ["base", "plain", "nullspace"]
     for row in results.values():
-        assert list(row) == ["clean", "gaussian_noise", "gaussian_blur", "contrast", "fgsm"]
+        assert list(row) == ["clean", "gaussian_noise", "defocus_blur", "contrast", "fgsm"]
         assert all(0 <= value <= 100 for value in row.values())
     saved = json.loads((folder / "all_results.json").read_text())
     assert saved["nullspace_clean"] == results["nullspace"]["clean"]

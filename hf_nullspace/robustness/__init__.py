@@ -2,5 +2,5 @@
 
 from .accuracy import robust_accuracy
 from .attacks import fgsm
-from .corruptions import corrupt
+from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .pixel_model import PixelModel
