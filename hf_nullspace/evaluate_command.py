@@ -41,7 +41,7 @@ class EvaluateArguments:
     profile: str = field(default="quick", metadata={"help": "Name of a profile, or a JSON file with one."})
     datasets: list[str] = field(
         default_factory=list,
-        metadata={"help": "Other datasets of the profile, each as NAME=FOLDER_OR_HUB_ID, such as imagenet_a=data/a."},
+        metadata={"help": "Other datasets of the profile, each as NAME=FOLDER_OR_HUB_ID, such as imagenet-a=data/a."},
     )
     output_dir: str = field(default="outputs/robustness", metadata={"help": "Folder that reports go into."})
     batch_size: int = field(default=64, metadata={"help": "Images of a process at a time."})

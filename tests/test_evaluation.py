@@ -282,10 +282,10 @@ def test_written_files_name_no_place(run, tmp_path):
 
 
 def test_datasets_without_a_location_are_listed_and_have_no_number(run):
-    profile = Profile("two", (Column("clean"), Column("sketch", dataset="imagenet_sketch")))
+    profile = Profile("two", (Column("clean"), Column("sketch", dataset="imagenet-sketch")))
     report = run(profile=profile)
     assert list(report.columns) == ["clean"] and "sketch" not in report.summary
-    assert report.not_measured == {"sketch": "no location of the dataset 'imagenet_sketch' was given"}
+    assert report.not_measured == {"sketch": "no location of the dataset 'imagenet-sketch' was given"}
     assert "- sketch: no location" in report.to_markdown()
     with pytest.raises(ValueError, match="None of the columns"):
         run(profile=Profile("one", profile.columns[1:]))
@@ -296,8 +296,8 @@ def test_bad_input_is_refused(run, dataset):
         run(label_column_name="digit")
     with pytest.raises(ValueError, match="holds no images"):
         run(images=dataset.select([]))
-    with pytest.raises(ValueError, match=r"\['imagenet_a'\].*does not use"):
-        run(datasets={"imagenet_a": "somewhere"})
+    with pytest.raises(ValueError, match=r"\['imagenet-a'\].*does not use"):
+        run(datasets={"imagenet-a": "somewhere"})
     with pytest.raises(ValueError, match="`batch_size`.*0"):
         run(batch_size=0)
     with pytest.raises(ValueError, match="24x24.*16x16"):

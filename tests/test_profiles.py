@@ -32,9 +32,9 @@ def test_hash_is_of_what_changes_a_number():
 def test_named_profiles_have_the_promised_columns():
     paper = [column.name for column in PROFILES["paper"].columns if column.corruption is None]
     assert paper == (
-        "clean patchfool cw fgsm damagenet imagenet_a imagenet_v2 imagenet_r imagenet_sketch stylized".split()
+        "clean patchfool cw fgsm damagenet imagenet-a imagenet-v2 imagenet-r imagenet-sketch imagenet-stylized".split()
     )
-    for name, dataset in (("standard", "evaluation"), ("paper", "imagenet_c")):
+    for name, dataset in (("standard", "evaluation"), ("paper", "imagenet-c")):
         corrupted = [column for column in PROFILES[name].columns if column.corruption]
         assert {column.dataset for column in corrupted} == {dataset}
         assert [(column.corruption, column.severity) for column in corrupted] == [
@@ -74,7 +74,7 @@ def test_a_profile_is_found_by_name_and_file(tmp_path):
         ({"name": "mine", "columns": [{"name": "a", "attack": "fgsm", "settings": {"steps": 3}}]}, "'steps'"),
         ({"name": "mine", "columns": [{"name": "a", "attack": "fgsm", "settings": {"epsilon": "x"}}]}, "'x'"),
         ({"name": "mine", "columns": [{"name": "a", "max_images": 0}]}, "`max_images`.*0"),
-        ({"name": "mine", "columns": [{"name": "a", "dataset": "imagenet_c"}]}, "which corruption"),
+        ({"name": "mine", "columns": [{"name": "a", "dataset": "imagenet-c"}]}, "which corruption"),
     ],
 )
 def test_bad_profiles_are_refused(values, message):

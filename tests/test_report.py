@@ -21,7 +21,7 @@ def report():
             Column("fog_1", corruption="fog", severity=1),
             Column("fog_3", corruption="fog", severity=3),
             Column("fgsm", attack="fgsm"),
-            Column("r", dataset="imagenet_r"),
+            Column("r", dataset="imagenet-r"),
         ),
         note="For a test.",
     )
@@ -42,7 +42,11 @@ def report():
         summary,
         {"r": "no location"},
         {"mean_corruption_error": 50.0, "mean_accuracy": 43.33},
-        {"preprocessing": {"size": {"height": 16}}, "versions": {"torch": "2.6"}, "batch_size": 3},
+        {
+            "preprocessing": {"resizing": {"none": ["evaluation"]}, "size": {"height": 16}},
+            "versions": {"torch": "2.6"},
+            "batch_size": 3,
+        },
         {"clean": 1.5},
         {"clean": Outcomes(torch.rand(20, 6), torch.arange(20))},
     )
@@ -79,6 +83,8 @@ def test_markdown_holds_the_numbers(report):
         "| fog | 60.00 | 40.00 |",
         "| mean corruption error, generated here | 50.00 |",
         "- r: no location",
+        "- evaluation: none",
+        "- size: {'height': 16}",
         "- torch 2.6",
     ):
         assert line in text.splitlines()

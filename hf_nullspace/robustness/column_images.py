@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from ..randomness import keyed_generator
 from .corruptions import corrupt
+from .datasets import prepare_picture
+from .pixel_model import processed_size
 from .profiles import IMAGENET_C, Column
 from .sources import ImageSource
 
@@ -51,7 +53,7 @@ class ColumnImages(torch.utils.data.Dataset):
 
     def __getitem__(self, batch: ColumnBatch) -> tuple[torch.Tensor, torch.Tensor]:
         source, column = self.sources[batch.column.name], batch.column
-        pixels = to_pixels(source.read(batch.indices), self.image_processor)
+        pixels = to_pixels(source.read(batch.indices), self.image_processor, source.preprocessing)
         if column.corruption is not None and column.dataset != IMAGENET_C:
             corrupted = [
                 corrupt_pixels(picture, column.corruption, column.severity, self.seed, index)
@@ -66,8 +68,24 @@ def column_loader(images: ColumnImages, batches: Sequence[ColumnBatch], num_work
     return DataLoader(images, batch_size=None, sampler=batches, num_workers=num_workers, generator=torch.Generator())
 
 
-def to_pixels(pictures: Sequence[Image.Image], image_processor: Callable) -> torch.Tensor:
-    """The pictures as the image processor resizes them, as pixels in [0, 1]."""
+def to_pixels(pictures: Sequence[Image.Image], image_processor: Callable, preprocessing: str) -> torch.Tensor:
+    """
+    Pixels of shape `(num_pictures, channels, height, width)` in [0, 1].
+
+    Args:
+        pictures (`Sequence[PIL.Image.Image]`): The pictures.
+        image_processor (`Callable`): The model's image processor, which resizes them unless the dataset's protocol does.
+        preprocessing (`str`): See [`RobustnessDataset`].
+    """
+    if preprocessing != "image_processor":
+        height, width = processed_size(image_processor) or (224, 224)
+        if height != width:
+            raise ValueError(
+                f"The protocol {preprocessing!r} gives square pictures, but the image processor gives {height}x{width}. "
+                "Evaluate on a `datasets.Dataset`, which the image processor resizes."
+            )
+        prepared = [np.asarray(prepare_picture(picture, preprocessing, height)) for picture in pictures]
+        return torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).float() / 255
     pictures = [picture.convert("RGB") for picture in pictures]
     # Some processors rescale to [-1, 1]; `PixelModel` does that.
     values = image_processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]

@@ -19,9 +19,10 @@ from ..frozen import frozen
 from ..randomness import preserved_random_state
 from .classifier_check import check_classifier
 from .column_images import ColumnImages, to_pixels
+from .datasets import PREPROCESSINGS, RobustnessDataset, load_robustness_dataset
 from .outcomes import Outcomes, ShardStore, check_manifest, model_fingerprint
 from .pixel_model import PixelModel
-from .profiles import EVALUATION_SET, Profile, resolve_profile
+from .profiles import EVALUATION_SET, IMAGENET_C, Column, Profile, resolve_profile
 from .report import REPORT_NAME, RobustnessReport
 from .scoring import aggregate_columns, score_columns, summarize_columns
 from .shards import Shard, ShardRunner, plan_shards
@@ -43,12 +44,12 @@ PROCESSOR_FIELDS += ("image_std",)
 def evaluate_robustness(
     model: nn.Module,
     image_processor: Callable,
-    dataset: Dataset,
+    dataset: Dataset | RobustnessDataset,
     profile: str | os.PathLike | Profile = "standard",
     *,
     accelerator: Accelerator | None = None,
     output_dir: str | os.PathLike | None = None,
-    datasets: Mapping[str, Any] | None = None,
+    datasets: Mapping[str, str | os.PathLike | RobustnessDataset] | None = None,
     image_column_name: str = "image",
     label_column_name: str = "label",
     batch_size: int = 64,
@@ -68,17 +69,18 @@ def evaluate_robustness(
             The classifier; in evaluation mode meanwhile, and put back as it was.
         image_processor (`Callable`):
             Its image processor.
-        dataset (`datasets.Dataset`):
-            Pictures and labels. Any transform or format set on it is left out: the pictures are read as they are.
+        dataset (`datasets.Dataset` or [`RobustnessDataset`]):
+            Pictures and labels. A `datasets.Dataset` needs a class list (`ClassLabel`), whose names are matched with the
+            model's; the image processor resizes its pictures, and any transform set on it is left out.
         profile (`str`, `os.PathLike` or [`Profile`], *optional*, defaults to `"standard"`):
             A name (`"quick"`, `"standard"`, `"paper"`, `"released"`, `"preview"`), a JSON file or a profile.
         accelerator (`Accelerator`, *optional*):
             For several processes and autocast.
         output_dir (`str` or `os.PathLike`, *optional*):
             Where the report is saved, and finished parts are kept until it is. By default nothing is written.
-        datasets (`Mapping[str, str]`, *optional*):
-            Folder or Hub id of each other dataset that the profile names (`"imagenet_a"`, ...). Columns of a dataset
-            that is not named are listed as not measured.
+        datasets (`Mapping[str, str or RobustnessDataset]`, *optional*):
+            Folder or Hub id of each other dataset that the profile names (`"imagenet-a"`, ...), or the dataset as
+            [`load_robustness_dataset`] gives it. Columns of a dataset that is not named are listed as not measured.
         image_column_name, label_column_name (`str`, *optional*):
             The columns of `dataset`.
         batch_size (`int`, *optional*, defaults to 64):
@@ -118,7 +120,7 @@ def evaluate_robustness(
         "datasets": {source.name: source.fingerprint() for source in sources.values()},
         "num_images": {source.name: len(source) for source in sources.values()},
         "batch_size": batch_size,
-        "preprocessing": describe_processor(image_processor),
+        "preprocessing": describe_preprocessing(image_processor, sources),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     if output_dir is not None and Path(output_dir, REPORT_NAME).is_file():
@@ -132,7 +134,7 @@ def evaluate_robustness(
     with preserved_random_state(), frozen(model):
         pixel_model = PixelModel(model, image_processor)
         images = ColumnImages(sources, image_processor, profile.seed)
-        pixels = to_pixels(main.read(range(min(2, len(main)))), image_processor)
+        pixels = to_pixels(main.read(range(min(2, len(main)))), image_processor, main.preprocessing)
         check_classifier(pixel_model, pixels.to(pixel_model.mean.device))
         runner = ShardRunner(pixel_model, images, accelerator, num_workers, disable_tqdm)
         values, seconds = runner.run(shards, store, {"profile": profile.hash, **run})
@@ -159,7 +161,10 @@ def evaluate_robustness(
 
 
 def find_sources(
-    profile: Profile, main: ImageSource, locations: Mapping[str, str], model: nn.Module
+    profile: Profile,
+    main: ImageSource,
+    locations: Mapping[str, str | os.PathLike | RobustnessDataset],
+    model: nn.Module,
 ) -> tuple[dict[str, ImageSource], dict[str, str]]:
     """
     The images of each column, and for each column without images the reason.
@@ -180,10 +185,25 @@ def find_sources(
         elif column.dataset not in locations:
             not_measured[column.name] = f"no location of the dataset {column.dataset!r} was given"
         else:
-            raise NotImplementedError
+            sources[column.name] = _load_source(column, locations[column.dataset], model, sources)
     if not sources:
         raise ValueError(f"None of the columns of {profile.name!r} has images: {not_measured}. Name their `datasets`.")
     return sources, not_measured
+
+
+def _load_source(
+    column: Column, location: str | os.PathLike | RobustnessDataset, model: nn.Module, loaded: dict[str, ImageSource]
+) -> ImageSource:
+    is_part = column.dataset == IMAGENET_C
+    name = f"{IMAGENET_C}/{column.corruption}/{column.severity}" if is_part else column.dataset
+    for source in loaded.values():
+        if source.name == name:
+            return source
+    if not isinstance(location, RobustnessDataset):
+        part = {"corruption": column.corruption, "severity": column.severity} if is_part else {}
+        id2label = getattr(getattr(model, "config", None), "id2label", None)
+        location = load_robustness_dataset(column.dataset, location, id2label=id2label, **part)
+    return image_source(location, model, name)
 
 
 def outcomes_by_column(shards: list[Shard], values: torch.Tensor) -> dict[str, Outcomes]:
@@ -205,9 +225,14 @@ def seconds_by_column(shards: list[Shard], seconds: torch.Tensor) -> dict[str, f
     return totals
 
 
-def describe_processor(image_processor: Callable) -> dict[str, Any]:
-    """What the image processor does to a picture, as JSON values."""
-    fields = {"image_processor": type(image_processor).__name__}
+def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSource]) -> dict[str, Any]:
+    """What is done to the pictures of each dataset, and the image processor's settings, as JSON values."""
+    protocols = {PREPROCESSINGS[source.preprocessing]: [] for source in sources.values()}
+    for source in sources.values():
+        names = protocols[PREPROCESSINGS[source.preprocessing]]
+        if (family := source.name.partition("/")[0]) not in names:
+            names.append(family)
+    fields = {"resizing": protocols, "image_processor": type(image_processor).__name__}
     for name in PROCESSOR_FIELDS:
         value = getattr(image_processor, name, None)
         if value is not None:

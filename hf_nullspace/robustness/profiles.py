@@ -13,13 +13,14 @@ from typing import Any
 
 from .attacks import ATTACKS, parse_epsilon
 from .corruptions import CORRUPTIONS
+from .datasets import ROBUSTNESS_DATASETS
 from .released import released_fgsm
 
 
 # Name of the images that `evaluate_robustness` is called with; other datasets are named by the column.
 EVALUATION_SET = "evaluation"
 # The dataset whose columns are published corruptions.
-IMAGENET_C = "imagenet_c"
+IMAGENET_C = "imagenet-c"
 
 COLUMN_ATTACKS = {**ATTACKS, "released_fgsm": released_fgsm}
 
@@ -34,7 +35,7 @@ class Column:
             Its name in the report.
         dataset (`str`, *optional*, defaults to `"evaluation"`):
             Which images: those that [`evaluate_robustness`] is called with, or a dataset of `datasets.py` whose location
-            the call names. For `"imagenet_c"`, `corruption` and `severity` choose the published images.
+            the call names. For `"imagenet-c"`, `corruption` and `severity` choose the published images.
         corruption (`str`, *optional*):
             Common corruption to generate.
         severity (`int`, *optional*):
@@ -83,6 +84,11 @@ class Column:
             )
         if self.severity is not None and (type(self.severity) is not int or not 1 <= self.severity <= 5):
             raise ValueError(f"{where} must have a severity from 1 to 5, but got {self.severity!r}.")
+        if self.dataset not in (EVALUATION_SET, *ROBUSTNESS_DATASETS):
+            raise ValueError(
+                f"{where} has the unknown dataset {self.dataset!r}; expected {EVALUATION_SET!r} or one of "
+                f"{list(ROBUSTNESS_DATASETS)}."
+            )
         if self.dataset == IMAGENET_C and self.corruption is None:
             raise ValueError(f"{where} is of {IMAGENET_C!r}, so it must say which corruption and severity.")
         if self.attack is not None and self.attack not in COLUMN_ATTACKS:
@@ -265,12 +271,10 @@ PAPER_COLUMNS = (
     Column("patchfool", attack="patchfool", settings=PATCHFOOL),
     Column("cw", attack="cw_l2", settings=CW),
     Column("fgsm", attack="fgsm", settings=PIXEL_RADIUS),
-    Column("damagenet", dataset="damagenet"),
-    Column("imagenet_a", dataset="imagenet_a"),
-    Column("imagenet_v2", dataset="imagenet_v2"),
-    Column("imagenet_r", dataset="imagenet_r"),
-    Column("imagenet_sketch", dataset="imagenet_sketch"),
-    Column("stylized", dataset="stylized"),
+    *(
+        Column(name, dataset=name)
+        for name in ("damagenet", "imagenet-a", "imagenet-v2", "imagenet-r", "imagenet-sketch", "imagenet-stylized")
+    ),
 )
 
 PAPER = Profile(

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..plotting import plot_robustness
 from .outcomes import Outcomes, load_outcomes, save_outcomes, write_text
 from .profiles import Profile
-from .report_markdown import sections
+from .report_markdown import report_sections
 
 
 logger = logging.get_logger(__name__)
@@ -93,7 +93,8 @@ class RobustnessReport:
 
     def to_markdown(self) -> str:
         """The report as Markdown, without timing."""
-        return "\n\n".join(sections(self))
+        parts = (self.columns, self.not_measured, self.aggregates, self.run)
+        return "\n\n".join(report_sections(self.model_name, self.profile, *parts))
 
     def save(self, directory: str | os.PathLike, figure: bool = True) -> None:
         """

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .profiles import IMAGENET_C
+from .profiles import IMAGENET_C, Column, Profile
 
-
-if TYPE_CHECKING:
-    from .report import RobustnessReport
 
 AGGREGATE_NAMES = {
     "mean_corruption_error": "mean corruption error, generated here",
@@ -19,33 +16,35 @@ AGGREGATE_NAMES = {
 }
 
 
-def sections(report: RobustnessReport) -> list[str]:
-    """The parts of `report.to_markdown()`."""
-    profile, run = report.profile, report.run
-    parts = [f"# Robustness of {report.model_name}"]
+def report_sections(
+    model_name: str,
+    profile: Profile,
+    rows: dict[str, dict[str, Any]],
+    not_measured: dict[str, str],
+    aggregates: dict[str, float],
+    run: dict[str, Any],
+) -> list[str]:
+    """The parts of a report, from the fields of [`RobustnessReport`]."""
+    parts = [f"# Robustness of {model_name}"]
     parts.append(f"Profile `{profile.name}` ({profile.hash[:12]}), seed {profile.seed}. {profile.note}".strip())
-    others = [column for column in profile.columns if column.corruption is None or column.attack is not None]
-    rows = [
-        _column_row(column.name, report.columns[column.name]) for column in others if column.name in report.columns
-    ]
-    if rows:
-        parts.append("## Columns\n\nAccuracy in per cent with its 95 % interval.\n\n" + table(rows))
+    measured = [column for column in profile.columns if column.name in rows]
+    corrupted = [column for column in measured if column.corruption is not None and column.attack is None]
+    others = [_column_row(column.name, rows[column.name]) for column in measured if column not in corrupted]
+    if others:
+        parts.append("## Columns\n\nAccuracy in per cent with its 95 % interval.\n\n" + table(others))
     for title, is_published in (("Corruptions, C-style and generated here", False), ("ImageNet-C", True)):
-        columns = [
-            column
-            for column in profile.columns
-            if column not in others
-            and column.name in report.columns
-            and (column.dataset == IMAGENET_C) == is_published
-        ]
+        columns = [column for column in corrupted if (column.dataset == IMAGENET_C) == is_published]
         if columns:
-            parts.append(f"## {title}\n\nAccuracy in per cent by severity.\n\n" + _corruption_table(columns, report))
-    if report.aggregates:
-        named = [{"mean": AGGREGATE_NAMES[name], "%": f"{value:.2f}"} for name, value in report.aggregates.items()]
+            cells = _corruption_table(columns, rows)
+            parts.append(f"## {title}\n\nAccuracy in per cent by severity.\n\n{cells}")
+    if aggregates:
+        named = [{"mean": AGGREGATE_NAMES[name], "%": f"{value:.2f}"} for name, value in aggregates.items()]
         parts.append("## Means\n\n" + table(named))
-    if report.not_measured:
-        parts.append("## Not measured\n\n" + _missing(report.not_measured))
-    lines = [f"- {name}: {value}" for name, value in run["preprocessing"].items()]
+    if not_measured:
+        parts.append("## Not measured\n\n" + _missing(not_measured))
+    settings = dict(run["preprocessing"])
+    lines = [f"- {', '.join(names)}: {protocol}" for protocol, names in settings.pop("resizing").items()]
+    lines += [f"- {name}: {value}" for name, value in settings.items()]
     parts.append("## Preprocessing\n\n" + "\n".join(lines))
     lines = [f"- {name} {version}" for name, version in run["versions"].items()]
     parts.append("## Versions\n\n" + "\n".join(lines))
@@ -78,13 +77,15 @@ def _column_row(name: str, row: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-def _corruption_table(columns: Sequence, report: RobustnessReport) -> str:
+def _corruption_table(columns: Sequence[Column], rows: dict[str, dict[str, Any]]) -> str:
     severities = sorted({column.severity for column in columns})
-    rows: dict[str, dict[str, str]] = {}
+    lines: dict[str, dict[str, str]] = {}
     for column in columns:
-        row = rows.setdefault(column.corruption, {"corruption": column.corruption} | {str(s): "" for s in severities})
-        row[str(column.severity)] = f"{report.columns[column.name]['accuracy']:.2f}"
-    return table(list(rows.values()))
+        line = lines.setdefault(
+            column.corruption, {"corruption": column.corruption} | {str(s): "" for s in severities}
+        )
+        line[str(column.severity)] = f"{rows[column.name]['accuracy']:.2f}"
+    return table(list(lines.values()))
 
 
 def _missing(not_measured: dict[str, str]) -> str:

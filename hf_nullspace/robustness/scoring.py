@@ -16,7 +16,7 @@ from .profiles import IMAGENET_C, PAPER_COLUMNS, Column
 
 
 # The bar that all corruptions of one kind share.
-GENERATED, PUBLISHED = "corruptions", "imagenet_c"
+GENERATED, PUBLISHED = "corruptions", IMAGENET_C
 
 
 def score_columns(columns: Sequence[Column], outcomes: dict[str, Outcomes]) -> dict[str, dict[str, Any]]:

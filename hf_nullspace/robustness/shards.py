@@ -16,6 +16,7 @@ from ..randomness import keyed_generator
 from .attacks import run_autoattack
 from .attacks.autoattack import WARNINGS
 from .column_images import ColumnBatch, ColumnImages, column_loader
+from .imagenet import masked_logits
 from .outcomes import FIELDS, ShardStore
 from .pixel_model import PixelModel
 from .profiles import COLUMN_ATTACKS, Column, Profile
@@ -174,11 +175,7 @@ class ShardRunner:
                 attacked, warnings = attack_pixels(column.attack, self.model, pixels, labels, settings)
             with torch.no_grad():
                 logits = self.model(attacked)
-        classes = self.images.sources[column.name].class_indices
-        if classes is not None:
-            masked = torch.full_like(logits, -torch.inf)
-            masked[:, classes] = logits[:, classes]
-            logits = masked
+        logits = masked_logits(logits, self.images.sources[column.name].class_indices)
         confidence, prediction = logits.softmax(-1).max(-1)
         change = (attacked - pixels).flatten(1)
         fields = (prediction, prediction == labels, confidence, change.norm(dim=1), change.abs().amax(1))
