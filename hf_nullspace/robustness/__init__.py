@@ -1,6 +1,19 @@
 """Measures robustness in pixel space."""
 
-from .attacks import ATTACKS, fgsm, parse_epsilon
+from ..frozen import frozen
+from .attacks import (
+    ATTACKS,
+    AutoAttackReport,
+    autoattack,
+    cw_l2,
+    fgsm,
+    parse_epsilon,
+    patchfool,
+    pgd_l2,
+    pgd_linf,
+    run_autoattack,
+)
+from .classifier_check import check_classifier
 from .comparison import compare_reports
 from .corruptions import CORRUPTIONS, corrupt
 from .evaluation import evaluate_robustness, public_name
