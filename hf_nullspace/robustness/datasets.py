@@ -119,6 +119,7 @@ def load_robustness_dataset(
     label_column_name: str = "label",
     max_images: int | None = None,
     seed: int = 42,
+    check_images: bool = True,
     skip_bad_images: bool = False,
     num_proc: int | None = None,
     **load_kwargs: Any,
@@ -145,6 +146,8 @@ def load_robustness_dataset(
         image_column_name, label_column_name (`str`, *optional*): Columns of a Hub dataset.
         max_images (`int`, *optional*): Draw so many pictures.
         seed (`int`, *optional*, defaults to 42): Seed of that draw.
+        check_images (`bool`, *optional*, defaults to `True`): Decode every picture once to see whether it can be read.
+            [`evaluate_robustness`] does without: it names such a picture when it comes to it.
         skip_bad_images (`bool`, *optional*, defaults to `False`): Leave out unreadable pictures, with a warning.
         num_proc (`int`, *optional*): Processes that check whether pictures can be read.
         load_kwargs: Passed on to `datasets.load_dataset` for a Hub dataset (`split`, `name`, `revision`, `token`, ...).
@@ -187,7 +190,8 @@ def load_robustness_dataset(
     dataset, class_indices = translate_labels(dataset, title, classes, id2label)
     if max_images is not None and max_images < len(dataset):
         dataset = dataset.shuffle(seed=seed).select(range(max_images))
-    dataset = drop_unreadable_images(dataset, "image", skip_bad_images, num_proc)
+    if check_images:
+        dataset = drop_unreadable_images(dataset, "image", skip_bad_images, num_proc)
     return RobustnessDataset(title, dataset, class_indices, "none" if name in UNCHANGED else "resize_256_crop_224")
 
 
