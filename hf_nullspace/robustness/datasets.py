@@ -174,6 +174,10 @@ def load_robustness_dataset(
         title = f"{title} {corruption} {severity}"
     elif corruption is not None or severity is not None:
         raise ValueError(f"`corruption` and `severity` choose a part of imagenet-c; {title} has none.")
+    if labels_file is not None and name not in LISTED:
+        raise ValueError(f"`labels_file` is for {list(LISTED)}; {title} has class folders.")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"`max_images` must be at least 1, but got {max_images}.")
     classes = _expected_classes(name, class_subset)
     if not os.path.exists(source) and (os.path.isabs(source) or str(source).startswith(".")):
         raise FileNotFoundError(f"There is no folder {str(source)!r}. Name a local folder, or a dataset of the Hub.")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from .attacks.autoattack import WARNINGS
-from .corruptions import CORRUPTIONS
+from .corruptions import CORRUPTIONS, SEVERITIES
 from .metrics import (
+    PAPER_COLUMNS,
     attack_success,
     calibration_error,
     mean_corruption_error,
@@ -19,7 +20,7 @@ from .metrics import (
     wilson_interval,
 )
 from .outcomes import Outcomes
-from .profiles import IMAGENET_C, PAPER_COLUMNS, Column
+from .profiles import IMAGENET_C, Column
 
 
 # The bar that all corruptions of one kind share.
@@ -125,13 +126,13 @@ def aggregate_columns(
         for column in columns
         if column.dataset == IMAGENET_C and column.name in rows
     }
-    if len(published) == 5 * len(CORRUPTIONS):
-        errors = {name: [published[name, severity] for severity in range(1, 6)] for name in CORRUPTIONS}
+    if len(published) == len(CORRUPTIONS) * len(SEVERITIES):
+        errors = {name: [published[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}
         aggregates["mce"] = mean_corruption_error(errors)
         if "clean" in rows:
             aggregates["relative_mce"] = relative_mean_corruption_error(errors, 100 - rows["clean"]["accuracy"])
-        named = {column.name: rows[column.name]["accuracy"] for column in PAPER_COLUMNS if column.name in rows}
-        if len(named) == len(PAPER_COLUMNS):
+        named = {name: rows[name]["accuracy"] for name in PAPER_COLUMNS if name in rows}
+        if len(named) == len(PAPER_COLUMNS) - 1:
             aggregates["average"] = paper_average({**named, IMAGENET_C: aggregates["mce"]})
     if bars:
         aggregates["mean_accuracy"] = sum(bar["accuracy"] for bar in bars.values()) / len(bars)
