@@ -11,8 +11,9 @@ from torch import nn
 from .certificate import agreement
 from .frozen import frozen
 from .injection import inject_noise
-from .nullspace import PIXEL_MARGIN, PatchNullspace, normalization
+from .nullspace import PatchNullspace
 from .patch_embedding import find_patch_projection
+from .pixel_box import PIXEL_MARGIN, normalization
 from .probing import permute_elements
 from .randomness import keyed_generator
 
@@ -44,7 +45,7 @@ def measure_exact_noise(
     image_std: Sequence[float],
     nullspace: PatchNullspace | None = None,
     generator: torch.Generator | None = None,
-    slides: int = 128,
+    slides: int | None = None,
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """
     The exact nullspace of a model in numbers: its size, and what the largest noise inside the pixel box does.
@@ -55,10 +56,11 @@ def measure_exact_noise(
         image_mean, image_std (`Sequence[float]`): The image processor's.
         nullspace ([`PatchNullspace`], *optional*): The model's, if there is one already.
         generator (`torch.Generator`, *optional*): A CPU generator; one with a fixed seed by default.
-        slides (`int`, *optional*, defaults to 128): See [`PatchNullspace.sample_within`].
+        slides (`int`, *optional*): See [`PatchNullspace.sample_within`].
 
     Returns:
-        `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels;
+        `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels, and
+        no noise inside the box exceeds `noise_norm_bound`;
         `noise_rms` is in units of the pixel range [0, 1]; changes of the logits are the largest over the pictures for
         the noise, and the smallest for the control, which is the same noise with its elements permuted.
     """
@@ -79,6 +81,7 @@ def measure_exact_noise(
         "tolerance": nullspace.tolerance,
         "num_images": len(pixel_values),
         "noise_norm": noise.flatten(1).norm(dim=1).mean().item(),
+        "noise_norm_bound": nullspace.norm_bound(pixel_values, image_mean, image_std).mean().item(),
         "noise_rms": (noise * std).square().mean().sqrt().item(),
         "pixels_at_bound": at_bound.double().mean().item(),
         "relative_logit_change": relative_logit_change(clean, noisy).max().item(),
@@ -190,7 +193,7 @@ def watermark(
     image_mean: Sequence[float],
     image_std: Sequence[float],
     strength: float = 1.0,
-    slides: int = 128,
+    slides: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Lays a picture over others so that the model's logits do not move: an invisible watermark, seen by no such model.
@@ -208,7 +211,7 @@ def watermark(
         mark_values (`torch.Tensor` of the same shape, or of one picture): The normalised mark.
         image_mean, image_std (`Sequence[float]`): The image processor's.
         strength (`float`, *optional*, defaults to 1.0): Share of the mark in the wanted picture, in (0, 1].
-        slides (`int`, *optional*, defaults to 128): See [`PatchNullspace.sample_within`].
+        slides (`int`, *optional*): See [`PatchNullspace.sample_within`].
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The marked pictures, normalised, and for each of them the likeness: cosine

@@ -19,9 +19,10 @@ from transformers.utils import logging
 from . import plotting
 from .encoder_probing import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact_noise import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
-from .nullspace import PatchNullspace, normalization
+from .nullspace import PatchNullspace
 from .patch_embedding import find_patch_projection
 from .pictures import pixel_statistics, to_pixel_values
+from .pixel_box import normalization
 
 
 logger = logging.get_logger(__name__)
