@@ -46,6 +46,7 @@ def measure_exact_noise(
     nullspace: PatchNullspace | None = None,
     generator: torch.Generator | None = None,
     slides: int | None = None,
+    clean_logits: torch.Tensor | None = None,
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """
     The exact nullspace of a model in numbers: its size, and what the largest noise inside the pixel box does.
@@ -57,6 +58,8 @@ def measure_exact_noise(
         nullspace ([`PatchNullspace`], *optional*): The model's, if there is one already.
         generator (`torch.Generator`, *optional*): A CPU generator; one with a fixed seed by default.
         slides (`int`, *optional*): See [`PatchNullspace.sample_within`].
+        clean_logits (`torch.Tensor` of shape `(num_images, num_labels)`, *optional*): The pictures' logits, where they
+            are known already.
 
     Returns:
         `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels, and
@@ -71,7 +74,8 @@ def measure_exact_noise(
     mean, std = normalization(image_mean, image_std, pixel_values)
     pixels = (pixel_values + noise).double() * std + mean
     at_bound = (pixels < 2 * PIXEL_MARGIN) | (pixels > 1 - 2 * PIXEL_MARGIN)
-    clean, noisy, control = (predict(model, pixel_values + change) for change in (0.0, noise, permuted))
+    clean = predict(model, pixel_values) if clean_logits is None else clean_logits
+    noisy, control = (predict(model, pixel_values + change) for change in (noise, permuted))
     row = {
         "projection": nullspace.projection_name,
         "hidden_size": nullspace.matrix.shape[0],
@@ -149,6 +153,7 @@ def prediction_stability(
     norms: Sequence[float],
     nullspace: PatchNullspace | None = None,
     generator: torch.Generator | None = None,
+    clean_logits: torch.Tensor | None = None,
 ) -> list[dict[str, float]]:
     """
     How predictions hold under exact noise of growing norm, without regard to the pixel box.
@@ -161,6 +166,7 @@ def prediction_stability(
         norms (`Sequence[float]`): Norms of the noise of one picture, in normalised pixels.
         nullspace ([`PatchNullspace`], *optional*): The model's, if there is one already.
         generator (`torch.Generator`, *optional*): A CPU generator; one with a fixed seed by default.
+        clean_logits (`torch.Tensor` of shape `(num_images, num_labels)`, *optional*): As in [`measure_exact_noise`].
 
     Returns:
         `list[dict]`: For each norm the `agreement` and largest `relative_logit_change`, and those of the permuted
@@ -170,7 +176,7 @@ def prediction_stability(
     generator = generator if generator is not None else keyed_generator("stability", 42)
     direction = nullspace.sample(len(pixel_values), 1.0, generator, tuple(pixel_values.shape[2:])).to(pixel_values)
     permuted = permute_elements(direction, generator)
-    clean = predict(model, pixel_values)
+    clean = predict(model, pixel_values) if clean_logits is None else clean_logits
     rows = []
     for norm in norms:
         noisy, control = (predict(model, pixel_values + norm * change) for change in (direction, permuted))

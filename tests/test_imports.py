@@ -29,7 +29,7 @@ FLOORS = {
         "plotting",
         "baselines",
     ],
-    2: ["synthesis", "probing", "noise_search", "encoder_probing", "exact_noise"],
+    2: ["synthesis", "sensitivity", "probing", "noise_search", "encoder_probing", "exact_noise"],
     1: [
         "nullspace",
         "patch_matrix",
