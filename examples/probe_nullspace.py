@@ -17,8 +17,8 @@ from PIL import Image
 from hf_nullspace import PatchNullspace, ProbeReport, probe
 from hf_nullspace.cli import load_probe_inputs, parse_probe_arguments
 from hf_nullspace.exact_noise import predict, relative_logit_change, watermark
-from hf_nullspace.nullspace import normalization
 from hf_nullspace.pictures import pixel_statistics, to_pixel_values
+from hf_nullspace.pixel_box import normalization
 
 
 def main(argv: list[str]) -> ProbeReport:

@@ -108,7 +108,8 @@ class NullspaceDataCollator:
     def set_epoch(self, epoch: int) -> None:
         """
         Draws other noise from now on. Without it an image gets the same noise in every epoch; workers that outlive an
-        epoch (`persistent_workers=True`) do not hear of it.
+        epoch (`persistent_workers=True`) do not hear of it. With `Trainer`, call it from a callback's `on_epoch_begin`,
+        with `int(state.epoch or 0)`, which is right after a resume as well.
         """
         self._epoch = epoch
 

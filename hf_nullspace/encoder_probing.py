@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.utils import logging
 
-from .certificate import agreement, logit_distance, probability_mse, remove_hidden_mean, token_norms
+from .certificate import agreement, logit_distance, probability_mse, token_norms
 from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
 from .noise_search import (
     BETAS,
@@ -26,6 +26,7 @@ from .noise_search import (
 )
 from .probing import permute_elements
 from .randomness import keyed_generator
+from .sensitivity import Sensitivity, measure_sensitivity
 
 
 logger = logging.get_logger(__name__)
@@ -47,11 +48,11 @@ class EncoderProbeConfig:
     Args:
         lambdas (`tuple[float, ...]`, *optional*, defaults to `(0.05, 0.2, 0.8, 2.0)`):
             Weights of the log-norm term, ascending, in units of the logits (figure 2 of the paper).
-        max_steps (`int`, *optional*, defaults to 12):
+        max_steps (`int`, *optional*, defaults to 6):
             Steps of the search at each lambda, each on one batch. Every search goes on from the noise of the lambda
             before; the second noise, for convex combinations, takes twice as many at once. The default suits two CPU
             cores and a ViT-S; more steps find larger noise.
-        learning_rate (`float`, *optional*, defaults to 0.2):
+        learning_rate (`float`, *optional*, defaults to 0.05):
             Size of a step relative to the noise's own.
         max_images (`int`, *optional*, defaults to 64):
             Images read; five eighths of them are searched on, everything is measured on the others.
@@ -66,8 +67,8 @@ class EncoderProbeConfig:
     """
 
     lambdas: tuple[float, ...] = (0.05, 0.2, 0.8, 2.0)
-    max_steps: int = 12
-    learning_rate: float = 0.2
+    max_steps: int = 6
+    learning_rate: float = 0.05
     max_images: int = 64
     min_agreement: float = 0.98
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -152,12 +153,16 @@ def probe_encoder(
         hidden = disable_tqdm or not classifier.accelerator.is_local_main_process
         with logging.tqdm(total=ticks, desc="Probing the encoder", leave=False, disable=hidden) as progress:
             seen, unseen = (_measured_once(classifier, part, progress.update) for part in (training, held_out))
-            sweep, noises = lambda_sweep(classifier, training, unseen, config, progress.update)
+            sensitivity = measure_sensitivity(classifier, training, keyed_generator("sensitivity", config.seed))
+            sweep, noises = lambda_sweep(classifier, training, sensitivity, unseen, config, progress.update)
             chosen = _largest_agreeing(sweep, config.min_agreement)
             noise, norm_weight = noises[chosen], config.lambdas[chosen]
             longer = dataclasses.replace(config, max_steps=2 * config.max_steps)
             generator = keyed_generator("second noise", config.seed)
-            second = search_at(classifier, training, norm_weight, longer, generator, on_step=progress.update)
+            second = search_at(
+                classifier, training, sensitivity, norm_weight, longer, generator, on_step=progress.update
+            )
+            second = sensitivity.to_noise(second)
             return EncoderProbe(
                 sweep=sweep,
                 closure=closure(unseen, noise, second, config.seed),
@@ -172,6 +177,7 @@ def probe_encoder(
 def search_at(
     classifier: FrozenClassifier,
     images: FrozenImages,
+    sensitivity: Sensitivity,
     norm_weight: float,
     config: EncoderProbeConfig,
     generator: torch.Generator,
@@ -181,8 +187,8 @@ def search_at(
     """
     Minimises `logit_distance(v) - norm_weight * log ||v||` (paper, section 3), whose optimum has no early stop.
 
-    Direction and norm take turns in each step: Adam turns the direction down the distance, in steps relative to the
-    noise's own size; the norm follows its own condition for an optimum, which is that the distance grows by
+    Direction and norm take turns in each step: Adam turns the direction down the distance, in the coordinates of
+    `sensitivity` and in steps relative to the noise's own size; the norm follows its own condition for an optimum, which is that the distance grows by
     `norm_weight` for a relative growth of the noise, `<gradient, v> = norm_weight`. The objective has no lower bound
     once noise drowns the image and the distance stops growing. So the norm is also held where the distance is about
     lambda, and below `MAX_RELATIVE_NORM` times that of the patch embeddings.
@@ -190,42 +196,44 @@ def search_at(
     Args:
         classifier ([`FrozenClassifier`]): The model.
         images ([`FrozenImages`]): The images to search on.
+        sensitivity ([`Sensitivity`]): That of the model on these images.
         norm_weight (`float`): Lambda, in units of the logits.
         config ([`EncoderProbeConfig`]): Gives the steps and their size.
         generator (`torch.Generator`): Draws the start and the order of the images.
-        start (`torch.Tensor` of shape `(1, num_patches, hidden_size)`, *optional*): Where to start. By default a random
-            direction, at the norm where it moves the logits by lambda.
+        start (`torch.Tensor` of shape `(1, num_patches, hidden_size)`, *optional*): Coordinates to start from, at the
+            norm where they move the logits by lambda. By default random ones.
         on_step (`Callable`, *optional*): Called after each step.
 
     Returns:
-        `torch.Tensor` of shape `(1, num_patches, hidden_size)`.
+        `torch.Tensor` of shape `(1, num_patches, hidden_size)`: Coordinates; `sensitivity.to_noise` makes them noise.
     """
     if start is None:
-        start = _random_start(classifier, images, norm_weight, generator)
-    noise = start.clone()
+        start = sensitivity.random_start(generator)
+    coordinates = start * _scale_to(classifier, images, sensitivity.to_noise(start), norm_weight)
     max_norm = MAX_RELATIVE_NORM * _embedding_norm(classifier, images)
-    optimizer = torch.optim.Adam([noise], betas=BETAS, eps=1e-30)
+    optimizer = torch.optim.Adam([coordinates], betas=BETAS, eps=1e-30)
     for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
+        noise = sensitivity.to_noise(coordinates)
         _, distance, gradient = distance_gradient(classifier, batch, noise)
         finite = torch.isfinite(gradient).all()
         growth = (gradient * noise).sum()
         change = SCALE_GAIN * torch.log(norm_weight / torch.maximum(growth, distance).clamp_min(1e-30))
         change = torch.where(finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
         norm = noise.norm()
-        noise.grad = torch.where(finite, gradient - noise * growth / norm.square(), 0.0)
+        coordinates.grad = sensitivity.gradient(torch.where(finite, gradient - noise * growth / norm.square(), 0.0))
         cosine = 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
-        optimizer.param_groups[0]["lr"] = config.learning_rate * cosine * noise.square().mean().sqrt().item()
+        optimizer.param_groups[0]["lr"] = config.learning_rate * cosine * coordinates.square().mean().sqrt().item()
         optimizer.step()
-        turned = remove_hidden_mean(noise)
-        noise.copy_(turned * ((norm * change.exp()).clamp_max(max_norm) / turned.norm()))
+        coordinates *= (norm * change.exp()).clamp_max(max_norm) / sensitivity.to_noise(coordinates).norm()
         if on_step is not None:
             on_step()
-    return noise
+    return coordinates
 
 
 def lambda_sweep(
     classifier: FrozenClassifier,
     training: FrozenImages,
+    sensitivity: Sensitivity,
     measure: Measure,
     config: EncoderProbeConfig,
     on_step: Callable[[], Any] | None = None,
@@ -235,14 +243,16 @@ def lambda_sweep(
 
     Returns:
         `tuple[list[dict], list[torch.Tensor]]`: For each lambda a row with `norm`, `relative_norm` (a multiple of the
-        mean norm of the images' patch embeddings), `token_norm_median` and, from `measure` on held-out images, what [`measure_outcomes`] gives, once for the noise and once, as `permuted_...`, for the same
-        noise with its elements permuted; and the noises.
+        mean norm of the images' patch embeddings), `token_norm_median` and, from `measure` on held-out images, what
+        [`measure_outcomes`] gives, once for the noise and once, as `permuted_...`, for the same noise with its elements
+        permuted; and the noises.
     """
     search = keyed_generator("lambda sweep", config.seed)
     embedding_norm = _embedding_norm(classifier, training)
-    rows, noises, noise = [], [], None
+    rows, noises, found = [], [], None
     for norm_weight in config.lambdas:
-        noise = search_at(classifier, training, norm_weight, config, search, noise, on_step)
+        found = search_at(classifier, training, sensitivity, norm_weight, config, search, found, on_step)
+        noise = sensitivity.to_noise(found)
         norm = noise.norm().item()
         row = {"lambda": norm_weight, "norm": norm, "relative_norm": norm / embedding_norm}
         row["token_norm_median"] = token_norms(noise).median().item()
@@ -397,23 +407,21 @@ def _largest_agreeing(sweep: list[dict[str, float]], min_agreement: float) -> in
 
 
 @torch.no_grad()
-def _random_start(
-    classifier: FrozenClassifier, images: FrozenImages, distance: float, generator: torch.Generator
-) -> torch.Tensor:
-    """A random direction where it moves the first batch's logits by `distance`, or by a tenth of their own norm."""
-    direction = remove_hidden_mean(torch.randn(1, *images.tokens_shape, generator=generator)).to(classifier.device)
+def _scale_to(classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor, distance: float) -> float:
+    """The scale of a noise where it moves the first batch's logits by `distance`, or by a tenth of their own norm."""
     batch = next(images.batches())
     # Distances saturate, so a large lambda cannot be met; the search grows the noise as far as it goes.
     distance = min(distance, 0.1 * torch.linalg.vector_norm(batch.clean_logits, dim=-1).mean().item())
+    unit = _embedding_norm(classifier, images) / noise.norm().item()
     scale = boundary_scale(
-        lambda scale: batch_means(classifier, batch, scale * direction)[1].item(),
+        lambda scale: batch_means(classifier, batch, scale * unit * noise)[1].item(),
         distance,
         max_scale=1e6,
-        tolerance=0.25,
+        tolerance=0.1,
     )
     if not 1e-5 < scale < 1e5:
         raise ValueError(
             f"No random noise moves the logits by about {distance:.3g}: the model's logits do not depend on its patch "
             "embeddings, or they do so too strongly for its arithmetic. Check that it is trained, or use float32."
         )
-    return direction * scale
+    return scale * unit

@@ -11,8 +11,9 @@ from torch import nn
 from .certificate import agreement
 from .frozen import frozen
 from .injection import inject_noise
-from .nullspace import PIXEL_MARGIN, PatchNullspace, normalization
+from .nullspace import PatchNullspace
 from .patch_embedding import find_patch_projection
+from .pixel_box import PIXEL_MARGIN, normalization
 from .probing import permute_elements
 from .randomness import keyed_generator
 
@@ -44,7 +45,8 @@ def measure_exact_noise(
     image_std: Sequence[float],
     nullspace: PatchNullspace | None = None,
     generator: torch.Generator | None = None,
-    slides: int = 128,
+    slides: int | None = None,
+    clean_logits: torch.Tensor | None = None,
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """
     The exact nullspace of a model in numbers: its size, and what the largest noise inside the pixel box does.
@@ -55,10 +57,13 @@ def measure_exact_noise(
         image_mean, image_std (`Sequence[float]`): The image processor's.
         nullspace ([`PatchNullspace`], *optional*): The model's, if there is one already.
         generator (`torch.Generator`, *optional*): A CPU generator; one with a fixed seed by default.
-        slides (`int`, *optional*, defaults to 128): See [`PatchNullspace.sample_within`].
+        slides (`int`, *optional*): See [`PatchNullspace.sample_within`].
+        clean_logits (`torch.Tensor` of shape `(num_images, num_labels)`, *optional*): The pictures' logits, where they
+            are known already.
 
     Returns:
-        `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels;
+        `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels, and
+        no noise inside the box exceeds `noise_norm_bound`;
         `noise_rms` is in units of the pixel range [0, 1]; changes of the logits are the largest over the pictures for
         the noise, and the smallest for the control, which is the same noise with its elements permuted.
     """
@@ -69,7 +74,8 @@ def measure_exact_noise(
     mean, std = normalization(image_mean, image_std, pixel_values)
     pixels = (pixel_values + noise).double() * std + mean
     at_bound = (pixels < 2 * PIXEL_MARGIN) | (pixels > 1 - 2 * PIXEL_MARGIN)
-    clean, noisy, control = (predict(model, pixel_values + change) for change in (0.0, noise, permuted))
+    clean = predict(model, pixel_values) if clean_logits is None else clean_logits
+    noisy, control = (predict(model, pixel_values + change) for change in (noise, permuted))
     row = {
         "projection": nullspace.projection_name,
         "hidden_size": nullspace.matrix.shape[0],
@@ -79,6 +85,7 @@ def measure_exact_noise(
         "tolerance": nullspace.tolerance,
         "num_images": len(pixel_values),
         "noise_norm": noise.flatten(1).norm(dim=1).mean().item(),
+        "noise_norm_bound": nullspace.norm_bound(pixel_values, image_mean, image_std).mean().item(),
         "noise_rms": (noise * std).square().mean().sqrt().item(),
         "pixels_at_bound": at_bound.double().mean().item(),
         "relative_logit_change": relative_logit_change(clean, noisy).max().item(),
@@ -146,6 +153,7 @@ def prediction_stability(
     norms: Sequence[float],
     nullspace: PatchNullspace | None = None,
     generator: torch.Generator | None = None,
+    clean_logits: torch.Tensor | None = None,
 ) -> list[dict[str, float]]:
     """
     How predictions hold under exact noise of growing norm, without regard to the pixel box.
@@ -158,6 +166,7 @@ def prediction_stability(
         norms (`Sequence[float]`): Norms of the noise of one picture, in normalised pixels.
         nullspace ([`PatchNullspace`], *optional*): The model's, if there is one already.
         generator (`torch.Generator`, *optional*): A CPU generator; one with a fixed seed by default.
+        clean_logits (`torch.Tensor` of shape `(num_images, num_labels)`, *optional*): As in [`measure_exact_noise`].
 
     Returns:
         `list[dict]`: For each norm the `agreement` and largest `relative_logit_change`, and those of the permuted
@@ -167,7 +176,7 @@ def prediction_stability(
     generator = generator if generator is not None else keyed_generator("stability", 42)
     direction = nullspace.sample(len(pixel_values), 1.0, generator, tuple(pixel_values.shape[2:])).to(pixel_values)
     permuted = permute_elements(direction, generator)
-    clean = predict(model, pixel_values)
+    clean = predict(model, pixel_values) if clean_logits is None else clean_logits
     rows = []
     for norm in norms:
         noisy, control = (predict(model, pixel_values + norm * change) for change in (direction, permuted))
@@ -190,7 +199,7 @@ def watermark(
     image_mean: Sequence[float],
     image_std: Sequence[float],
     strength: float = 1.0,
-    slides: int = 128,
+    slides: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Lays a picture over others so that the model's logits do not move: an invisible watermark, seen by no such model.
@@ -208,7 +217,7 @@ def watermark(
         mark_values (`torch.Tensor` of the same shape, or of one picture): The normalised mark.
         image_mean, image_std (`Sequence[float]`): The image processor's.
         strength (`float`, *optional*, defaults to 1.0): Share of the mark in the wanted picture, in (0, 1].
-        slides (`int`, *optional*, defaults to 128): See [`PatchNullspace.sample_within`].
+        slides (`int`, *optional*): See [`PatchNullspace.sample_within`].
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The marked pictures, normalised, and for each of them the likeness: cosine

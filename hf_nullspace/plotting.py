@@ -74,7 +74,9 @@ def plot_exact_noise(
         2, 3, figsize=(9, 4.6), layout="constrained", height_ratios=(3, 1.6), sharex="row", squeeze=False
     )
     noise = noisy_picture - picture
-    pictures = (picture, (noise / max(np.abs(noise).max(), 1e-12) + 1) / 2, noisy_picture)
+    # A few pixels reach far; shown up to those, all others would look grey.
+    contrast = max(2 * np.sqrt(np.square(noise).mean()), 1e-12)
+    pictures = (picture, (noise / contrast + 1) / 2, noisy_picture)
     titles = ("picture", f"exact nullspace noise (largest {np.abs(noise).max():.2f} of 1)", "noisy picture")
     for cell, pixels, title in zip(axes[0], pictures, titles, strict=True):
         cell.imshow(pixels.clip(0, 1), interpolation="nearest")
@@ -121,6 +123,8 @@ def plot_lambda_sweep(rows: list[dict[str, float]], path: str | os.PathLike) -> 
     _with_control(right, lambdas, rows, "confidence_change", "change of confidence (points)")
     for axes in (left, middle, right):
         axes.set(xlabel="lambda (logits)", xscale="log")
+        axes.set_xticks(lambdas, [f"{value:g}" for value in lambdas])
+        axes.minorticks_off()
     _finish(left, middle, right)
     _save(plt, figure, path)
 

@@ -19,9 +19,10 @@ from transformers.utils import logging
 from . import plotting
 from .encoder_probing import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact_noise import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
-from .nullspace import PatchNullspace, normalization
+from .nullspace import PatchNullspace
 from .patch_embedding import find_patch_projection
 from .pictures import pixel_statistics, to_pixel_values
+from .pixel_box import normalization
 
 
 logger = logging.get_logger(__name__)
@@ -114,7 +115,7 @@ def probe(
     config: EncoderProbeConfig | None = None,
     *,
     batch_size: int = 4,
-    max_exact_images: int = 8,
+    max_exact_images: int = 4,
     accelerator: Accelerator | None = None,
     patch_projection: str | None = None,
     disable_tqdm: bool = False,
@@ -133,14 +134,14 @@ def probe(
             Settings of the encoder's part.
         batch_size (`int`, *optional*, defaults to 4):
             Pictures of a search step.
-        max_exact_images (`int`, *optional*, defaults to 8):
+        max_exact_images (`int`, *optional*, defaults to 4):
             Pictures that exact noise is made for.
         accelerator (`Accelerator`, *optional*):
             For several processes, devices and autocast.
         patch_projection (`str`, *optional*):
             Name of the projection module where the rule does not find it.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
-            Whether to hide the progress bar.
+            Whether to hide the progress bars.
 
     Returns:
         [`ProbeReport`].
@@ -166,9 +167,13 @@ def probe(
     if projection.is_exact and projection.patch_size is not None:
         nullspace = PatchNullspace.from_model(model, patch_projection=patch_projection)
         statistics = pixel_statistics(image_processor)
-        exact, noise = measure_exact_noise(model, few, *statistics, nullspace)
-        norm = few.flatten(1).norm(dim=1).mean().item()
-        stability = prediction_stability(model, few, [factor * norm for factor in STABILITY_NORMS], nullspace)
+        with logging.tqdm(total=2, desc="Probing the exact nullspace", leave=False, disable=disable_tqdm) as progress:
+            clean = predict(model, few)
+            exact, noise = measure_exact_noise(model, few, *statistics, nullspace, clean_logits=clean)
+            progress.update()
+            norms = [factor * few.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
+            stability = prediction_stability(model, few, norms, nullspace, clean_logits=clean)
+            progress.update()
         example = _example(model, few[:1], noise[:1], *statistics)
     else:
         refusal = (

@@ -29,8 +29,18 @@ FLOORS = {
         "plotting",
         "baselines",
     ],
-    2: ["synthesis", "probing", "noise_search", "encoder_probing", "exact_noise"],
-    1: ["nullspace", "noise", "injection", "certificate", "frozen"],
+    2: ["synthesis", "sensitivity", "probing", "noise_search", "encoder_probing", "exact_noise"],
+    1: [
+        "nullspace",
+        "patch_matrix",
+        "patch_grid",
+        "box_filling",
+        "pixel_box",
+        "noise",
+        "injection",
+        "certificate",
+        "frozen",
+    ],
     0: ["patch_embedding", "configuration", "randomness"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

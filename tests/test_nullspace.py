@@ -135,10 +135,11 @@ def test_noise_inside_the_box_keeps_every_pixel_and_every_logit(make_vit, nullsp
     with torch.no_grad():
         before, after = model(values).logits, model(values + noise).logits
     assert ((after - before).abs() / before.norm(dim=1, keepdim=True)).max() < 1e-4
-    # Half of the pixels or more are at a bound: as many as a corner of the box cut by 160 dimensions can have.
+    # Every patch stands in a corner: of its 192 pixels, as many are at a bound as the nullspace has dimensions.
     at_bound = ((noisy < 1e-5) | (noisy > 1 - 1e-5)).flatten(1).double().mean(1)
-    assert at_bound[0] > 0.5
-    assert (noisy - clean)[0].square().mean().sqrt() > 0.3
+    assert at_bound[0].item() == pytest.approx(160 / 192)
+    norms, bounds = noise.flatten(1).norm(dim=1), nullspace.norm_bound(values, MEAN, STD)
+    assert (norms < bounds).all() and norms[0] > 0.85 * bounds[0]
 
 
 def test_noise_inside_the_box_repeats_and_has_the_norm_asked_for(nullspace, pictures):
@@ -151,7 +152,9 @@ def test_noise_inside_the_box_repeats_and_has_the_norm_asked_for(nullspace, pict
     assert sample(norm=2.0).flatten(1).norm(dim=1).tolist() == pytest.approx([2.0, 2.0])
     largest = sample().flatten(1).norm(dim=1).min().item()
     assert sample(slides=4).flatten(1).norm(dim=1).max() < largest
-    with pytest.raises(ValueError, match=rf"norm 1000 .*box of picture \d.*has norm {largest:.6g}"):
+    with pytest.raises(
+        ValueError, match=rf"norm 1000 .*box of picture \d.*has norm {largest:.6g} .*none is larger than \d+"
+    ):
         sample(norm=1000.0)
     with pytest.raises(ValueError, match="`slides`.*0"):
         sample(slides=0)
@@ -208,12 +211,45 @@ def test_linear_projections_take_cut_patches():
     assert (noise @ module.weight.T).abs().max() < 1e-5
     assert torch.allclose(nullspace.project(noise), noise, atol=1e-6)
     assert nullspace.realize(torch.ones(1, 5, 16)).shape == (1, 5, 48)
-    with pytest.raises(ValueError, match="linear projection"):
-        nullspace.sample_within(torch.zeros(1, 3, 8, 8), MEAN, STD)
     with pytest.raises(ValueError, match="`num_patches`"):
         nullspace.sample(2)
     with pytest.raises(ValueError, match=r"48\), but got \(1, 5, 47\)"):
         nullspace.to_patches(torch.zeros(1, 5, 47))
+
+
+def channels_last(patches, channels=3):
+    """Features in the order of Siglip2's image processor, from that of a convolution's weights."""
+    return patches.unflatten(-1, (channels, -1)).transpose(-1, -2).flatten(-2)
+
+
+def test_linear_projections_have_a_pixel_box(nullspace, pictures):
+    """The same patches and the same matrix, in the other order of features: the same box and the same realisation."""
+    module = nn.Linear(192, 32)
+    with torch.no_grad():
+        module.weight.copy_(channels_last(nullspace.matrix))
+    linear = PatchNullspace(PatchProjection("patch_embedding", module))
+    values = normalise(pictures[:1])
+    cut = channels_last(nullspace.to_patches(values))
+    for ours, theirs in zip(linear.pixel_box(cut, MEAN, STD), nullspace.pixel_box(values, MEAN, STD), strict=True):
+        assert torch.allclose(ours, channels_last(theirs), atol=1e-6)
+    noise = linear.sample_within(cut, MEAN, STD)
+    lower, upper = linear.pixel_box(cut, MEAN, STD)
+    assert (noise >= lower).all() and (noise <= upper).all()
+    assert ((noise == lower) | (noise == upper)).sum(-1).tolist() == [[160] * 4]
+    assert (noise @ module.weight.T).norm() < 1e-5 * noise.norm()
+    assert linear.norm_bound(cut, MEAN, STD).item() == pytest.approx(
+        nullspace.norm_bound(values, MEAN, STD).item(), rel=1e-5
+    )
+    assert linear.sample_within(cut, MEAN, STD, norm=2.0).norm().item() == pytest.approx(2.0)
+    wanted = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    realised, residual = linear.realize_within(wanted, cut, MEAN, STD)
+    expected, expected_residual = nullspace.realize_within(wanted, values, MEAN, STD)
+    assert torch.allclose(realised, channels_last(nullspace.to_patches(expected)), atol=1e-4)
+    assert residual.item() == pytest.approx(expected_residual.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="reads patches of shape"):
+        linear.sample_within(values, MEAN, STD)
+    with pytest.raises(ValueError, match="192 features, which are no patches of 5 channels"):
+        PatchNullspace(PatchProjection("patch_embedding", module), num_channels=5)
 
 
 def test_overlapping_patches_are_refused(overlapping_model):
@@ -226,7 +262,7 @@ def test_overlapping_patches_are_refused(overlapping_model):
     [
         ({"pixel_values": torch.full((1, 3, 16, 16), 9.0)}, r"pixels from 2\..* to 2\..*must lie in \[0, 1\]"),
         ({"pixel_values": torch.full((1, 3, 16, 16), float("nan"))}, r"must lie in \[0, 1\]"),
-        ({"pixel_values": torch.zeros(3, 16, 16)}, r"shape \(batch_size, channels.*\(3, 16, 16\)"),
+        ({"pixel_values": torch.zeros(3, 16, 16)}, r"shape \(batch_size, 3, height, width\).*\(3, 16, 16\)"),
         ({"image_mean": [0.5]}, r"`image_mean` .*3 channels, but has 1: \[0.5\].*image processor"),
         ({"image_std": [0.5] * 4}, "`image_std` .*3 channels, but has 4"),
         ({"image_std": [0.5, 0.0, 0.5]}, "`image_std` must be positive"),

@@ -1,11 +1,17 @@
 """`NullspaceDataCollator` with noise in the pixels: exact, realised, paired, and the same for any number of workers."""
 
+import copy
 import pickle
+from pathlib import Path
 
+import collator_run
 import pytest
 import torch
+from launching import launch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, NullspaceNoise, PatchNullspace
 from hf_nullspace.exact_noise import predict, relative_logit_change
@@ -95,6 +101,66 @@ def test_noise_is_the_same_for_any_workers_batches_and_order(nullspace, pictures
             assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), expected)
         assert torch.equal(collator(pictures[::-1])["pixel_values"].flip(0), expected)
         assert torch.equal(pickle.loads(pickle.dumps(collator))(pictures)["pixel_values"], expected)
+
+
+def test_two_processes_with_workers_give_the_batches_of_one(tmp_path):
+    paths = [str(tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
+    with torch.random.fork_rng():
+        collator_run.main(paths[0], "1", "0")
+    launch(Path(collator_run.__file__), [paths[1], "2", "1"], 2)
+    runs = [load_file(path) for path in paths]
+    assert set(runs[0]) == set(runs[1]) and len(runs[0]) == 6
+    for name, pixels in runs[0].items():
+        assert pixels.shape == (48 if "paired" in name else 24, 3, 16, 16)
+        assert torch.equal(pixels, runs[1][name]), name
+    assert not torch.equal(runs[0]["exact 0"], runs[0]["exact 1"])
+
+
+class EpochNoise(TrainerCallback):
+    """Other noise in every epoch, as the collator's documentation shows."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.set_epoch(int(state.epoch or 0))
+
+
+class RecordingTrainer(Trainer):
+    """A plain Trainer that keeps the pixels of every step."""
+
+    def training_step(self, model, inputs, *args):
+        self.seen = [*getattr(self, "seen", []), inputs["pixel_values"].clone()]
+        return super().training_step(model, inputs, *args)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_trainer_resumes_with_the_same_batches(model, nullspace, pictures, tmp_path, workers):
+    """Three epochs of two steps, and the checkpoint in the middle of the second."""
+
+    def train(folder, steps, checkpoint=None):
+        collator = NullspaceDataCollator(nullspace=nullspace, noise_norm=9.0)
+        arguments = TrainingArguments(
+            str(tmp_path / folder),
+            max_steps=steps,
+            save_steps=3,
+            per_device_train_batch_size=4,
+            dataloader_num_workers=workers,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = RecordingTrainer(
+            copy.deepcopy(model), arguments, collator, pictures, callbacks=[EpochNoise(collator)]
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer.seen
+
+    whole = train("whole", 6)
+    resumed = train("resumed", 6, str(tmp_path / "whole" / "checkpoint-3"))
+    assert len(whole) == 6 and len(resumed) == 3
+    assert all(torch.equal(before, after) for before, after in zip(whole[3:], resumed, strict=True))
+    assert not any(torch.equal(before, after) for before, after in zip(whole[:2], whole[2:4], strict=True))
 
 
 def test_seed_and_epoch_change_the_noise_and_come_back(nullspace, pictures):
