@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import has_compiled_regions, is_compiled_module
+from accelerate.utils import is_compiled_module
 from torch import nn
 
 from .patch_embedding import PatchProjection, find_patch_projection
@@ -111,7 +111,7 @@ class NoiseInjector:
             if isinstance(hook, cls):
                 return hook
         injector = cls(projection)
-        if is_compiled_module(model) or has_compiled_regions(model) or model._compiled_call_impl is not None:
+        if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules()):
             torch.compiler.reset()  # code that was compiled before knows nothing of the hook
         return injector
 
