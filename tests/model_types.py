@@ -1,31 +1,6 @@
-"""The model types that are supported, each with a tiny config, and the whole path run on one of them."""
+"""The supported model types, each with a tiny config."""
 
-import copy
-import math
 from dataclasses import dataclass, field
-from functools import lru_cache
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-
-import pytest
-import torch
-import transformers
-from transformers import AutoConfig
-
-from hf_nullspace import (
-    Certificate,
-    NullspaceDataCollator,
-    NullspaceNoise,
-    NullspaceTrainer,
-    NullspaceTrainingArguments,
-    PatchNullspace,
-    inject_noise,
-    measure_noise,
-)
-from hf_nullspace.injection import tokens_shape
-from hf_nullspace.patch_embedding import PatchProjection, find_patch_projection
-from hf_nullspace.robustness.attacks import fgsm
-from hf_nullspace.robustness.pixel_model import PixelModel
 
 
 VIT = {
@@ -72,9 +47,7 @@ NEXT = {**STAGES, "num_stages": 2, "image_size": 16}
 # Weights that a family does not train: part of their names -> the reason.
 MASK_TOKEN = {"mask_token": "stands in for masked patches, of which a classifier has none"}
 POST_LAYERNORM = {"post_layernorm": "belongs to the pooled output; the classifier reads the mean of the patch tokens"}
-POOLING_HEAD = {
-    "vision_model.head": "belongs to the pooled output; the classifier reads the mean of the patch tokens"
-}
+POOLING_HEAD = {"vision_model.head": "belongs to the pooled output; the classifier reads the mean of the patch tokens"}
 
 
 @dataclass(frozen=True)
@@ -97,9 +70,9 @@ class ModelType:
     architecture: str | None = None
 
 
-def timm(architecture: str, **model_args) -> ModelType:
+def timm(architecture: str, size: int = 16, **model_args) -> ModelType:
     config = {"architecture": architecture, "model_args": model_args}
-    return ModelType("TimmWrapperForImageClassification", config, architecture=architecture)
+    return ModelType("TimmWrapperForImageClassification", config, size, architecture=architecture)
 
 
 MODEL_TYPES = {
@@ -111,9 +84,7 @@ MODEL_TYPES = {
     "dinov2_with_registers": ModelType("Dinov2WithRegistersForImageClassification", DINO, idle=MASK_TOKEN),
     "vit_msn": ModelType("ViTMSNForImageClassification", VIT),
     "ijepa": ModelType("IJepaForImageClassification", VIT),
-    "clip": ModelType(
-        "CLIPForImageClassification", {"vision_config": VIT, "text_config": TEXT}, idle=POST_LAYERNORM
-    ),
+    "clip": ModelType("CLIPForImageClassification", {"vision_config": VIT, "text_config": TEXT}, idle=POST_LAYERNORM),
     "metaclip_2": ModelType(
         "MetaClip2ForImageClassification", {"vision_config": VIT, "text_config": TEXT}, idle=POST_LAYERNORM
     ),
@@ -155,11 +126,15 @@ MODEL_TYPES = {
             "patch_sizes": [7, 3, 3],
             "embed_dim": [8, 8, 16],
             "num_heads": [1, 1, 2],
-            "depth": [1, 1, 1],
+            "depth": [1, 2, 3],  # its rates of stochastic depth are indexed by stage
             "mlp_ratio": [2.0, 2.0, 2.0],
             "drop_path_rate": [0.0, 0.0, 0.0],
         },
         size=32,
+        idle={
+            "stages.2.layers.2.attention.attention.convolution_projection_query": "makes the queries of the patches in "
+            "the last layer; the classifier reads the CLS token alone"
+        },
     ),
     "poolformer": ModelType(
         "PoolFormerForImageClassification",
@@ -170,18 +145,29 @@ MODEL_TYPES = {
     "levit": ModelType(
         "LevitForImageClassification",
         {
-            "image_size": 32,
+            "image_size": 112,  # 2 x 2 tokens in its last stage: a softmax over one token has no gradient
             "hidden_sizes": [16, 16, 16],
             "num_attention_heads": [1, 2, 2],
             "depths": [1, 1, 1],
             "key_dim": [8, 8, 8],
         },
-        size=32,
+        size=112,
     ),
     "swiftformer": ModelType(
         "SwiftFormerForImageClassification",
         {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16], "mlp_ratio": 2},
         size=32,
+        idle={"attn.w_g": "its softmax runs over an axis of length 1 in Transformers, so no gradient reaches it"},
+    ),
+    "mobilevit": ModelType(
+        "MobileViTForImageClassification",
+        {"image_size": 128, "hidden_sizes": [8, 8, 8], "neck_hidden_sizes": [8] * 7, "num_attention_heads": 2},
+        size=128,
+    ),
+    "mobilevitv2": ModelType(
+        "MobileViTV2ForImageClassification",
+        {"image_size": 128, "base_attn_unit_dims": [8, 8, 8], "n_attn_blocks": [1, 1, 1], "width_multiplier": 0.25},
+        size=128,
     ),
     "resnet": ModelType("ResNetForImageClassification", {**CONVOLUTIONS, "layer_type": "basic"}),
     "regnet": ModelType("RegNetForImageClassification", {**CONVOLUTIONS, "groups_width": 8}),
@@ -196,184 +182,47 @@ MODEL_TYPES = {
             "conv_layer_strides": [[2], [2]],
         },
     ),
+    "hgnet_v2": ModelType(
+        "HGNetV2ForImageClassification",
+        {
+            "embedding_size": 8,
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 8, 8, 16],
+            "stem_channels": [3, 8, 8],
+            "stage_in_channels": [8, 8, 8, 16],
+            "stage_mid_channels": [8, 8, 8, 8],
+            "stage_out_channels": [8, 8, 16, 16],
+            "stage_num_blocks": [1, 1, 1, 1],
+            "stage_numb_of_layers": [1, 1, 1, 1],
+        },
+        size=32,
+    ),
+    "mobilenet_v1": ModelType(
+        "MobileNetV1ForImageClassification", {"depth_multiplier": 0.25, "classifier_dropout_prob": 0.1}, size=32
+    ),
+    "efficientnet": ModelType(
+        "EfficientNetForImageClassification",
+        {
+            "width_coefficient": 0.25,
+            "depth_coefficient": 0.1,
+            "hidden_dim": 320,
+            "kernel_sizes": [3, 3],
+            "in_channels": [32, 16],
+            "out_channels": [16, 24],
+            "strides": [1, 2],
+            "num_block_repeats": [1, 1],
+            "expand_ratios": [1, 2],
+        },
+        size=32,
+    ),
     "timm vit_small_patch16_224": timm(
         "vit_small_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2
     ),
     "timm swin_tiny_patch4_window7_224": timm(
         "swin_tiny_patch4_window7_224", img_size=16, window_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2)
     ),
-    "timm convnext_tiny": timm("convnext_tiny", depths=(1, 1), dims=(8, 16)),
-    "timm mixer_s32_224": timm("mixer_s32_224", img_size=16, patch_size=8, embed_dim=16, num_blocks=1),
+    "timm convnext_tiny": timm("convnext_tiny", size=32, depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)),
+    "timm eva02_tiny_patch14_224": timm(
+        "eva02_tiny_patch14_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2
+    ),
 }
-
-NUM_IMAGES, NUM_LABELS = 16, 3
-PROCESSOR = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_normalize=True)
-
-
-def require_timm() -> None:
-    """Skips a test where timm cannot be imported, or was installed beside a torchvision that is not torch's."""
-    try:
-        pytest.importorskip("timm", exc_type=ImportError)
-    except RuntimeError as error:  # a torchvision built for another torch has no operators
-        pytest.skip(f"timm cannot be imported: {error}")
-
-
-def build_model(name: str) -> transformers.PreTrainedModel:
-    """The tiny model, with weights large enough for its logits to depend on its input."""
-    case = MODEL_TYPES[name]
-    config = AutoConfig.for_model("timm_wrapper" if case.architecture else name, num_labels=NUM_LABELS, **case.config)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(transformers, case.model_class)(config)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=math.sqrt(parameter.shape[0] / parameter.numel()))
-    return model.eval()
-
-
-def make_examples(name: str, model: transformers.PreTrainedModel) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    projection = find_patch_projection(model).module
-    if isinstance(projection, torch.nn.Linear):
-        features = {"pixel_attention_mask": torch.ones(4, dtype=torch.long), "spatial_shapes": torch.tensor([2, 2])}
-        shape = (NUM_IMAGES, 4, projection.in_features)
-    else:
-        features = {}
-        shape = (NUM_IMAGES, 3, MODEL_TYPES[name].size, MODEL_TYPES[name].size)
-    pixels = torch.rand(shape, generator=generator) * 2 - 1
-    return [{"pixel_values": image, "label": index % NUM_LABELS, **features} for index, image in enumerate(pixels)]
-
-
-@torch.no_grad()
-def logits_of(model: torch.nn.Module, batch: dict) -> torch.Tensor:
-    return model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits
-
-
-def make_trainer(model: torch.nn.Module, examples: list[dict], folder: str) -> NullspaceTrainer:
-    """Three steps, a new noise before the first and the third, and a checkpoint after the second."""
-    args = NullspaceTrainingArguments(
-        folder,
-        max_steps=3,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        weight_decay=0.0,  # decay would move weights that no gradient reaches
-        noise_refresh_steps=2,
-        noise_max_steps=3,
-        noise_num_images=8,
-        noise_num_certificate_images=8,
-        save_strategy="steps",
-        save_steps=2,
-        logging_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    return NullspaceTrainer(
-        copy.deepcopy(model), args, NullspaceDataCollator(), train_dataset=examples, eval_dataset=examples
-    )
-
-
-@dataclass
-class Outcome:
-    """What one model type did on the whole path."""
-
-    projection: PatchProjection
-    logit_change: float  # under noise as large as the patch embeddings, in units of the spread of the logits
-    exact_change: float | None  # the same under exact pixel noise; `None` where there is none
-    control_change: float | None  # under the same pixel noise with its elements permuted
-    certificates: list[Certificate]
-    idle: list[str]  # weights that three steps did not move
-    eval_loss: float
-    expected_eval_loss: float
-    logits_come_back: bool
-    noise_comes_back: bool
-    certificate_comes_back: bool
-    resume_is_exact: bool
-    attacked_pixels: float | None  # share of pixels that FGSM moves; `None` where images are no pixels
-
-
-@lru_cache(maxsize=None)
-def run(name: str) -> Outcome:
-    """Inject, find the exact nullspace, train with synthesis, save, reload, verify, resume, evaluate, attack."""
-    if MODEL_TYPES[name].architecture:
-        require_timm()
-    model = build_model(name)
-    examples = make_examples(name, model)
-    batch = NullspaceDataCollator()(examples)
-    projection = find_patch_projection(model)
-    with TemporaryDirectory() as whole_folder, TemporaryDirectory() as resumed_folder:
-        trainer = make_trainer(model, examples, whole_folder)
-        before = copy.deepcopy(trainer.model.state_dict())
-        trainer.train()
-        trainer.save_model()
-        loaded = type(model).from_pretrained(whole_folder)
-        noise = NullspaceNoise.from_pretrained(whole_folder)
-        resumed = make_trainer(model, examples, resumed_folder)
-        resumed.train(resume_from_checkpoint=f"{whole_folder}/checkpoint-2")
-    weights = dict(trainer.model.named_parameters())
-    expected = logits_of(trainer.model, batch)
-    return Outcome(
-        projection,
-        _logit_change(model, batch),
-        *_exact_changes(model, projection, batch),
-        [Certificate.from_dict({key: row[key] for key in row if key not in ("round", "step")}) for row in _history(trainer)],
-        [key for key, weight in weights.items() if weight.requires_grad and torch.equal(weight, before[key])],
-        trainer.evaluate()["eval_loss"],
-        torch.nn.functional.cross_entropy(expected, batch["labels"]).item(),
-        torch.equal(logits_of(loaded, batch), expected),
-        torch.equal(noise.tensor, trainer.noise.tensor),
-        measure_noise(loaded, noise, [batch]) == measure_noise(trainer.model, trainer.noise, [batch]),
-        _same(trainer, resumed),
-        None if isinstance(projection.module, torch.nn.Linear) else _attacked_pixels(model, batch),
-    )
-
-
-def _history(trainer: NullspaceTrainer) -> list[dict]:
-    return trainer.noise_history
-
-
-def _spread(logits: torch.Tensor) -> float:
-    return logits.std(0).norm().item()
-
-
-@torch.no_grad()
-def _logit_change(model: torch.nn.Module, batch: dict) -> float:
-    outputs = []
-    handle = find_patch_projection(model).module.register_forward_hook(lambda *args: outputs.append(args[2]))
-    clean = logits_of(model, batch)
-    handle.remove()
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(1, *tokens_shape(outputs[0]), generator=generator) * outputs[0].std()
-    with inject_noise(model, noise):
-        noisy = logits_of(model, batch)
-    return (noisy - clean).abs().max().item() / _spread(clean)
-
-
-@torch.no_grad()
-def _exact_changes(
-    model: torch.nn.Module, projection: PatchProjection, batch: dict
-) -> tuple[float | None, float | None]:
-    if not projection.is_exact:
-        return None, None
-    pixels = batch["pixel_values"]
-    nullspace = PatchNullspace.from_model(model)
-    shape = {"num_patches": pixels.shape[1]} if pixels.dim() == 3 else {"image_size": tuple(pixels.shape[2:])}
-    noise = nullspace.sample(1, norm=pixels[0].norm().item(), **shape)
-    control = noise.flatten()[torch.randperm(noise.numel(), generator=torch.Generator().manual_seed(2))]
-    clean = logits_of(model, batch)
-    changes = [
-        (logits_of(model, {**batch, "pixel_values": pixels + change}) - clean).abs().max().item() / _spread(clean)
-        for change in (noise, control.view_as(noise))
-    ]
-    return changes[0], changes[1]
-
-
-def _same(first: NullspaceTrainer, second: NullspaceTrainer) -> bool:
-    pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
-    return all(torch.equal(*pair) for pair in pairs) and torch.equal(first.noise.tensor, second.noise.tensor)
-
-
-def _attacked_pixels(model: torch.nn.Module, batch: dict) -> float:
-    pixels = batch["pixel_values"] / 2 + 0.5
-    attacked = fgsm(PixelModel(model, PROCESSOR), pixels, batch["labels"], epsilon=1e-3)
-    return (attacked != pixels).float().mean().item()
