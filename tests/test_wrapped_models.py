@@ -49,7 +49,9 @@ def with_adapter(model, **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         # Random adapters instead of ones that start at zero, so that they change the logits.
-        return peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, init_lora_weights=False, **options)).eval()
+        return peft.get_peft_model(
+            copy.deepcopy(model), peft.LoraConfig(r=2, init_lora_weights=False, **options)
+        ).eval()
 
 
 def test_adapter_on_attention(model, batches, noise):
