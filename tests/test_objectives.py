@@ -16,6 +16,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
     ViTConfig,
 )
+from whole_path import draw_model
 
 from hf_nullspace import NullspaceConfig, inject_noise, measure_noise, similarity_objective, synthesize_noise
 from hf_nullspace.certificate import agreement, logit_distance, probability_mse
@@ -28,16 +29,6 @@ CONFIG = NullspaceConfig(max_steps=4, num_images=16, num_certificate_images=16)
 @pytest.fixture
 def batches(make_batches):
     return make_batches(32, 8)
-
-
-def built(model_class, config):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = model_class(config)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=(parameter.shape[0] / parameter.numel()) ** 0.5)
-    return model.eval()
 
 
 def all_pixels(batches):
@@ -67,7 +58,7 @@ def test_quantities_are_means_over_positions(quantity):
 
 
 def test_a_model_without_logits_is_told_about_objectives(batches):
-    model = built(AutoModel.from_config, ViTConfig(**VIT))
+    model = draw_model(AutoModel.from_config, ViTConfig(**VIT))
     with pytest.raises(ValueError, match="BaseModelOutputWithPooling, has no `logits`.*similarity_objective"):
         synthesize_noise(model, batches, CONFIG, disable_tqdm=True)
 
@@ -84,7 +75,7 @@ def test_similarities_by_hand():
 def test_zero_shot_logits_are_those_of_clip(batches):
     vision = {**VIT, "projection_dim": 6}
     config = CLIPConfig(vision_config=vision, text_config={**TEXT, "projection_dim": 6}, projection_dim=6)
-    clip = built(CLIPModel, config)
+    clip = draw_model(CLIPModel, config)
     texts = torch.tensor([[0, 3, 1], [0, 4, 1], [0, 5, 1]])
     with torch.no_grad():
         expected = clip(input_ids=texts, pixel_values=all_pixels(batches))
@@ -112,7 +103,7 @@ def test_zero_shot_logits_are_those_of_clip(batches):
     ids=lambda config: config.model_type,
 )
 def test_feature_extractors_are_synthesised_and_certified(config, batches, make_batches):
-    model = built(AutoModel.from_config, config)
+    model = draw_model(AutoModel.from_config, config)
     with torch.no_grad():
         references = model(make_batches(6, 6, seed=1)[0]["pixel_values"]).pooler_output.flatten(1)
         clean = model(all_pixels(batches)).pooler_output.flatten(1)
@@ -128,7 +119,7 @@ def test_feature_extractors_are_synthesised_and_certified(config, batches, make_
 
 
 def test_embeddings_of_the_callers_choice(batches):
-    model = built(AutoModel.from_config, ViTConfig(**VIT))
+    model = draw_model(AutoModel.from_config, ViTConfig(**VIT))
 
     def cls_token(outputs):
         return outputs.last_hidden_state[:, 0]
@@ -151,7 +142,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_references_of_another_model_are_refused(batches):
-    model = built(AutoModel.from_config, ViTConfig(**VIT))
+    model = draw_model(AutoModel.from_config, ViTConfig(**VIT))
     with pytest.raises(ValueError, match=r"embeddings have shape \(8, 16\).*references have shape \(2, 5\)"):
         synthesize_noise(model, batches, CONFIG, objective=similarity_objective(torch.ones(2, 5)), disable_tqdm=True)
 
@@ -165,9 +156,9 @@ BEIT = {**VIT, "num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "pool_scales
 @pytest.mark.parametrize("model_type", ["segformer", "beit"])
 def test_segmentation_is_bounded_on_the_mean_over_pixels(model_type, overlapping_model, batches):
     if model_type == "segformer":
-        model = built(SegformerForSemanticSegmentation, overlapping_model.config)
+        model = draw_model(SegformerForSemanticSegmentation, overlapping_model.config)
     else:
-        model = built(BeitForSemanticSegmentation, BeitConfig(**BEIT, num_labels=3))
+        model = draw_model(BeitForSemanticSegmentation, BeitConfig(**BEIT, num_labels=3))
     noise = synthesize_noise(model, batches, CONFIG, disable_tqdm=True)
     certificate = measure_noise(model, noise, batches)
     with torch.no_grad():

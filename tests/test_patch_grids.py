@@ -13,7 +13,7 @@ from transformers import (
     Siglip2Config,
     Siglip2ForImageClassification,
 )
-from whole_path import make_trainer
+from whole_path import draw_model, make_trainer
 
 from hf_nullspace import (
     NullspaceConfig,
@@ -42,17 +42,9 @@ def logits_of(model, pixels, **options):
     return model(pixels, **options).logits
 
 
-def built(model_class, config):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = model_class(config)
-    model.classifier.weight.data.normal_(generator=torch.Generator().manual_seed(1))
-    return model.eval()
-
-
 @pytest.fixture
 def dinov2():
-    return built(Dinov2ForImageClassification, Dinov2Config(**DINO, num_labels=3))
+    return draw_model(Dinov2ForImageClassification, Dinov2Config(**DINO, num_labels=3))
 
 
 @pytest.fixture
@@ -112,7 +104,7 @@ def test_noise_of_another_grid_is_refused_by_default_and_resized_by_choice(make_
 
 def test_patches_in_a_row_are_not_resized():
     config = Siglip2Config(vision_config=NAFLEX, text_config=TEXT, num_labels=3)
-    model = built(Siglip2ForImageClassification, config)
+    model = draw_model(Siglip2ForImageClassification, config)
     shapes = {"spatial_shapes": torch.tensor([[2, 2]]), "pixel_attention_mask": torch.ones(1, 4, dtype=torch.long)}
     with pytest.raises(ValueError, match="9 patches cannot be resized to 4.*without their grid.*`resize_noise`"):
         with inject_noise(model, torch.zeros(1, 9, 16), resize=True):
@@ -181,9 +173,7 @@ def test_training_at_another_size_than_the_config(dinov2, make_examples, tmp_pat
     ids=["cls and registers", "cls and distillation"],
 )
 def test_noise_lies_on_the_patches_alone(model_class, config):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = model_class(config).eval()
+    model = draw_model(model_class, config)
     tokens = []
     base = getattr(model, model.base_model_prefix)
     base.embeddings.register_forward_hook(lambda module, args, output: tokens.append(output))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -40,25 +41,32 @@ def require_timm() -> None:
         pytest.skip(f"timm cannot be imported: {error}")
 
 
-def build_model(name: str) -> transformers.PreTrainedModel:
-    """The tiny model, with weights and batch statistics of a size that lets its logits depend on its input."""
-    case = MODEL_TYPES[name]
-    config = AutoConfig.for_model("timm_wrapper" if case.architecture else name, num_labels=NUM_LABELS, **case.config)
+def draw_model(model_class: Callable, config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
+    """A model with weights large enough for its outputs to depend on its input."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, case.model_class)(config)
+        model = model_class(config)
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=math.sqrt(parameter.shape[0] / parameter.numel()))
-        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        if norms:
-            momenta = [norm.momentum for norm in norms]
-            for norm in norms:
-                norm.momentum = 1.0
-            with torch.no_grad():
-                model.train()(pixel_values=torch.rand(NUM_IMAGES, 3, case.size, case.size) * 2 - 1)
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+    return model.eval()
+
+
+def build_model(name: str) -> transformers.PreTrainedModel:
+    """The tiny model of a type; batch normalisation gets the statistics of a batch, or signals would fade."""
+    case = MODEL_TYPES[name]
+    config = AutoConfig.for_model("timm_wrapper" if case.architecture else name, num_labels=NUM_LABELS, **case.config)
+    model = draw_model(getattr(transformers, case.model_class), config)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if norms:
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            model.train()(pixel_values=torch.rand(NUM_IMAGES, 3, case.size, case.size) * 2 - 1)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     return model.eval()
 
 
