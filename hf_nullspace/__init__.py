@@ -3,9 +3,10 @@
 from .certificate import Certificate
 from .configuration import NullspaceConfig
 from .data_collator import NullspaceDataCollator
-from .injection import inject_noise
+from .injection import inject_noise, resize_noise
 from .noise import NullspaceNoise
 from .nullspace import PatchNullspace
+from .objectives import similarity_objective
 from .probe_report import ProbeReport, probe
 from .probing import measure_noise
 from .robustness import RobustnessReport, evaluate_robustness
@@ -31,5 +32,7 @@ __all__ = [
     "inject_noise",
     "measure_noise",
     "probe",
+    "resize_noise",
+    "similarity_objective",
     "synthesize_noise",
 ]

@@ -16,23 +16,28 @@ def probability_mse(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> t
     Squared change of the predicted probabilities, summed over classes: the eps criterion (paper, section 4).
 
     Args:
-        clean_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Logits of `f(u)`.
+        clean_logits (`torch.Tensor` of shape `(batch_size, num_labels)` or `(batch_size, positions, num_labels)`):
+            Logits of `f(u)`; with positions (the pixels of a segmentation), all quantities are means over them.
         noisy_logits (`torch.Tensor` of the same shape): Logits of `f(u + v)`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`, each value in [0, 2].
     """
-    return (noisy_logits.softmax(-1) - clean_logits.softmax(-1)).square().sum(-1)
+    return _mean_over_positions((noisy_logits.softmax(-1) - clean_logits.softmax(-1)).square().sum(-1))
 
 
 def logit_distance(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
     """Euclidean distance of the logits, of shape `(batch_size,)`: the synthesis objective (paper, equation 5)."""
-    return torch.linalg.vector_norm(noisy_logits - clean_logits, dim=-1)
+    return _mean_over_positions(torch.linalg.vector_norm(noisy_logits - clean_logits, dim=-1))
 
 
 def agreement(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
     """1 where the predicted class is unchanged and 0 elsewhere, of shape `(batch_size,)` (paper, figure 2)."""
-    return (clean_logits.argmax(-1) == noisy_logits.argmax(-1)).to(clean_logits.dtype)
+    return _mean_over_positions((clean_logits.argmax(-1) == noisy_logits.argmax(-1)).to(clean_logits.dtype))
+
+
+def _mean_over_positions(values: torch.Tensor) -> torch.Tensor:
+    return values if values.dim() == 1 else values.flatten(1).mean(1)
 
 
 def remove_hidden_mean(noise: torch.Tensor) -> torch.Tensor:

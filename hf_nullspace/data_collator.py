@@ -15,10 +15,15 @@ from .nullspace import PatchNullspace
 from .randomness import keyed_generator
 
 
+# What image processors give beside `pixel_values`, for models that read images as rows of patches.
+PATCH_INPUTS = ("pixel_attention_mask", "spatial_shapes")
+
+
 @dataclass
 class NullspaceDataCollator:
     """
     Stacks examples with `pixel_values` (and `labels` or `label`) into a batch; draws nothing from any random generator.
+    `pixel_attention_mask` and `spatial_shapes` are stacked too, where examples have them.
 
     Given a nullspace, it also adds noise to the pixels, so that a plain `Trainer` or any loop trains on it. An image's
     noise depends on the seed, the image's own pixels and the epoch alone: it is the same whatever the number of workers
@@ -141,6 +146,9 @@ class NullspaceDataCollator:
             pixel_values = torch.cat([pixel_values, noisy]) if self.paired else noisy
             labels = torch.cat([labels, labels]) if self.paired and labels is not None else labels
         batch = {"pixel_values": pixel_values}
+        for name in PATCH_INPUTS:
+            if name in examples[0]:
+                batch[name] = torch.stack([torch.as_tensor(example[name]) for example in examples])
         if labels is not None:
             batch["labels"] = labels
         return batch

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .injection import NoiseInjector, tokens_shape
+from .objectives import Objective, read_logits
 
 
 LABEL_NAMES = ("labels", "label", "label_ids")
@@ -51,10 +52,18 @@ class FrozenClassifier:
         model (`nn.Module`): The classifier; use it inside [`frozen`].
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
         accelerator (`Accelerator`, *optional*): Gives autocast, the device and the reduction over processes.
+        objective (`Callable`, *optional*): From the model's output to its logits; see [`read_logits`], the default.
     """
 
-    def __init__(self, model: nn.Module, patch_projection: str | None = None, accelerator: Accelerator | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        patch_projection: str | None = None,
+        accelerator: Accelerator | None = None,
+        objective: Objective | None = None,
+    ):
         self.model = model
+        self.objective = objective or read_logits
         self.injector = NoiseInjector.attach(model, patch_projection)
         self.accelerator = accelerator or Accelerator()
 
@@ -82,7 +91,7 @@ class FrozenClassifier:
             `torch.Tensor` of shape `(batch_size, num_labels)` in float32.
         """
         with self.accelerator.autocast(), self.injector.inject(noise), self._replayed(embeddings):
-            logits = self.model(**inputs).logits
+            logits = self.objective(self.model(**inputs))
         return logits.float()
 
     @contextmanager
@@ -255,6 +264,12 @@ def read_images(
             "size, or raise `num_images` and `num_certificate_images`."
         )
     all_inputs, all_embeddings, all_logits = zip(*parts, strict=True)
+    shapes = sorted({tuple(inputs["pixel_values"].shape[1:]) for inputs in all_inputs})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The dataloader yields pixel_values of the shapes {shapes}, but one noise has one patch grid. Resize all "
+            "images to one size; `inject_noise(..., resize=True)` takes the noise to others."
+        )
     joined = {
         name: torch.cat([inputs[name] for inputs in all_inputs]) for name in all_inputs[0] if name != "pixel_values"
     }

@@ -6,9 +6,9 @@ import copy
 import math
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
+from .injection import resize_noise
 from .randomness import preserved_random_state
 
 
@@ -61,6 +61,5 @@ def _interpolate_positions(positions: torch.Tensor, shape: torch.Size, name: str
     else:
         raise ValueError(f"{name} has {old_count} positions, which are no square grid and cannot be interpolated.")
     flat = positions.reshape(old_count, -1).float()
-    grid = flat[extra:].T.reshape(1, -1, old_grid, old_grid)
-    grid = nn.functional.interpolate(grid, size=(new_grid, new_grid), mode="bicubic", align_corners=False)
-    return torch.cat([flat[:extra], grid.flatten(2)[0].T]).reshape(shape).to(positions.dtype)
+    resized = resize_noise(flat[None, extra:], (new_grid, new_grid))[0]
+    return torch.cat([flat[:extra], resized]).reshape(shape).to(positions.dtype)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch import nn
 
 from .patch_embedding import PatchProjection, find_patch_projection
@@ -31,7 +33,8 @@ def add_noise(activation: torch.Tensor, noise: torch.Tensor, clean_rows: int = 0
         raise ValueError(
             f"Noise of shape {tuple(noise.shape)} does not fit patch embeddings of shape {tuple(activation.shape)}: "
             f"expected {(1, *expected)} or {(num_noisy, *expected)}, that is (noises, num_patches, hidden_size). Use "
-            "the image size that the noise was synthesised for, or synthesise a new one."
+            "the image size that the noise was synthesised for, synthesise a new one, or resize it to the grid of these "
+            "patches with `inject_noise(..., resize=True)`."
         )
     noise = noise.to(activation.device, activation.dtype)
     if activation.dim() == 4:
@@ -50,6 +53,37 @@ def tokens_shape(activation: torch.Tensor) -> tuple[int, int]:
     raise ValueError(f"Patch embeddings must have 3 or 4 dimensions, but got shape {tuple(activation.shape)}.")
 
 
+def resize_noise(noise: torch.Tensor, grid: tuple[int, int], old_grid: tuple[int, int] | None = None) -> torch.Tensor:
+    """
+    Interpolates noise bicubically over the patch grid, as models interpolate their position embeddings.
+
+    The hidden-axis mean stays zero where it is zero. A certificate does not carry over: measure the result with
+    [`measure_noise`].
+
+    Args:
+        noise (`torch.Tensor` of shape `(noises, old_height * old_width, hidden_size)`): The noise, row by row.
+        grid (`tuple[int, int]`): `(height, width)` of the new grid, in patches.
+        old_grid (`tuple[int, int]`, *optional*): That of the noise. By default a square.
+
+    Returns:
+        `torch.Tensor` of shape `(noises, height * width, hidden_size)`; the noise itself if the grid is its own.
+
+    Raises:
+        `ValueError`: If the noise is no grid of `old_grid`, or no square where that is not given.
+    """
+    side = math.isqrt(noise.shape[1])
+    old_grid = tuple(old_grid or (side, side))
+    if math.prod(old_grid) != noise.shape[1]:
+        raise ValueError(
+            f"Noise of shape {tuple(noise.shape)} is no grid of {old_grid[0]} x {old_grid[1]} patches. Pass the "
+            "`(height, width)` in patches that it was synthesised for as `old_grid` of `resize_noise`."
+        )
+    if old_grid == tuple(grid):
+        return noise
+    pixels = noise.transpose(1, 2).unflatten(2, old_grid)
+    return nn.functional.interpolate(pixels, size=tuple(grid), mode="bicubic").flatten(2).transpose(1, 2)
+
+
 class NoiseInjector:
     """
     A forward hook on the patch projection that adds noise while its gate is open and does nothing while it is shut.
@@ -66,6 +100,7 @@ class NoiseInjector:
         self.projection = projection
         self.noise: torch.Tensor | None = None
         self.clean_rows = 0
+        self.resize = False
         self._handle = projection.module.register_forward_hook(self)
 
     @classmethod
@@ -75,22 +110,37 @@ class NoiseInjector:
         for hook in projection.module._forward_hooks.values():
             if isinstance(hook, cls):
                 return hook
-        return cls(projection)
+        injector = cls(projection)
+        if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules()):
+            torch.compiler.reset()  # code that was compiled before knows nothing of the hook
+        return injector
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         if self.noise is None:
             return output
-        return add_noise(output, self.noise, self.clean_rows)
+        noise = self.noise
+        if self.resize and noise.shape[1] != tokens_shape(output)[0]:
+            if output.dim() != 4:
+                raise ValueError(
+                    f"Noise of {noise.shape[1]} patches cannot be resized to {output.shape[1]}: "
+                    f"{self.projection.name!r} gives patches in a row, without their grid. Resize it yourself with "
+                    "`resize_noise`."
+                )
+            noise = resize_noise(noise, tuple(output.shape[2:]))
+        return add_noise(output, noise, self.clean_rows)
 
     @contextmanager
-    def inject(self, noise: torch.Tensor, clean_rows: int = 0) -> Iterator[None]:
-        """Opens the gate for the forward passes inside the `with` block; see [`add_noise`] for the arguments."""
-        outer = self.noise, self.clean_rows
-        self.noise, self.clean_rows = noise, clean_rows
+    def inject(self, noise: torch.Tensor, clean_rows: int = 0, resize: bool = False) -> Iterator[None]:
+        """
+        Opens the gate for the forward passes inside the `with` block; see [`add_noise`] and [`inject_noise`] for the
+        arguments.
+        """
+        outer = self.noise, self.clean_rows, self.resize
+        self.noise, self.clean_rows, self.resize = noise, clean_rows, resize
         try:
             yield
         finally:
-            self.noise, self.clean_rows = outer
+            self.noise, self.clean_rows, self.resize = outer
 
     def remove(self) -> None:
         """Takes the hook off the model."""
@@ -98,7 +148,9 @@ class NoiseInjector:
 
 
 @contextmanager
-def inject_noise(model: nn.Module, noise: torch.Tensor, patch_projection: str | None = None) -> Iterator[nn.Module]:
+def inject_noise(
+    model: nn.Module, noise: torch.Tensor, patch_projection: str | None = None, resize: bool = False
+) -> Iterator[nn.Module]:
     """
     Lets any code see `model` under `noise`.
 
@@ -107,6 +159,8 @@ def inject_noise(model: nn.Module, noise: torch.Tensor, patch_projection: str | 
         noise (`torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise, in units of the patch
             embeddings.
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+        resize (`bool`, *optional*, defaults to `False`): Whether noise of a square grid is interpolated to the patch
+            grid of images of another size ([`resize_noise`]), instead of refused.
 
     Raises:
         `ValueError`: If the model has no patch projection, or the noise does not fit it.
@@ -119,5 +173,5 @@ def inject_noise(model: nn.Module, noise: torch.Tensor, patch_projection: str | 
     ```
     """
     injector = NoiseInjector.attach(model, patch_projection)
-    with injector.inject(noise):
+    with injector.inject(noise, resize=resize):
         yield model

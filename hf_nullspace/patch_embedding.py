@@ -34,13 +34,27 @@ class PatchProjection:
     @property
     def is_exact(self) -> bool:
         """Whether patches do not overlap, so that the map is one matrix per patch with an exact nullspace."""
-        if isinstance(self.module, nn.Linear):
-            return True
+        return self.obstacle is None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no matrix maps each patch by itself; `None` where one does."""
+        module = self.module
+        if self.name.split(".")[-1] == "base_layer":
+            return f"{self.name!r} is the base layer of an adapter that changes its map; merge the adapter first"
+        # A subclass may standardise its weight or pad its input before it convolves.
+        if type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward):
+            return f"{self.name!r} is a {type(module).__name__}, which does more than multiply by its weight"
+        if isinstance(module, nn.Linear) or (
+            module.kernel_size == module.stride
+            and module.padding in ((0, 0), "valid")
+            and module.dilation == (1, 1)
+            and module.groups == 1
+        ):
+            return None
         return (
-            self.module.kernel_size == self.module.stride
-            and self.module.padding in ((0, 0), "valid")
-            and self.module.dilation == (1, 1)
-            and self.module.groups == 1
+            f"the patches of {self.name!r} overlap or are padded (kernel {tuple(module.kernel_size)}, stride "
+            f"{tuple(module.stride)}, padding {module.padding})"
         )
 
     def matrix(self) -> torch.Tensor:
@@ -54,9 +68,10 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
 
     The rule: inside the module that `get_input_embeddings()` returns, and then inside the whole model, the first
     convolution that reads as many channels as an image has (or, inside the embeddings only, the first linear layer).
+    Where PEFT trains a copy of that module (`modules_to_save`), the copy is taken.
 
     Args:
-        model (`nn.Module`): The classifier.
+        model (`nn.Module`): The classifier; it may be wrapped by PEFT or `torch.compile`.
         name (`str`, *optional*): Name of the module to use instead, as in `model.named_modules()`.
 
     Raises:
@@ -78,7 +93,8 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
         for module in root.modules() if root is not None else ():
             is_stem = isinstance(module, nn.Conv2d) and module.in_channels == num_channels
             is_linear_stem = root is embeddings and isinstance(module, nn.Linear)
-            if is_stem or is_linear_stem:
+            is_idle = "original_module" in names[module].split(".")  # PEFT runs its copy instead
+            if (is_stem or is_linear_stem) and not is_idle:
                 return PatchProjection(names[module], module)
     raise ValueError(
         f"{type(model).__name__} has no patch projection: neither its input embeddings nor the rest of the model holds "
@@ -90,7 +106,9 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
 def _num_channels(model: nn.Module) -> int:
     config = getattr(model, "config", None)
     config = getattr(config, "vision_config", config)
-    return getattr(config, "num_channels", 3)
+    # timm's configs hold the number in the arguments of the model, where it is not 3.
+    built_with = getattr(config, "model_args", None) or {}
+    return getattr(config, "num_channels", built_with.get("in_chans", 3))
 
 
 def _input_embeddings(model: nn.Module) -> nn.Module | None:

@@ -38,12 +38,9 @@ class PatchMatrix(PatchGrid):
         num_channels: int = 3,
     ):
         if not projection.is_exact:
-            module = projection.module
             raise ValueError(
-                f"The patches of {projection.name!r} overlap or are padded (kernel {tuple(module.kernel_size)}, stride "
-                f"{tuple(module.stride)}, padding {module.padding}), so no matrix maps each patch by itself and there "
-                "is no exact nullspace per patch. Use `synthesize_noise`, whose approximate nullspace works for every "
-                "model."
+                f"There is no exact nullspace per patch: {projection.obstacle}, so no matrix maps each patch by itself. "
+                "Use `synthesize_noise`, whose approximate nullspace works for every model."
             )
         if rtol is not None and not rtol >= 0:
             raise ValueError(f"`rtol` must be at least 0, but got {rtol!r}.")

@@ -20,6 +20,7 @@ from .certificate import (
 from .configuration import NullspaceConfig
 from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
 from .noise import NullspaceNoise
+from .objectives import Objective
 from .randomness import keyed_generator
 
 
@@ -31,6 +32,7 @@ def measure_noise(
     *,
     accelerator: Accelerator | None = None,
     patch_projection: str | None = None,
+    objective: Objective | None = None,
 ) -> Certificate:
     """
     Measures the numbers of a certificate on the given images; of a bank, those of its worst noise.
@@ -43,6 +45,7 @@ def measure_noise(
             Defaults to the noise's own.
         accelerator (`Accelerator`, *optional*): For several processes, devices and autocast.
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+        objective (`Callable`, *optional*): As in [`synthesize_noise`].
 
     Returns:
         [`Certificate`]: With `steps` and `seconds` 0, since nothing is synthesised.
@@ -51,7 +54,7 @@ def measure_noise(
     config = config or (noise.config if is_bank else NullspaceConfig())
     tensor = noise.tensor if is_bank else noise
     with frozen(model):
-        classifier = FrozenClassifier(model, patch_projection, accelerator)
+        classifier = FrozenClassifier(model, patch_projection, accelerator, objective)
         images = read_images(classifier, dataloader, max_images=2**62)
         certificates = [
             certify(classifier, images, row, config, keyed_generator("permutation", config.seed, index))

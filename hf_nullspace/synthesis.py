@@ -15,6 +15,7 @@ from .configuration import NullspaceConfig
 from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
 from .noise import NullspaceNoise
 from .noise_search import MAX_RELATIVE_NORM, SEARCHES, boundary_scale
+from .objectives import Objective
 from .probing import certify, measure_probability_mse
 from .randomness import keyed_generator, preserved_random_state
 
@@ -34,6 +35,7 @@ def synthesize_noise(
     accelerator: Accelerator | None = None,
     round_index: int = 0,
     patch_projection: str | None = None,
+    objective: Objective | None = None,
     disable_tqdm: bool = False,
 ) -> NullspaceNoise:
     """
@@ -44,7 +46,8 @@ def synthesize_noise(
 
     Args:
         model (`nn.Module`):
-            A classifier whose output has `logits` of shape `(batch_size, num_labels)`. Not wrapped in DDP.
+            A classifier whose output has `logits` of shape `(batch_size, num_labels)`, a semantic segmentation, or any
+            model together with `objective`. Not wrapped in DDP.
         dataloader (iterable of `dict`):
             Yields batches with `pixel_values` of shape `(batch_size, channels, height, width)`; labels are not needed.
         config ([`NullspaceConfig`], *optional*):
@@ -56,6 +59,10 @@ def synthesize_noise(
             Combined with `config.seed`, so that every round draws afresh and repeats exactly.
         patch_projection (`str`, *optional*):
             Name of the projection module where the rule does not find it.
+        objective (`Callable`, *optional*):
+            From the model's output to logits of shape `(batch_size, num_labels)`, for models without a head; see
+            [`similarity_objective`]. Epsilon bounds the change of their softmax. It is not saved: pass it to
+            [`measure_noise`] again.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to hide the progress bar.
 
@@ -76,7 +83,7 @@ def synthesize_noise(
     """
     config = config or NullspaceConfig()
     with frozen(model):
-        classifier = FrozenClassifier(model, patch_projection, accelerator)
+        classifier = FrozenClassifier(model, patch_projection, accelerator, objective)
         with preserved_random_state():  # even an unshuffled DataLoader draws a seed for its workers
             images = read_images(classifier, dataloader, config.num_images + config.num_certificate_images)
         held_out, training = images.split(_num_held_out(len(images), config))

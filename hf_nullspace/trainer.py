@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .checkpointing import check_writable, load_model_weights
+from .frozen import frozen
 from .hub import TAGS, add_card_section, build_card_section
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
@@ -227,12 +228,17 @@ class NullspaceTrainer(Trainer):
         size = getattr(self.model.config, "image_size", None)
         expected = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
         found = tuple(example["pixel_values"].shape[-2:])
-        if size is not None and found != expected:
+        if size is None or found == expected:
+            return
+        try:  # many models interpolate their positions, or have none
+            with preserved_random_state(), frozen(self.model), torch.no_grad():
+                self.model(pixel_values=example["pixel_values"].to(self.args.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"The training images are {found[0]}x{found[1]} (height x width) after preprocessing, but the model "
                 f"expects {expected[0]}x{expected[1]}. Set the image processor's `size` to the model's, or load the "
                 "model with another `image_size`."
-            )
+            ) from error
 
     # ---- Logging ------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ FLOORS = {
         "plotting",
         "baselines",
     ],
-    2: ["synthesis", "sensitivity", "probing", "noise_search", "encoder_probing", "exact_noise"],
+    2: ["synthesis", "probing", "noise_search", "encoder_probing", "exact_noise"],
     1: [
         "nullspace",
         "patch_matrix",
@@ -40,8 +40,9 @@ FLOORS = {
         "injection",
         "certificate",
         "frozen",
+        "sensitivity",
     ],
-    0: ["patch_embedding", "configuration", "randomness"],
+    0: ["patch_embedding", "configuration", "objectives", "randomness"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HEAVY = ("datasets", "evaluate", "matplotlib", "scipy", "sklearn")

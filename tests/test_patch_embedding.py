@@ -1,5 +1,7 @@
 """The patch projection: found, overridden, refused, told exact or not, and written as a matrix."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,12 @@ def test_rule_on_other_stems(model_class, name, patch_size, hidden_size):
     projection = find_patch_projection(model_class())
     assert (projection.name, projection.patch_size, projection.hidden_size) == (name, patch_size, hidden_size)
     assert projection.is_exact
+
+
+def test_number_of_channels_of_a_timm_config():
+    model = ConvStem()
+    model.config = SimpleNamespace(model_args={"in_chans": 1})
+    assert find_patch_projection(model).name == "mask"
 
 
 @pytest.mark.parametrize("model_class, name", [(ConvStem, "second"), (LinearStem, "head")])

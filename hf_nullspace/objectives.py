@@ -1,0 +1,98 @@
+"""What of a model's output is compared with and without noise: its logits, or similarities to fixed embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+Objective = Callable[[Any], torch.Tensor]
+
+
+def read_logits(outputs: Any) -> torch.Tensor:
+    """
+    The default objective: the logits of a classifier, or of each pixel of a segmentation.
+
+    Epsilon then bounds the squared change of the class probabilities; for a segmentation, its mean over the pixels.
+
+    Args:
+        outputs ([`~transformers.utils.ModelOutput`]): Output with `logits` of shape `(batch_size, num_labels)` or
+            `(batch_size, num_labels, height, width)`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_labels)` or `(batch_size, height * width, num_labels)`.
+
+    Raises:
+        `ValueError`: If the output has no logits.
+    """
+    logits = getattr(outputs, "logits", None)
+    if logits is None:
+        raise ValueError(
+            f"The model's output, a {type(outputs).__name__}, has no `logits`. Use a model with a classification head, "
+            "or pass `objective`, a function from the output to logits of shape (batch_size, num_labels); for a "
+            "feature extractor or CLIP, `similarity_objective(...)` makes one."
+        )
+    return logits.flatten(2).transpose(1, 2) if logits.dim() == 4 else logits
+
+
+def similarity_objective(
+    references: torch.Tensor, temperature: float = 0.07, embed: Objective | None = None
+) -> Objective:
+    """
+    Logits of a model without a head: cosine similarities to fixed embeddings, divided by a temperature.
+
+    With the text embeddings of class names as references this is zero-shot classification (Radford et al., 2021,
+    arXiv 2103.00020); with features of reference images it is the non-parametric softmax of Wu et al. (2018, arXiv
+    1805.01978), which sees the distances of features that a nearest-neighbour classifier would see. `logit_distance` is
+    then the distance of the similarities, and epsilon bounds the squared change of the probabilities over the
+    references. The result is an `objective` of [`synthesize_noise`] and [`measure_noise`].
+
+    Args:
+        references (`torch.Tensor` of shape `(num_references, embedding_size)`): The embeddings to compare with; at
+            least 2.
+        temperature (`float`, *optional*, defaults to 0.07): Divides the similarities. For CLIP and SigLIP
+            `1 / model.logit_scale.exp()`; a bias of the logits, as SigLIP has, does not change the probabilities.
+        embed (`Callable`, *optional*): From the model's output to embeddings of shape `(batch_size, embedding_size)`.
+            By default `image_embeds`, else `pooler_output`, else the mean of `last_hidden_state` over the tokens.
+
+    Raises:
+        `ValueError`: If the references have no two dimensions or rows, or the temperature is not positive.
+
+    Example:
+
+    ```python
+    >>> objective = similarity_objective(text_embeds, 1 / clip.logit_scale.exp().item())  # doctest: +SKIP
+    >>> noise = synthesize_noise(vision_model, dataloader, objective=objective)  # doctest: +SKIP
+    ```
+    """
+    if references.dim() != 2 or len(references) < 2:
+        raise ValueError(
+            "`references` must have shape (num_references, embedding_size) with at least 2 rows, but got "
+            f"{tuple(references.shape)}."
+        )
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be positive, but got {temperature!r}.")
+    embed = embed or _embed
+    directions = torch.nn.functional.normalize(references.detach().float(), dim=-1)
+
+    def objective(outputs: Any) -> torch.Tensor:
+        embeddings = embed(outputs).float()
+        if embeddings.dim() != 2 or embeddings.shape[1] != directions.shape[1]:
+            raise ValueError(
+                f"The model's embeddings have shape {tuple(embeddings.shape)}, but the references have shape "
+                f"{tuple(directions.shape)}; expected (batch_size, {directions.shape[1]}). Make the references with the "
+                "same model, or pass `embed`."
+            )
+        similarities = torch.nn.functional.normalize(embeddings, dim=-1) @ directions.to(embeddings.device).T
+        return similarities / temperature
+
+    return objective
+
+
+def _embed(outputs: Any) -> torch.Tensor:
+    for name in ("image_embeds", "pooler_output"):
+        if getattr(outputs, name, None) is not None:
+            return outputs[name].flatten(1)
+    return outputs.last_hidden_state.mean(1)
