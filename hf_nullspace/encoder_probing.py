@@ -206,8 +206,8 @@ def search_at(
     max_norm = MAX_RELATIVE_NORM * _embedding_norm(classifier, images)
     optimizer = torch.optim.Adam([noise], betas=BETAS, eps=1e-30)
     for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
-        _, distance, gradient = distance_gradient(classifier, batch, noise)
-        finite = torch.isfinite(gradient).all()
+        measured = distance_gradient(classifier, batch, noise)
+        distance, gradient, finite = measured.distance, measured.gradient, measured.finite
         growth = (gradient * noise).sum()
         change = SCALE_GAIN * torch.log(norm_weight / torch.maximum(growth, distance).clamp_min(1e-30))
         change = torch.where(finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)

@@ -30,7 +30,7 @@ FLOORS = {
         "baselines",
     ],
     2: ["synthesis", "probing", "noise_search", "encoder_probing", "exact_noise"],
-    1: ["nullspace", "noise", "injection", "certificate", "frozen"],
+    1: ["nullspace", "noise", "injection", "certificate", "frozen", "sensitivity"],
     0: ["patch_embedding", "configuration", "randomness"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -60,14 +60,14 @@ def test_gradient_is_that_of_the_distance(model, pixels):
     with frozen(model):
         classifier = FrozenClassifier(model)
         (batch,) = read_images(classifier, [{"pixel_values": pixels}], 32).batches()
-        mse, distance, gradient = distance_gradient(classifier, batch, noise)
+        step = distance_gradient(classifier, batch, noise)
     variable = noise.clone().requires_grad_()
     change = logits_under(model, pixels, variable) - model(pixels).logits
     expected = (change**2).sum(-1).sqrt().mean()
     (expected_gradient,) = torch.autograd.grad(expected, variable)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-    assert distance.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert mse.item() == pytest.approx(mse_by_hand(model, pixels, noise), rel=1e-4)
+    torch.testing.assert_close(step.gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    assert step.distance.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert step.mse.item() == pytest.approx(mse_by_hand(model, pixels, noise), rel=1e-4)
 
 
 @pytest.mark.parametrize("norm_weight", [0.0, 0.05])

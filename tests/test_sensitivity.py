@@ -1,0 +1,30 @@
+"""Sensitivity of the hidden axis against closed forms."""
+
+import pytest
+import torch
+
+from hf_nullspace.sensitivity import FLOOR, hidden_moment, insensitive
+
+
+def test_moment_is_the_sum_over_images_and_tokens():
+    gradients = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = sum(torch.outer(row, row) for image in gradients for row in image)
+    torch.testing.assert_close(hidden_moment(gradients), expected)
+
+
+def test_moment_of_no_images_is_zero():
+    assert torch.equal(hidden_moment(torch.zeros(0, 4, 5)), torch.zeros(5, 5))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_each_eigendirection_is_divided_by_its_sensitivity(scale):
+    values = torch.tensor([0.0, 0.5, 1.0, 2.5])  # of mean 1
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))[0]
+    direction = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
+    turned = insensitive(direction, scale * rotation @ values.diag() @ rotation.T)
+    torch.testing.assert_close(turned @ rotation, direction @ rotation / (values + FLOOR), rtol=1e-3, atol=1e-4)
+
+
+def test_without_any_gradient_the_direction_stays():
+    direction = torch.randn(1, 4, 5)
+    assert torch.equal(insensitive(direction, torch.zeros(5, 5)), direction)
