@@ -13,20 +13,20 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.utils import logging
 
-from .certificate import agreement, logit_distance, probability_mse, token_norms
+from .certificate import agreement, logit_distance, probability_mse, remove_hidden_mean, token_norms
 from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
 from .noise_search import (
-    BETAS,
     SCALE_GAIN,
     SCALE_LIMIT,
+    RelativeAdam,
     batch_means,
     boundary_scale,
     distance_gradient,
     endless_batches,
+    measured_axes,
 )
 from .probing import permute_elements
 from .randomness import keyed_generator
-from .sensitivity import Sensitivity, measure_sensitivity
 
 
 logger = logging.get_logger(__name__)
@@ -48,11 +48,11 @@ class EncoderProbeConfig:
     Args:
         lambdas (`tuple[float, ...]`, *optional*, defaults to `(0.05, 0.2, 0.8, 2.0)`):
             Weights of the log-norm term, ascending, in units of the logits (figure 2 of the paper).
-        max_steps (`int`, *optional*, defaults to 6):
+        max_steps (`int`, *optional*, defaults to 8):
             Steps of the search at each lambda, each on one batch. Every search goes on from the noise of the lambda
             before; the second noise, for convex combinations, takes twice as many at once. The default suits two CPU
             cores and a ViT-S; more steps find larger noise.
-        learning_rate (`float`, *optional*, defaults to 0.05):
+        learning_rate (`float`, *optional*, defaults to 0.2):
             Size of a step relative to the noise's own.
         max_images (`int`, *optional*, defaults to 64):
             Images read; five eighths of them are searched on, everything is measured on the others.
@@ -67,8 +67,8 @@ class EncoderProbeConfig:
     """
 
     lambdas: tuple[float, ...] = (0.05, 0.2, 0.8, 2.0)
-    max_steps: int = 6
-    learning_rate: float = 0.05
+    max_steps: int = 8
+    learning_rate: float = 0.2
     max_images: int = 64
     min_agreement: float = 0.98
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -149,20 +149,27 @@ def probe_encoder(
         images = read_images(classifier, dataloader, config.max_images)
         training, held_out = images.split(math.ceil(TRAINING_SHARE * len(images)))
         # Ticks are search steps and measurements: two for each lambda, scale and set of images, one for each operation.
-        ticks = (len(config.lambdas) + 2) * config.max_steps + 2 * len(config.lambdas) + 2 * len(config.scales) + 4 + 7
+        ticks = math.ceil(len(training) / training.batch_size)
+        ticks += (
+            (len(config.lambdas) + 2) * config.max_steps + 2 * len(config.lambdas) + 2 * len(config.scales) + 4 + 7
+        )
         hidden = disable_tqdm or not classifier.accelerator.is_local_main_process
         with logging.tqdm(total=ticks, desc="Probing the encoder", leave=False, disable=hidden) as progress:
             seen, unseen = (_measured_once(classifier, part, progress.update) for part in (training, held_out))
-            sensitivity = measure_sensitivity(classifier, training, keyed_generator("sensitivity", config.seed))
-            sweep, noises = lambda_sweep(classifier, training, sensitivity, unseen, config, progress.update)
+            generator = keyed_generator("sensitivity", config.seed)
+            random = remove_hidden_mean(
+                torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
+            )
+            random = random * _scale_to(classifier, training, random, config.lambdas[len(config.lambdas) // 2])
+            axes = measured_axes(classifier, training.batches(), random, progress.update)
+            sweep, noises = lambda_sweep(classifier, training, axes, unseen, config, progress.update)
             chosen = _largest_agreeing(sweep, config.min_agreement)
             noise, norm_weight = noises[chosen], config.lambdas[chosen]
             longer = dataclasses.replace(config, max_steps=2 * config.max_steps)
             generator = keyed_generator("second noise", config.seed)
-            second = search_at(
-                classifier, training, sensitivity, norm_weight, longer, generator, on_step=progress.update
+            second = (
+                search_at(classifier, training, axes, norm_weight, longer, generator, on_step=progress.update) @ axes
             )
-            second = sensitivity.to_noise(second)
             return EncoderProbe(
                 sweep=sweep,
                 closure=closure(unseen, noise, second, config.seed),
@@ -177,7 +184,7 @@ def probe_encoder(
 def search_at(
     classifier: FrozenClassifier,
     images: FrozenImages,
-    sensitivity: Sensitivity,
+    axes: torch.Tensor,
     norm_weight: float,
     config: EncoderProbeConfig,
     generator: torch.Generator,
@@ -187,16 +194,18 @@ def search_at(
     """
     Minimises `logit_distance(v) - norm_weight * log ||v||` (paper, section 3), whose optimum has no early stop.
 
-    Direction and norm take turns in each step: Adam turns the direction down the distance, in the coordinates of
-    `sensitivity` and in steps relative to the noise's own size; the norm follows its own condition for an optimum, which is that the distance grows by
-    `norm_weight` for a relative growth of the noise, `<gradient, v> = norm_weight`. The objective has no lower bound
-    once noise drowns the image and the distance stops growing. So the norm is also held where the distance is about
-    lambda, and below `MAX_RELATIVE_NORM` times that of the patch embeddings.
+    Direction and norm take turns in each step: Adam turns the direction down the distance, in coordinates that avoid
+    what the encoder is sensitive to and in steps relative to their own size; the norm follows its own condition for an
+    optimum, which is that the distance grows by `norm_weight` for a relative growth of the noise,
+    `<gradient, v> = norm_weight`. The objective has no lower bound once noise drowns the image and the distance stops
+    growing. So the norm is also held where the distance is about lambda, and below `MAX_RELATIVE_NORM` times that of
+    the patch embeddings.
 
     Args:
         classifier ([`FrozenClassifier`]): The model.
         images ([`FrozenImages`]): The images to search on.
-        sensitivity ([`Sensitivity`]): That of the model on these images.
+        axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`): From coordinates to noise; see
+            [`~noise_search.measured_axes`].
         norm_weight (`float`): Lambda, in units of the logits.
         config ([`EncoderProbeConfig`]): Gives the steps and their size.
         generator (`torch.Generator`): Draws the start and the order of the images.
@@ -205,26 +214,24 @@ def search_at(
         on_step (`Callable`, *optional*): Called after each step.
 
     Returns:
-        `torch.Tensor` of shape `(1, num_patches, hidden_size)`: Coordinates; `sensitivity.to_noise` makes them noise.
+        `torch.Tensor` of shape `(1, num_patches, hidden_size)`: Coordinates; `coordinates @ axes` is the noise.
     """
     if start is None:
-        start = sensitivity.random_start(generator)
-    coordinates = start * _scale_to(classifier, images, sensitivity.to_noise(start), norm_weight)
+        start = torch.randn(1, *images.tokens_shape, generator=generator).to(axes.device)
+    coordinates = start * _scale_to(classifier, images, start @ axes, norm_weight)
     max_norm = MAX_RELATIVE_NORM * _embedding_norm(classifier, images)
-    optimizer = torch.optim.Adam([coordinates], betas=BETAS, eps=1e-30)
+    adam = RelativeAdam(coordinates)
     for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
-        noise = sensitivity.to_noise(coordinates)
-        _, distance, gradient = distance_gradient(classifier, batch, noise)
-        finite = torch.isfinite(gradient).all()
-        growth = (gradient * noise).sum()
-        change = SCALE_GAIN * torch.log(norm_weight / torch.maximum(growth, distance).clamp_min(1e-30))
-        change = torch.where(finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
+        noise = coordinates @ axes
+        measured = distance_gradient(classifier, batch, noise)
+        growth = (measured.gradient * noise).sum()
+        change = SCALE_GAIN * torch.log(norm_weight / torch.maximum(growth, measured.distance).clamp_min(1e-30))
+        change = torch.where(measured.finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
         norm = noise.norm()
-        coordinates.grad = sensitivity.gradient(torch.where(finite, gradient - noise * growth / norm.square(), 0.0))
-        cosine = 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
-        optimizer.param_groups[0]["lr"] = config.learning_rate * cosine * coordinates.square().mean().sqrt().item()
-        optimizer.step()
-        coordinates *= (norm * change.exp()).clamp_max(max_norm) / sensitivity.to_noise(coordinates).norm()
+        gradient = torch.where(measured.finite, measured.gradient - noise * growth / norm.square(), 0.0)
+        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+        coordinates = adam.step(coordinates, gradient @ axes.T, rate)
+        coordinates *= (norm * change.exp()).clamp_max(max_norm) / (coordinates @ axes).norm()
         if on_step is not None:
             on_step()
     return coordinates
@@ -233,7 +240,7 @@ def search_at(
 def lambda_sweep(
     classifier: FrozenClassifier,
     training: FrozenImages,
-    sensitivity: Sensitivity,
+    axes: torch.Tensor,
     measure: Measure,
     config: EncoderProbeConfig,
     on_step: Callable[[], Any] | None = None,
@@ -251,8 +258,8 @@ def lambda_sweep(
     embedding_norm = _embedding_norm(classifier, training)
     rows, noises, found = [], [], None
     for norm_weight in config.lambdas:
-        found = search_at(classifier, training, sensitivity, norm_weight, config, search, found, on_step)
-        noise = sensitivity.to_noise(found)
+        found = search_at(classifier, training, axes, norm_weight, config, search, found, on_step)
+        noise = found @ axes
         norm = noise.norm().item()
         row = {"lambda": norm_weight, "norm": norm, "relative_norm": norm / embedding_norm}
         row["token_norm_median"] = token_norms(noise).median().item()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from transformers.utils import logging
@@ -11,12 +13,17 @@ from transformers.utils import logging
 from .certificate import logit_distance, probability_mse, remove_hidden_mean
 from .configuration import NullspaceConfig
 from .frozen import FrozenBatch, FrozenClassifier, FrozenImages
+from .sensitivity import harmless_axes, hidden_moment
 
 
 logger = logging.get_logger(__name__)
 
 # Adam's moments decay faster than its defaults, since a search takes tens of steps and not thousands.
 BETAS = (0.9, 0.99)
+# Adam's epsilon, as a share of the gradient's root mean square: below it, rounding decides the sign of an element.
+GRADIENT_FLOOR = 0.01
+# Steps that measure where the encoder is sensitive, before the noise is turned for the first time.
+SENSITIVITY_STEPS = 4
 # Share of the error's distance to epsilon, in logarithms, that one step's change of scale closes.
 SCALE_GAIN = 0.3
 # A bisection gives up on scales below this.
@@ -38,40 +45,45 @@ def boundary_search(
     """
     Searches `argmax ||v|| subject to probability_mse(v) <= epsilon` by moving along the boundary.
 
-    A random direction is scaled to the boundary. Each step then turns it down the logarithm of `logit_distance`,
-    keeping its norm, and lets a feedback on the measured `probability_mse` change the norm: where turning made the
-    noise more harmless, it grows. Sizes are relative to the noise itself, so nothing depends on how large a model's
-    patch embeddings are. A token's norm is held below `max_token_ratio` times the median, so that a few background
-    tokens cannot hide an unbounded norm. A step whose logits are not finite makes the noise smaller, and is counted in a
-    warning at the end. Steps need no device sync.
+    A random direction is scaled to the boundary. The first steps measure there to which directions of the hidden axis
+    the encoder is sensitive, and give coordinates that avoid those ([`~sensitivity.harmless_axes`]); in these the search
+    starts anew. Each further step turns the noise down the logarithm of `logit_distance`, keeping its norm, and lets a
+    feedback on the measured `probability_mse` change the norm: where turning made the noise more harmless, it grows.
+    Sizes are relative to the noise itself, so nothing depends on how large a model's patch embeddings are. A token's
+    norm is held below `max_token_ratio` times the median, so that a few background tokens cannot hide an unbounded norm.
+    A step whose logits are not finite makes the noise smaller, and is counted in a warning at the end. These steps need
+    no device sync.
 
     Returns:
         `tuple[torch.Tensor, int]`: Noise of shape `(1, num_patches, hidden_size)`, and the steps it took.
     """
-    noise = torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
-    noise = _start_on_boundary(classifier, images, remove_hidden_mean(noise), config)
-    first, second = torch.zeros_like(noise), torch.zeros_like(noise)
+    batches = endless_batches(images, generator)
+    num_measured = min(SENSITIVITY_STEPS, config.max_steps // 2)
+    num_turns = config.max_steps - num_measured
+    coordinates = torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
+    start = scaled_to_boundary(classifier, images, remove_hidden_mean(coordinates), config.epsilon)
+    axes = measured_axes(classifier, itertools.islice(batches, num_measured), start, on_step)
+    noise = scaled_to_boundary(classifier, images, coordinates @ axes, config.epsilon)
+    coordinates = coordinates * (noise.norm() / (coordinates @ axes).norm())
+    adam = RelativeAdam(coordinates)
     backed_off = torch.zeros((), device=noise.device)
-    for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
-        mse, distance, gradient = distance_gradient(classifier, batch, noise)
-        finite = torch.isfinite(mse) & torch.isfinite(gradient).all()
+    for turn, batch in zip(range(num_turns), batches, strict=False):
+        step = distance_gradient(classifier, batch, noise)
         # Of log(distance), along the sphere of the noise's norm, in units of that norm.
-        gradient = gradient / distance.clamp_min(1e-30) * noise.norm()
-        gradient = torch.where(finite, gradient - noise * (gradient * noise).sum() / noise.square().sum(), 0.0)
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.lerp_(gradient.square(), 1 - BETAS[1])
-        direction = (first / (1 - BETAS[0] ** (step + 1))) / (
-            (second / (1 - BETAS[1] ** (step + 1))).sqrt() + torch.finfo(noise.dtype).tiny
-        )
-        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
-        turned = remove_hidden_mean(noise - rate * noise.square().mean().sqrt() * direction)
+        gradient = step.gradient / step.distance.clamp_min(1e-30) * noise.norm()
+        gradient = torch.where(step.finite, gradient - noise * (gradient * noise).sum() / noise.square().sum(), 0.0)
+        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * turn / num_turns))
+        coordinates = adam.step(coordinates, gradient @ axes.T, rate)
+        turned = coordinates @ axes
         if config.max_token_ratio is not None:
-            turned = _limit_tokens(turned, config.max_token_ratio)
-        excess = torch.log(mse.clamp_min(1e-12) / config.epsilon)
-        change = torch.where(finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
+            limits = token_limits(turned, config.max_token_ratio)
+            coordinates, turned = coordinates * limits, turned * limits
+        excess = torch.log(step.mse.clamp_min(1e-12) / config.epsilon)
+        change = torch.where(step.finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
         norm = (noise.norm() * change.exp()).clamp_max(MAX_RELATIVE_NORM * images.embedding_norm)
-        noise = turned * (norm / turned.norm())
-        backed_off += ~finite
+        scale = norm / turned.norm()
+        coordinates, noise = coordinates * scale, turned * scale
+        backed_off += ~step.finite
         on_step()
     if backed_off:
         logger.warning(
@@ -105,17 +117,17 @@ def paper_search(
     noise = remove_hidden_mean(noise).to(classifier.device)
     optimizer = torch.optim.AdamW([noise], lr=config.learning_rate, weight_decay=0.0)
     for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
-        mse, _, gradient = distance_gradient(classifier, batch, noise)
-        mse, is_finite = torch.stack([mse, torch.isfinite(gradient).all()]).tolist()  # the step's one device sync
+        measured = distance_gradient(classifier, batch, noise)
+        mse, is_finite = torch.stack([measured.mse, measured.finite]).tolist()  # the step's one device sync
         if mse <= config.epsilon:
             return noise, step
-        if not (math.isfinite(mse) and is_finite):
+        if not is_finite:
             raise ValueError(
                 f"The model gives NaN or infinite logits under noise of norm {noise.norm():.3g} at synthesis step "
                 f"{step}. Lower `noise_limit` ({config.noise_limit}) or `learning_rate` ({config.learning_rate}), or "
                 "run in bf16 or fp32 instead of fp16."
             )
-        noise.grad = gradient - config.norm_weight * noise / noise.square().sum()
+        noise.grad = measured.gradient - config.norm_weight * noise / noise.square().sum()
         optimizer.step()
         noise.copy_(remove_hidden_mean(noise))
         on_step()
@@ -176,8 +188,30 @@ def _interpolate(inside: float, inside_error: float, outside: float, outside_err
     return inside * (outside / inside) ** min(max(share, 0.1), 0.9)
 
 
-def _start_on_boundary(
-    classifier: FrozenClassifier, images: FrozenImages, direction: torch.Tensor, config: NullspaceConfig
+class RelativeAdam:
+    """
+    Adam (Kingma and Ba, 2015) whose steps are relative to the size of what it moves.
+
+    Args:
+        variable (`torch.Tensor`): What is moved; gives shape and device.
+    """
+
+    def __init__(self, variable: torch.Tensor):
+        self.first, self.second, self.count = torch.zeros_like(variable), torch.zeros_like(variable), 0
+
+    def step(self, variable: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
+        """The variable moved by about `rate` times its root mean square."""
+        self.count += 1
+        self.first.lerp_(gradient, 1 - BETAS[0])
+        self.second.lerp_(gradient.square(), 1 - BETAS[1])
+        size = (self.second / (1 - BETAS[1] ** self.count)).sqrt()
+        floor = GRADIENT_FLOOR * size.square().mean().sqrt() + torch.finfo(size.dtype).tiny
+        direction = self.first / (1 - BETAS[0] ** self.count) / (size + floor)
+        return variable - rate * variable.square().mean().sqrt() * direction
+
+
+def scaled_to_boundary(
+    classifier: FrozenClassifier, images: FrozenImages, direction: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """The direction at the norm where the first batch's error is about epsilon, tried from the embeddings' own norm."""
     batch = next(images.batches())
@@ -187,8 +221,22 @@ def _start_on_boundary(
     def error_at(scale: float) -> float:
         return batch_means(classifier, batch, scale * direction)[0].item()
 
-    scale = boundary_scale(error_at, config.epsilon, MAX_RELATIVE_NORM, tolerance=0.25)
+    scale = boundary_scale(error_at, epsilon, MAX_RELATIVE_NORM, tolerance=0.25)
     return direction * max(scale, MIN_SCALE)
+
+
+def measured_axes(
+    classifier: FrozenClassifier, batches: Iterable[FrozenBatch], noise: torch.Tensor, on_step: Callable[[], None]
+) -> torch.Tensor:
+    """Axes of the hidden axis that avoid what moves the logits of these batches under `noise`: see [`harmless_axes`]."""
+    moment = torch.zeros(noise.shape[-1], noise.shape[-1], device=noise.device)
+    for batch in batches:
+        step = distance_gradient(classifier, batch, noise)
+        # Every batch counts the same, however large its gradients are.
+        share = step.squares.clamp_min(torch.finfo(torch.float32).tiny)
+        moment = moment + hidden_moment(step.local_gradients.to(share.dtype)) / share
+        on_step()
+    return harmless_axes(classifier.sum_over_processes(moment)).to(noise.dtype)
 
 
 def endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
@@ -212,25 +260,54 @@ def batch_means(
     return mse, distance
 
 
-def distance_gradient(
-    classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean `probability_mse` and `logit_distance` of the global batch, and the gradient of the latter."""
-    sums = torch.zeros(2 + noise.numel(), device=noise.device)
+@dataclass
+class DistanceGradient:
+    """
+    What one batch says about a noise, over the images of all processes unless it says "local".
+
+    Args:
+        mse, distance (`torch.Tensor`): Mean `probability_mse` and `logit_distance`.
+        gradient (`torch.Tensor` of the shape of the noise): Gradient of `distance`.
+        squares (`torch.Tensor`): Sum over images of the squared norm of the gradient of each one's distance.
+        local_gradients (`torch.Tensor` of shape `(local_images, num_patches, hidden_size)`): The gradients of this
+            process's images; zeros where one is not finite.
+        finite (`torch.Tensor`): Whether everything is finite.
+    """
+
+    mse: torch.Tensor
+    distance: torch.Tensor
+    gradient: torch.Tensor
+    squares: torch.Tensor
+    local_gradients: torch.Tensor
+    finite: torch.Tensor
+
+
+def distance_gradient(classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor) -> DistanceGradient:
+    """Runs the batch under `noise` of shape `(1, num_patches, hidden_size)`, once there and once back."""
+    # In double precision the sum of the processes' sums is that of one process, where the device has it.
+    precise = torch.float32 if noise.device.type == "mps" else torch.float64
+    sums = torch.zeros(3 + noise.numel(), dtype=precise, device=noise.device)
+    local = noise.new_zeros(0, *noise.shape[1:])
     if len(batch):
-        variable = noise.detach().requires_grad_()
+        variable = noise.detach().repeat(len(batch), 1, 1).requires_grad_()
         noisy_logits = classifier.logits(batch.inputs, variable, batch.embeddings)
-        distance = logit_distance(batch.clean_logits, noisy_logits).sum()
-        (gradient,) = torch.autograd.grad(distance, variable)
-        mse = probability_mse(batch.clean_logits, noisy_logits.detach()).sum()
-        sums = torch.cat([torch.stack([mse, distance.detach()]), gradient.flatten()])
+        distance = logit_distance(batch.clean_logits, noisy_logits)
+        (local,) = torch.autograd.grad(distance.sum(), variable)
+        mse = probability_mse(batch.clean_logits, noisy_logits.detach())
+        parts = (mse, distance.detach(), local.square().sum((1, 2)))
+        sums = torch.cat(
+            [*(part.sum(0, keepdim=True, dtype=precise) for part in parts), local.sum(0, dtype=precise).flatten()]
+        )
     # One reduction for everything: the sums of the processes, divided by the size of the whole batch.
-    means = classifier.sum_over_processes(sums) / batch.global_size
-    return means[0], means[1], means[2:].view_as(noise)
+    sums = classifier.sum_over_processes(sums)
+    finite = torch.isfinite(sums).all()
+    local, squares = torch.where(finite, local, 0.0), torch.where(finite, sums[2], 0.0)
+    means = (sums / batch.global_size).to(noise.dtype)
+    return DistanceGradient(means[0], means[1], means[3:].view_as(noise), squares, local, finite)
 
 
-def _limit_tokens(noise: torch.Tensor, max_ratio: float) -> torch.Tensor:
-    """Scales tokens down whose norm exceeds `max_ratio` times the median over the tokens."""
+def token_limits(noise: torch.Tensor, max_ratio: float) -> torch.Tensor:
+    """For each token the factor, at most 1, that brings its norm to `max_ratio` times the median over the tokens."""
     norms = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
     limit = max_ratio * norms.median()
-    return noise * (limit / norms.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1.0)
+    return (limit / norms.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1.0)

@@ -8,7 +8,7 @@ import torch
 
 from hf_nullspace import NullspaceConfig, inject_noise
 from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
-from hf_nullspace.noise_search import _limit_tokens, boundary_scale, boundary_search, distance_gradient, paper_search
+from hf_nullspace.noise_search import boundary_scale, boundary_search, distance_gradient, paper_search, token_limits
 
 
 @pytest.fixture
@@ -60,14 +60,14 @@ def test_gradient_is_that_of_the_distance(model, pixels):
     with frozen(model):
         classifier = FrozenClassifier(model)
         (batch,) = read_images(classifier, [{"pixel_values": pixels}], 32).batches()
-        mse, distance, gradient = distance_gradient(classifier, batch, noise)
+        step = distance_gradient(classifier, batch, noise)
     variable = noise.clone().requires_grad_()
     change = logits_under(model, pixels, variable) - model(pixels).logits
     expected = (change**2).sum(-1).sqrt().mean()
     (expected_gradient,) = torch.autograd.grad(expected, variable)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-    assert distance.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert mse.item() == pytest.approx(mse_by_hand(model, pixels, noise), rel=1e-4)
+    torch.testing.assert_close(step.gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    assert step.distance.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert step.mse.item() == pytest.approx(mse_by_hand(model, pixels, noise), rel=1e-4)
 
 
 @pytest.mark.parametrize("norm_weight", [0.0, 0.05])
@@ -137,9 +137,9 @@ def test_an_epsilon_below_precision_gives_vanishing_noise(model, pixels):
     assert noise.norm() < 1e-3
 
 
-def test_limit_tokens_by_hand():
+def test_token_limits_by_hand():
     noise = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [0.0, 0.0], [6.0, 8.0], [2.0, 0.0]]])
-    limited = _limit_tokens(noise, 1.5)
+    limited = noise * token_limits(noise, 1.5)
     expected = torch.tensor([[[1.8, 2.4], [0.0, 1.0], [0.0, 0.0], [1.8, 2.4], [2.0, 0.0]]])
     torch.testing.assert_close(limited, expected)
 

@@ -1,54 +1,34 @@
-"""Sensitivity of the logits: axes and gradients in closed form, and starts more harmless than random noise."""
+"""Sensitivity of the hidden axis against closed forms."""
 
 import pytest
 import torch
 
-from hf_nullspace.certificate import logit_distance
-from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
-from hf_nullspace.randomness import keyed_generator
-from hf_nullspace.sensitivity import SHRINKAGE, Sensitivity, _axes, measure_sensitivity
+from hf_nullspace.sensitivity import FLOOR, harmless_axes, hidden_moment
 
 
-def test_amplitudes_follow_the_inverse_sensitivity():
-    axes, amplitudes = _axes(torch.diag(torch.tensor([4.0, 0.0, 2.0], dtype=torch.float64)), power=1.0)
-    assert torch.equal(axes.abs().argmax(0), torch.tensor([1, 2, 0]))
-    assert amplitudes.tolist() == pytest.approx([1 / SHRINKAGE, 1 / (1 + SHRINKAGE), 1 / (2 + SHRINKAGE)])
+def test_moment_is_the_sum_over_images_and_tokens():
+    gradients = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = sum(torch.outer(row, row) for image in gradients for row in image)
+    torch.testing.assert_close(hidden_moment(gradients), expected)
 
 
-def test_gradient_is_that_of_the_coordinates():
-    generator = torch.Generator().manual_seed(0)
-    token_axes, hidden_axes = (torch.linalg.qr(torch.randn(n, n, generator=generator)).Q for n in (3, 5))
-    sensitivity = Sensitivity(token_axes, hidden_axes, torch.rand(3, 5, generator=generator))
-    coordinates = torch.randn(1, 3, 5, generator=generator, requires_grad=True)
-    weights = torch.randn(1, 3, 5, generator=generator)
-    (sensitivity.to_noise(coordinates) * weights).sum().backward()
-    assert torch.allclose(sensitivity.gradient(weights), coordinates.grad, atol=1e-6)
-    assert sensitivity.to_noise(coordinates.detach()).mean(-1).abs().max() < 1e-6
+def test_moment_of_no_images_is_zero():
+    assert torch.equal(hidden_moment(torch.zeros(0, 4, 5)), torch.zeros(5, 5))
 
 
-def test_starts_are_more_harmless_than_random_noise(make_vit, make_batches):
-    with frozen(make_vit(classifier_scale=20)) as model:
-        classifier = FrozenClassifier(model)
-        images = read_images(classifier, make_batches(48, 12), 48)
-        sensitivity = measure_sensitivity(classifier, images, keyed_generator("sensitivity", 0))
-        again = measure_sensitivity(classifier, images, keyed_generator("sensitivity", 0))
-        assert torch.equal(sensitivity.amplitudes, again.amplitudes)
-        start = sensitivity.to_noise(sensitivity.random_start(keyed_generator("start", 0)))
-        random = torch.randn(start.shape, generator=keyed_generator("random", 0))
-        distances = []
-        for noise in (start, random - random.mean(-1, keepdim=True)):
-            noise = 0.3 * noise / noise.norm()
-            with torch.no_grad():
-                noisy = [classifier.logits(batch.inputs, noise, batch.embeddings) for batch in images.batches()]
-            distances.append(logit_distance(images.clean_logits, torch.cat(noisy)).mean().item())
-    assert distances[0] < 0.7 * distances[1]
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_each_eigendirection_is_divided_by_its_sensitivity(scale):
+    values = torch.tensor([0.0, 0.5, 1.0, 2.5])  # of mean 1
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))[0]
+    axes = harmless_axes(scale * rotation @ values.diag() @ rotation.T)
+    expected = rotation @ (1 / (values + FLOOR)).diag() @ rotation.T
+    torch.testing.assert_close(axes, expected - expected.mean(-1, keepdim=True), rtol=1e-3, atol=1e-4)
 
 
-def test_models_that_ignore_their_patches_are_refused(make_vit, make_batches):
-    model = make_vit()
-    model.classifier.weight.data.zero_()
-    with frozen(model):
-        classifier = FrozenClassifier(model)
-        images = read_images(classifier, make_batches(12, 12), 12)
-        with pytest.raises(ValueError, match="do not depend on its patch embeddings"):
-            measure_sensitivity(classifier, images, keyed_generator("sensitivity", 0))
+@pytest.mark.parametrize("gradients", [torch.zeros(2, 3, 5), torch.eye(5)[None]])
+def test_without_preferred_direction_only_the_mean_goes(gradients):
+    coordinates = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(0))
+    noise = coordinates @ harmless_axes(hidden_moment(gradients))
+    torch.testing.assert_close(noise.mean(-1), torch.zeros(1, 4), rtol=0, atol=1e-6)
+    centred = coordinates - coordinates.mean(-1, keepdim=True)
+    torch.testing.assert_close(noise / noise.norm(), centred / centred.norm(), rtol=0, atol=1e-6)
