@@ -66,7 +66,11 @@ class NoiseInjector:
         self.projection = projection
         self.noise: torch.Tensor | None = None
         self.clean_rows = 0
-        self._handle = projection.module.register_forward_hook(self)
+        self.is_twofold = False
+        self._handles = [
+            projection.module.register_forward_pre_hook(self._halve),
+            projection.module.register_forward_hook(self),
+        ]
 
     @classmethod
     def attach(cls, model: nn.Module, patch_projection: str | None = None) -> NoiseInjector:
@@ -80,21 +84,38 @@ class NoiseInjector:
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         if self.noise is None:
             return output
+        if self.is_twofold:
+            return torch.cat([output, add_noise(output, self.noise)])
         return add_noise(output, self.noise, self.clean_rows)
 
+    def _halve(self, module: nn.Module, args: tuple) -> tuple:
+        """Of a batch that holds every image twice, the projection need see each image only once."""
+        if self.noise is None or not self.is_twofold:
+            return args
+        return args[0].chunk(2)[0], *args[1:]
+
     @contextmanager
-    def inject(self, noise: torch.Tensor, clean_rows: int = 0) -> Iterator[None]:
-        """Opens the gate for the forward passes inside the `with` block; see [`add_noise`] for the arguments."""
-        outer = self.noise, self.clean_rows
-        self.noise, self.clean_rows = noise, clean_rows
+    def inject(self, noise: torch.Tensor, clean_rows: int = 0, is_twofold: bool = False) -> Iterator[None]:
+        """
+        Opens the gate for the forward passes inside the `with` block.
+
+        Args:
+            noise (`torch.Tensor`): As in [`add_noise`].
+            clean_rows (`int`, *optional*, defaults to 0): As in [`add_noise`].
+            is_twofold (`bool`, *optional*, defaults to `False`): The batch is some images followed by the same images
+                again; the second half gets the noise, and both share one pass through the projection.
+        """
+        outer = self.noise, self.clean_rows, self.is_twofold
+        self.noise, self.clean_rows, self.is_twofold = noise, clean_rows, is_twofold
         try:
             yield
         finally:
-            self.noise, self.clean_rows = outer
+            self.noise, self.clean_rows, self.is_twofold = outer
 
     def remove(self) -> None:
-        """Takes the hook off the model."""
-        self._handle.remove()
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
 
 
 @contextmanager

@@ -11,14 +11,26 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from .checkpointing import check_writable, load_model_weights
+from .checkpointing import (
+    begin_checkpoint,
+    check_whole,
+    check_writable,
+    last_whole_checkpoint,
+    load_model_weights,
+    restoring,
+    saving,
+)
+from .evaluation import count_real_rows, mean_over_processes
 from .hub import TAGS, add_card_section, build_card_section
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
-from .noise_schedule import NoiseSchedule
+from .noise_forward import NotConcatenableError, TwofoldForward, check_not_checkpointed, reason_against_concatenation
+from .noise_schedule import NoiseSchedule, check_same_on_all_processes
 from .randomness import keyed_generator, preserved_random_state
+from .sharding import check_backend
 from .synthesis import synthesize_noise
 from .training_args import NullspaceTrainingArguments
 
@@ -119,7 +131,8 @@ class NullspaceTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.injector = NoiseInjector.attach(self.model, args.patch_projection)
+        check_backend(self.accelerator)
+        self._attach_noise(self.model)
         if train_dataset is not None and args.noise_weight:
             self._check_training_images()
 
@@ -143,7 +156,10 @@ class NullspaceTrainer(Trainer):
     ) -> torch.Tensor:
         if self.args.noise_weight and self.noise_schedule.is_due(self.state.global_step):
             self._refresh_noise(model)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._stop_at_lost_loss(loss.item())
+        return loss
 
     def compute_loss(
         self,
@@ -153,16 +169,53 @@ class NullspaceTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         # The parent pops `labels` from the dict it is given, hence the copies.
-        clean = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         noise = self._draw_noise(len(inputs["pixel_values"])) if model.training else None
         if noise is None:
-            return clean
+            return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
+        if self._concatenates:
+            unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+            halves = TwofoldForward(model, unwrapped, self.injector, noise, check=not self._is_concatenation_checked)
+            try:
+                clean = super().compute_loss(halves, dict(inputs), return_outputs, num_items_in_batch)
+                self._is_concatenation_checked = True
+            except NotConcatenableError as reason:
+                self._run_sequentially(str(reason))
+        if not self._concatenates:
+            halves = model
+            clean = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         with self.injector.inject(noise):
-            noisy_loss = super().compute_loss(model, dict(inputs), False, num_items_in_batch)
+            noisy_loss = super().compute_loss(halves, dict(inputs), False, num_items_in_batch)
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         if return_outputs:
             return clean[0] + self.args.noise_weight * noisy_loss, clean[1]
         return clean + self.args.noise_weight * noisy_loss
+
+    def _attach_noise(self, model: nn.Module) -> None:
+        """Puts the injector on a model, and finds out how its two passes can run."""
+        self.injector = NoiseInjector.attach(model, self.args.patch_projection)
+        self._concatenates, self._is_concatenation_checked = self.args.noise_forward == "concatenated", False
+        if self.args.activation_checkpointing:
+            check_not_checkpointed(model, self.injector.projection)
+        reason = reason_against_concatenation(model, self.args.n_gpu)
+        if reason is not None and self._concatenates and self.args.noise_weight:
+            self._run_sequentially(reason)
+
+    def _run_sequentially(self, reason: str) -> None:
+        self._concatenates = False
+        logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
+
+    def _stop_at_lost_loss(self, loss: float) -> None:
+        """Called between the backward pass and the optimizer step, so that weights and checkpoints stay intact."""
+        step = self.state.global_step
+        if self.accelerator.scaler is not None:  # which leaves out the steps whose gradients are not finite
+            logger.warning(f"The loss of step {step} is {loss}; the gradient scaler of fp16 leaves the step out.")
+            return
+        raise FloatingPointError(
+            f"The loss of step {step} is {loss}. The weights are still those before the step, and no checkpoint holds "
+            "others. Check the images and labels of the batch, lower `learning_rate` "
+            f"({self.args.learning_rate:g}) or `noise_weight` ({self.args.noise_weight:g}), or raise the precision; then "
+            "go on from the last checkpoint with `resume_from_checkpoint=True`."
+        )
 
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
         if not self.args.noise_weight:
@@ -183,6 +236,7 @@ class NullspaceTrainer(Trainer):
                 patch_projection=self.args.patch_projection,
                 disable_tqdm=self.args.disable_tqdm,
             )
+        check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step)
         row = self.noise_schedule.history[-1]
         self.log({f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None})
@@ -204,7 +258,8 @@ class NullspaceTrainer(Trainer):
         return Subset(dataset, order[:num_images].tolist())
 
     def _noise_batch_size(self) -> int:
-        return self.args.noise_batch_size or self.args.train_batch_size * self.accelerator.num_processes
+        processes = 1 if self.is_fsdp_enabled else self.accelerator.num_processes  # see `FrozenClassifier`
+        return self.args.noise_batch_size or self.args.train_batch_size * processes
 
     def _check_training_images(self) -> None:
         """Fails now, not at step 500: reads one example and compares it with the model."""
@@ -233,6 +288,28 @@ class NullspaceTrainer(Trainer):
                 f"expects {expected[0]}x{expected[1]}. Set the image processor's `size` to the model's, or load the "
                 "model with another `image_size`."
             )
+
+    # ---- Evaluation ---------------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        batch_size = len(inputs["pixel_values"])
+        real = count_real_rows(self.accelerator, batch_size)
+        if loss is not None and real is not None:
+            # The repeats that fill the last batch count in the parent's loss. Every process must run, even on none.
+            rows = max(real, 1)
+            some = {name: value[:rows] if len(value) == batch_size else value for name, value in inputs.items()}
+            loss, _, _ = super().prediction_step(model, some, True, ignore_keys)
+            counts_all = self.args.average_tokens_across_devices and "labels" in inputs
+            counts_all = counts_all and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
+            loss = mean_over_processes(self.accelerator, loss, real, rows, counts_all)
+        return loss, logits, labels
 
     # ---- Logging ------------------------------------------------------------------------------------------------
 
@@ -284,10 +361,29 @@ class NullspaceTrainer(Trainer):
 
     def call_model_init(self, trial=None) -> nn.Module:
         model = super().call_model_init(trial)
-        self.injector = NoiseInjector.attach(model, self.args.patch_projection)
+        self._attach_noise(model)
         return model
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial=None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        if resume_from_checkpoint is True:
+            # `None` is left to the parent, which says that there is no checkpoint.
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
+        elif resume_from_checkpoint:
+            check_whole(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        with saving(self.args.output_dir):
+            super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save and output_dir is not None:
+            begin_checkpoint(output_dir)
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.noise is not None:
             self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
@@ -296,6 +392,15 @@ class NullspaceTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.noise_schedule.save(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # `trainer_state.json` comes next and says that the checkpoint is whole: not before every process has written.
+        self.accelerator.wait_for_everyone()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with restoring("random state", checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -308,17 +413,19 @@ class NullspaceTrainer(Trainer):
         return progress
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with restoring("state of the optimizer and the schedule", checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not load_model_weights(self.model if model is None else model, resume_from_checkpoint):
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or not load_model_weights(self.model if model is None else model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if not load_model_weights(self.model, best):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not load_model_weights(self.model, best):
             super()._load_best_model()
         if self.args.noise_weight:
             self.noise_schedule.noise = NullspaceNoise.from_pretrained(best)
