@@ -29,7 +29,9 @@ from transformers.utils import CONFIG_NAME, logging
 
 logger = logging.get_logger(__name__)
 
-REMEDY = "Delete that checkpoint and resume from an earlier one; `resume_from_checkpoint=True` takes the last whole one."
+REMEDY = (
+    "Delete that checkpoint and resume from an earlier one; `resume_from_checkpoint=True` takes the last whole one."
+)
 
 
 def what_is_missing(checkpoint: str | Path) -> str | None:
