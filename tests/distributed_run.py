@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace import NullspaceDataCollator, NullspaceNoise, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace.noise_schedule import check_same_on_all_processes
 from hf_nullspace.robustness import robust_accuracy
 
 
@@ -32,6 +33,7 @@ def main(folder: str, expected_processes: str) -> None:
         folder,
         max_steps=4,
         per_device_train_batch_size=16 // processes,
+        per_device_eval_batch_size=8 // processes,
         noise_refresh_steps=2,
         epsilon=1e-4,
         noise_max_steps=8,
@@ -46,7 +48,9 @@ def main(folder: str, expected_processes: str) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = NullspaceTrainer(model, args, NullspaceDataCollator(), examples, examples[:13])
+    trainer = NullspaceTrainer(
+        model, args, NullspaceDataCollator(), examples, examples[:13], compute_metrics=_accuracy
+    )
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.state
     trainer.train()
     predictions = trainer.predict(examples[:13]).predictions
@@ -55,6 +59,8 @@ def main(folder: str, expected_processes: str) -> None:
         "predictions": predictions.tolist(),
         "history": trainer.noise_history,
         "ranks_agree": all(torch.equal(rank, ranks[0]) for rank in ranks),
+        "evaluations": _evaluations(trainer, examples),
+        "disagreement": _disagreement(trainer),
         "num_processes": trainer.accelerator.num_processes,
         "accuracy": robust_accuracy(trainer.accelerator.unwrap_model(trainer.model), *_pictures(), batch_size=4),
     }
@@ -62,6 +68,41 @@ def main(folder: str, expected_processes: str) -> None:
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
         save_file({"noise": trainer.noise.tensor, **weights}, Path(folder, "run.safetensors"))
         Path(folder, "run.json").write_text(json.dumps(results))
+
+
+def _accuracy(output) -> dict[str, float]:
+    return {"accuracy": float((output.predictions.argmax(-1) == output.label_ids).mean())}
+
+
+def _evaluations(trainer, examples) -> dict[str, dict[str, float]]:
+    """What `Trainer` evaluates on sets that the processes cannot share evenly, and the loss worked out by hand."""
+    model, results = trainer.accelerator.unwrap_model(trainer.model), {}
+    for name, settings in (("default", {}), ("own counts", {"average_tokens_across_devices": False})):
+        for field, value in settings.items():
+            setattr(trainer.args, field, value)
+        for count in (1, 3, 8, 10, 13):
+            metrics = trainer.evaluate(examples[:count])
+            batch = NullspaceDataCollator()(examples[:count])
+            with torch.no_grad():
+                by_hand = torch.nn.functional.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"])
+            results[f"{name}, {count} images"] = {
+                "loss": metrics["eval_loss"],
+                "accuracy": metrics["eval_accuracy"],
+                "by_hand": by_hand.item(),
+            }
+    return results
+
+
+def _disagreement(trainer) -> str:
+    """What is said when the last process has another noise than the others."""
+    noise, accelerator = trainer.noise, trainer.accelerator
+    if accelerator.process_index > 0:
+        noise = NullspaceNoise(2 * noise.tensor, noise.certificates, noise.config, noise.round_index)
+    try:
+        check_same_on_all_processes(noise, accelerator)
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _pictures():

@@ -53,3 +53,18 @@ def test_evaluation_is_that_of_one_process(runs):
     assert one.shape == two.shape == (13, 5)
     torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
     assert runs[1][1]["accuracy"] == runs[2][1]["accuracy"]
+
+
+def test_evaluation_is_exact_on_any_number_of_images(runs):
+    one, two = (runs[processes][1]["evaluations"] for processes in (1, 2))
+    assert len(one) == len(two) == 10
+    for name, metrics in one.items():
+        assert metrics["loss"] == pytest.approx(metrics["by_hand"], abs=1e-6), name
+        assert two[name]["loss"] == pytest.approx(two[name]["by_hand"], abs=1e-6), name
+        assert two[name]["loss"] == pytest.approx(metrics["loss"], abs=1e-4), name  # the weights differ by 1e-5
+        assert two[name]["accuracy"] == metrics["accuracy"], name
+
+
+def test_processes_with_different_noise_are_told_apart(runs):
+    assert runs[1][1]["disagreement"] == ""
+    assert "The processes [1] found another noise in round 1 than process 0" in runs[2][1]["disagreement"]

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
