@@ -32,7 +32,10 @@ class BenchmarkArguments:
     output_dir: str = field(default="outputs/benchmark_training", metadata={"help": "Folder for the JSON."})
     model: str = field(
         default="digits",
-        metadata={"help": "Which architecture; its weights are random.", "choices": ["digits", "vit_small", "vit_base"]},
+        metadata={
+            "help": "Which architecture; its weights are random.",
+            "choices": ["digits", "vit_small", "vit_base"],
+        },
     )
     batch_size: int = field(default=32, metadata={"help": "Clean images of a step."})
     num_steps: int = field(default=20, metadata={"help": "Steps of a repeat, after three that warm up."})
