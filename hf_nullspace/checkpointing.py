@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, logging
@@ -194,6 +195,25 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
         )
     model.load_state_dict(loaded.state_dict())
     return True
+
+
+def report_lost_loss(loss: float, step: int, args: TrainingArguments, scaler: torch.amp.GradScaler | None) -> None:
+    """
+    Called between the backward pass and the optimizer step with a loss that is not finite, so that no weight and no
+    checkpoint is lost to it. The gradient scaler of fp16 leaves such steps out by itself; then a warning will do.
+
+    Raises:
+        `FloatingPointError`: If there is no scaler.
+    """
+    if scaler is not None:
+        logger.warning(f"The loss of step {step} is {loss}; the gradient scaler of fp16 leaves the step out.")
+        return
+    raise FloatingPointError(
+        f"The loss of step {step} is {loss}. The weights are still those before the step, and no checkpoint holds "
+        f"others. Check the images and labels of the batch, lower `learning_rate` ({args.learning_rate:g}) or "
+        f"`noise_weight` ({args.noise_weight:g}), or raise the precision; then go on from the last checkpoint with "
+        "`resume_from_checkpoint=True`."
+    )
 
 
 def check_writable(directory: str) -> None:

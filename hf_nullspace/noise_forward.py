@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from .injection import NoiseInjector
 from .patch_embedding import PatchProjection
+
+
+logger = logging.get_logger(__name__)
 
 
 class NotConcatenableError(Exception):
@@ -71,6 +76,54 @@ class TwofoldForward(nn.Module):
                 inputs["labels"], outputs["logits"], self.unwrapped.config, **options
             )
         return outputs
+
+
+class ForwardPlan:
+    """
+    Whether the halves of a batch share one pass; once they do not, they never do again.
+
+    Args:
+        noise_forward (`str`): `"concatenated"` or `"sequential"`, what was asked for.
+        model (`nn.Module`): The classifier, unwrapped.
+        num_devices (`int`, *optional*, defaults to 1): Devices that `nn.DataParallel` spreads a batch over.
+    """
+
+    def __init__(self, noise_forward: str, model: nn.Module, num_devices: int = 1):
+        self.concatenates, self._is_checked = noise_forward == "concatenated", False
+        reason = reason_against_concatenation(model, num_devices)
+        if self.concatenates and reason is not None:
+            self._run_sequentially(reason)
+
+    def losses(
+        self,
+        loss_of: Callable[[nn.Module, bool], Any],
+        model: nn.Module,
+        unwrapped: nn.Module,
+        injector: NoiseInjector,
+        noise: torch.Tensor,
+    ) -> tuple[Any, Any]:
+        """
+        The clean and the noisy result of `loss_of(model, is_noisy)`, which runs the model it is given once.
+
+        Args:
+            loss_of (`Callable`): Takes the model, or a stand-in for it, and whether this is the noisy pass.
+            model, unwrapped, injector, noise: As in [`TwofoldForward`].
+        """
+        if self.concatenates:
+            halves = TwofoldForward(model, unwrapped, injector, noise, check=not self._is_checked)
+            try:
+                losses = loss_of(halves, False), loss_of(halves, True)
+                self._is_checked = True
+                return losses
+            except NotConcatenableError as reason:
+                self._run_sequentially(str(reason))
+        clean = loss_of(model, False)
+        with injector.inject(noise):
+            return clean, loss_of(model, True)
+
+    def _run_sequentially(self, reason: str) -> None:
+        self.concatenates = False
+        logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
 
 
 def reason_against_concatenation(model: nn.Module, num_devices: int = 1) -> str | None:

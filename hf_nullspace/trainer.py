@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -20,6 +19,7 @@ from .checkpointing import (
     check_writable,
     last_whole_checkpoint,
     load_model_weights,
+    report_lost_loss,
     restoring,
     saving,
 )
@@ -27,12 +27,13 @@ from .evaluation import count_real_rows, mean_over_processes
 from .hub import TAGS, add_card_section, build_card_section
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
-from .noise_forward import NotConcatenableError, TwofoldForward, check_not_checkpointed, reason_against_concatenation
+from .noise_forward import ForwardPlan, check_not_checkpointed
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
-from .randomness import keyed_generator, preserved_random_state
+from .randomness import preserved_random_state
 from .sharding import check_backend
 from .synthesis import synthesize_noise
 from .training_args import NullspaceTrainingArguments
+from .training_images import check_enough, check_example, draw_images
 
 
 logger = logging.get_logger(__name__)
@@ -158,7 +159,7 @@ class NullspaceTrainer(Trainer):
             self._refresh_noise(model)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            self._stop_at_lost_loss(loss.item())
+            report_lost_loss(loss.item(), self.state.global_step, self.args, self.accelerator.scaler)
         return loss
 
     def compute_loss(
@@ -168,23 +169,18 @@ class NullspaceTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        # The parent pops `labels` from the dict it is given, hence the copies.
         noise = self._draw_noise(len(inputs["pixel_values"])) if model.training else None
         if noise is None:
             return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
-        if self._concatenates:
-            unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-            halves = TwofoldForward(model, unwrapped, self.injector, noise, check=not self._is_concatenation_checked)
-            try:
-                clean = super().compute_loss(halves, dict(inputs), return_outputs, num_items_in_batch)
-                self._is_concatenation_checked = True
-            except NotConcatenableError as reason:
-                self._run_sequentially(str(reason))
-        if not self._concatenates:
-            halves = model
-            clean = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
-        with self.injector.inject(noise):
-            noisy_loss = super().compute_loss(halves, dict(inputs), False, num_items_in_batch)
+        parent = super().compute_loss
+        clean, noisy_loss = self._forward_plan.losses(
+            # The parent pops `labels` from the dict it is given, hence the copies.
+            lambda model, is_noisy: parent(model, dict(inputs), return_outputs and not is_noisy, num_items_in_batch),
+            model,
+            self.accelerator.unwrap_model(model, keep_torch_compile=False),
+            self.injector,
+            noise,
+        )
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         if return_outputs:
             return clean[0] + self.args.noise_weight * noisy_loss, clean[1]
@@ -193,29 +189,10 @@ class NullspaceTrainer(Trainer):
     def _attach_noise(self, model: nn.Module) -> None:
         """Puts the injector on a model, and finds out how its two passes can run."""
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
-        self._concatenates, self._is_concatenation_checked = self.args.noise_forward == "concatenated", False
+        noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
+        self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
         if self.args.activation_checkpointing:
             check_not_checkpointed(model, self.injector.projection)
-        reason = reason_against_concatenation(model, self.args.n_gpu)
-        if reason is not None and self._concatenates and self.args.noise_weight:
-            self._run_sequentially(reason)
-
-    def _run_sequentially(self, reason: str) -> None:
-        self._concatenates = False
-        logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
-
-    def _stop_at_lost_loss(self, loss: float) -> None:
-        """Called between the backward pass and the optimizer step, so that weights and checkpoints stay intact."""
-        step = self.state.global_step
-        if self.accelerator.scaler is not None:  # which leaves out the steps whose gradients are not finite
-            logger.warning(f"The loss of step {step} is {loss}; the gradient scaler of fp16 leaves the step out.")
-            return
-        raise FloatingPointError(
-            f"The loss of step {step} is {loss}. The weights are still those before the step, and no checkpoint holds "
-            "others. Check the images and labels of the batch, lower `learning_rate` "
-            f"({self.args.learning_rate:g}) or `noise_weight` ({self.args.noise_weight:g}), or raise the precision; then "
-            "go on from the last checkpoint with `resume_from_checkpoint=True`."
-        )
 
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
         if not self.args.noise_weight:
@@ -248,14 +225,10 @@ class NullspaceTrainer(Trainer):
         return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=self.data_collator)
 
     def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
-        """Training images drawn by a generator of their own; the first ones of a dataset that is a stream."""
         dataset = self.train_dataset
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            return list(itertools.islice(iter(dataset), num_images))
-        if hasattr(dataset, "column_names"):
+        if hasattr(dataset, "column_names") and hasattr(dataset, "__len__"):
             dataset = self._remove_unused_columns(dataset, description="noise synthesis")
-        order = torch.randperm(len(dataset), generator=keyed_generator("images", self.args.seed, round_index))
-        return Subset(dataset, order[:num_images].tolist())
+        return draw_images(dataset, num_images, self.args.seed, round_index)
 
     def _noise_batch_size(self) -> int:
         processes = 1 if self.is_fsdp_enabled else self.accelerator.num_processes  # see `FrozenClassifier`
@@ -263,31 +236,15 @@ class NullspaceTrainer(Trainer):
 
     def _check_training_images(self) -> None:
         """Fails now, not at step 500: reads one example and compares it with the model."""
-        sized = hasattr(self.train_dataset, "__len__")
-        needed = self._noise_batch_size()
-        if sized and len(self.train_dataset) < needed:
-            raise ValueError(
-                f"The training set has {len(self.train_dataset)} images, but one synthesis batch needs {needed}. Add "
-                "images, or lower `noise_batch_size` or `per_device_train_batch_size`."
-            )
+        check_enough(self.train_dataset, self._noise_batch_size())
         with preserved_random_state():
             images = self._noise_images(round_index=0, num_images=1)
             if not len(images):
-                raise ValueError(f"The training set is a stream without images; one synthesis batch needs {needed}.")
-            example = self.data_collator([images[0]])
-        if "labels" not in example:
-            raise ValueError(
-                f"The training examples have no labels, only {sorted(example)}. Name their column `label` or `labels`."
-            )
-        size = getattr(self.model.config, "image_size", None)
-        expected = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-        found = tuple(example["pixel_values"].shape[-2:])
-        if size is not None and found != expected:
-            raise ValueError(
-                f"The training images are {found[0]}x{found[1]} (height x width) after preprocessing, but the model "
-                f"expects {expected[0]}x{expected[1]}. Set the image processor's `size` to the model's, or load the "
-                "model with another `image_size`."
-            )
+                raise ValueError(
+                    "The training set is a stream without images; one synthesis batch needs "
+                    f"{self._noise_batch_size()}."
+                )
+            check_example(self.data_collator([images[0]]), self.model.config)
 
     # ---- Evaluation ---------------------------------------------------------------------------------------------
 

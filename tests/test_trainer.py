@@ -98,7 +98,7 @@ def test_loss_is_clean_plus_weighted_noisy(
         noisy = entropy(model(batch["pixel_values"]).logits, batch["labels"])
     torch.testing.assert_close(loss, clean + noise_weight * noisy, rtol=0, atol=1e-6)
     assert "labels" in batch
-    assert trainer._concatenates == (noise_forward == "concatenated")
+    assert trainer._forward_plan.concatenates == (noise_forward == "concatenated")
 
 
 @FORWARDS

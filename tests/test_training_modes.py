@@ -171,7 +171,7 @@ def test_lora_trains_its_adapter_on_the_noise_and_resumes(model, examples, tmp_p
     frozen = {name: weight.clone() for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
     _, noisy = losses_of(trainer)
     assert len(noisy) == 5
-    assert trainer._concatenates == (noise_forward == "concatenated")
+    assert trainer._forward_plan.concatenates == (noise_forward == "concatenated")
     weights = dict(trainer.model.named_parameters())
     assert all(torch.equal(weights[name], before) for name, before in frozen.items())
     assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
