@@ -136,7 +136,7 @@ def saving(output_dir: str) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         # Of RuntimeErrors only those of torch's file writer: others (memory, a lost process) are no matter of the disk.
         if isinstance(error, RuntimeError) and not any(
-            word in str(error) for word in ("PytorchStreamWriter", "inline_container", "file write failed")
+            word in str(error) for word in ("PytorchStreamWriter", "inline_container", "iostream error")
         ):
             raise
         free = shutil.disk_usage(output_dir).free / 2**20

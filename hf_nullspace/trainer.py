@@ -74,7 +74,9 @@ class NullspaceTrainer(Trainer):
     Raises:
         `TypeError`: If `args` is no [`NullspaceTrainingArguments`].
         `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
-            or its images do not fit the model.
+            its images do not fit the model, FSDP1 or ZeRO-3 is asked for, or a checkpoint to resume from is not whole.
+        `FloatingPointError`: In `train`, if a loss is not finite; before the step, so that no weight is lost.
+        `OSError`: If the output folder cannot be written, or a checkpoint cannot be saved.
 
     Example:
 

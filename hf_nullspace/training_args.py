@@ -64,7 +64,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     </Tip>
 
     Raises:
-        `ValueError`: If a value lies outside its range, or a backend is asked for that the noise does not support.
+        `ValueError`: If a value lies outside its range.
     """
 
     epsilon: float = field(

@@ -1,7 +1,9 @@
 """What a run leaves behind when something breaks, and what it says: disks, losses, processes and files."""
 
+import resource
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -150,6 +152,26 @@ def test_a_full_disk_leaves_earlier_checkpoints(whole, tmp_path, part, limit):
     assert last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
     finish(start(folder, 1, SHORT, linger=0.0))
     assert_same_result(whole, folder)
+
+
+@pytest.mark.slow  # and only for root
+@pytest.mark.parametrize("size", ["500k", "700k", "900k"])
+def test_a_file_system_that_is_full(whole, tmp_path, size):
+    mount, told = tmp_path / "mount", tmp_path / "error.txt"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        finish([begin(killed_run.run_out_of_space, str(mount), resource.RLIM_INFINITY, str(told), SHORT)])
+        assert "could not be saved" in told.read_text()
+        assert "disk has 0 MiB free" in told.read_text()
+        whole_one = last_whole_checkpoint(mount)
+        assert whole_one is None or whole_one in told.read_text()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(mount)], check=True)
+        finish(start(mount, 1, SHORT, linger=0.0))
+        assert_same_result(whole, mount)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
 
 
 def begin(target, *args):
