@@ -19,7 +19,15 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, Trainer, TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    HfArgumentParser,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
 from hf_nullspace.digits import build_digits_model
@@ -88,8 +96,8 @@ def build_model(name: str) -> ViTForImageClassification:
     )
 
 
-def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int, **changes) -> tuple[float, float]:
-    """Trains from the start; returns the median seconds of a step and the seconds of it all."""
+def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int, **changes) -> tuple[StepTimes, float]:
+    """Trains from the start; returns the times of its steps and the seconds of it all."""
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         settings = {"noise_forward": kind} if kind != "plain" else {"noise_weight": 0.0}
@@ -110,9 +118,10 @@ def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int,
         trainer = trainer_class(
             build_model(args.model), training_args, NullspaceDataCollator(), dataset, callbacks=[times]
         )
+        trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
         trainer.train()
-        return times.seconds_per_step(), time.perf_counter() - start
+        return times, time.perf_counter() - start
 
 
 def measure(args: BenchmarkArguments) -> dict:
@@ -125,7 +134,7 @@ def measure(args: BenchmarkArguments) -> dict:
     runs = {"plain": [], "nullspace": []}
     for _ in range(args.num_repeats):
         for kind, seconds in steps.items():
-            seconds.append(train(kind, args, dataset, 3 + args.num_steps, **short)[0])
+            seconds.append(train(kind, args, dataset, 3 + args.num_steps, **short)[0].seconds_per_step())
     for _ in range(min(args.num_repeats, 3) if args.num_run_steps else 0):
         for kind, seconds in runs.items():
             forward = "plain" if kind == "plain" else NullspaceTrainingArguments.noise_forward
