@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from transformers import HfArgumentParser, Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from hf_nullspace import (
@@ -26,6 +25,7 @@ from hf_nullspace import (
     NullspaceTrainingArguments,
     evaluate_robustness,
 )
+from hf_nullspace.checkpointing import last_whole_checkpoint
 from hf_nullspace.data import image_transform
 from hf_nullspace.hub import markdown_table
 from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     resume = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "last"):
-        resume = get_last_checkpoint(args.output_dir)
+        resume = last_whole_checkpoint(args.output_dir)
 
     # ---- Data and model ----
     splits, labels = load_data(data_args, args.seed, cache_dir=model_args.cache_dir, token=model_args.token)

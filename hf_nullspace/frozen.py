@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .injection import NoiseInjector, tokens_shape
@@ -28,6 +29,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     stays as it was while everything inside the layer is in evaluation mode. (Reentrant checkpointing knows no gradient
     with respect to the noise alone, and is off meanwhile.)
     """
+    _reshard(model)
     training = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -40,8 +42,16 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in training:
             module.training = mode
+        _reshard(model)
         for parameter, requires_grad in trainable:
             parameter.requires_grad_(requires_grad)
+
+
+def _reshard(model: nn.Module) -> None:
+    """Gives a model that `fully_shard` has sharded its shards back, which are what is frozen; others stay as they are."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class FrozenClassifier:
@@ -53,6 +63,8 @@ class FrozenClassifier:
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
         accelerator (`Accelerator`, *optional*): Gives autocast, the device and the reduction over processes.
         objective (`Callable`, *optional*): From the model's output to its logits; see [`read_logits`], the default.
+
+    A model that `fully_shard` (FSDP2) has sharded runs the same images on every process.
     """
 
     def __init__(
@@ -66,6 +78,11 @@ class FrozenClassifier:
         self.objective = objective or read_logits
         self.injector = NoiseInjector.attach(model, patch_projection)
         self.accelerator = accelerator or Accelerator()
+        # Every pass through a sharded model needs every process, so all of them run the same batches; a share of a
+        # batch could be empty on one of them.
+        self.is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+        self.num_shares = 1 if self.is_sharded else self.accelerator.num_processes
+        self.share = 0 if self.is_sharded else self.accelerator.process_index
 
     @property
     def device(self) -> torch.device:
@@ -130,8 +147,8 @@ class FrozenClassifier:
         return embeddings[0], logits
 
     def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` summed over all processes."""
-        return self.accelerator.reduce(values, "sum")
+        """`values` summed over all processes that have a share of the images."""
+        return values if self.is_sharded else self.accelerator.reduce(values, "sum")
 
 
 @dataclass
@@ -225,8 +242,14 @@ def read_images(
         `ValueError`: If the loader yields no `pixel_values`, fewer images than one batch, or images whose logits are
             not finite.
     """
-    world, rank = classifier.accelerator.num_processes, classifier.accelerator.process_index
-    is_sharded = world > 1 and isinstance(dataloader, (DataLoaderShard, DataLoaderDispatcher))
+    world, rank = classifier.num_shares, classifier.share
+    is_prepared = isinstance(dataloader, (DataLoaderShard, DataLoaderDispatcher))
+    if classifier.is_sharded and is_prepared and classifier.accelerator.num_processes > 1:
+        raise ValueError(
+            "A sharded model needs the same whole batches on every process, but the dataloader was prepared by "
+            "Accelerate and gives each its own. Pass the dataloader as it was before `accelerator.prepare`."
+        )
+    is_sharded = world > 1 and is_prepared
     # Accelerate repeats images to make the last batches even; places beyond the dataset are those repeats.
     limit = min(max_images, getattr(dataloader, "total_dataset_length", max_images)) if is_sharded else max_images
     parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, None

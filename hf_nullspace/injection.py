@@ -101,7 +101,11 @@ class NoiseInjector:
         self.noise: torch.Tensor | None = None
         self.clean_rows = 0
         self.resize = False
-        self._handle = projection.module.register_forward_hook(self)
+        self.is_twofold = False
+        self._handles = [
+            projection.module.register_forward_pre_hook(self._halve),
+            projection.module.register_forward_hook(self),
+        ]
 
     @classmethod
     def attach(cls, model: nn.Module, patch_projection: str | None = None) -> NoiseInjector:
@@ -119,6 +123,8 @@ class NoiseInjector:
         if self.noise is None:
             return output
         noise = self.noise
+        if self.is_twofold:
+            return torch.cat([output, add_noise(output, noise)])
         if self.resize and noise.shape[1] != tokens_shape(output)[0]:
             if output.dim() != 4:
                 raise ValueError(
@@ -129,22 +135,37 @@ class NoiseInjector:
             noise = resize_noise(noise, tuple(output.shape[2:]))
         return add_noise(output, noise, self.clean_rows)
 
+    def _halve(self, module: nn.Module, args: tuple) -> tuple:
+        """Of a batch that holds every image twice, the projection need see each image only once."""
+        if self.noise is None or not self.is_twofold:
+            return args
+        return args[0].chunk(2)[0], *args[1:]
+
     @contextmanager
-    def inject(self, noise: torch.Tensor, clean_rows: int = 0, resize: bool = False) -> Iterator[None]:
+    def inject(
+        self, noise: torch.Tensor, clean_rows: int = 0, is_twofold: bool = False, resize: bool = False
+    ) -> Iterator[None]:
         """
-        Opens the gate for the forward passes inside the `with` block; see [`add_noise`] and [`inject_noise`] for the
-        arguments.
+        Opens the gate for the forward passes inside the `with` block.
+
+        Args:
+            noise (`torch.Tensor`): As in [`add_noise`].
+            clean_rows (`int`, *optional*, defaults to 0): As in [`add_noise`].
+            is_twofold (`bool`, *optional*, defaults to `False`): The batch is some images followed by the same images
+                again; the second half gets the noise, and both share one pass through the projection.
+            resize (`bool`, *optional*, defaults to `False`): As in [`inject_noise`].
         """
-        outer = self.noise, self.clean_rows, self.resize
-        self.noise, self.clean_rows, self.resize = noise, clean_rows, resize
+        outer = self.noise, self.clean_rows, self.is_twofold, self.resize
+        self.noise, self.clean_rows, self.is_twofold, self.resize = noise, clean_rows, is_twofold, resize
         try:
             yield
         finally:
-            self.noise, self.clean_rows, self.resize = outer
+            self.noise, self.clean_rows, self.is_twofold, self.resize = outer
 
     def remove(self) -> None:
-        """Takes the hook off the model."""
-        self._handle.remove()
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
 
 
 @contextmanager

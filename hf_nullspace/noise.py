@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ from .configuration import NullspaceConfig
 
 NOISE_TENSOR_NAME = "nullspace_noise.safetensors"
 NOISE_CONFIG_NAME = "nullspace_noise.json"
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end: readers see the old one or the new one."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class NullspaceNoise:
@@ -128,13 +141,20 @@ class NullspaceNoise:
         """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        save_file({"noise": self.tensor}, directory / NOISE_TENSOR_NAME, metadata={"format": "pt"})
-        (directory / NOISE_CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with replaced(directory / NOISE_TENSOR_NAME) as path:
+            save_file({"noise": self.tensor}, path, metadata={"format": "pt"})
+        with replaced(directory / NOISE_CONFIG_NAME) as path:
+            path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def digest(self) -> str:
+        """SHA-256 of the tensor's bytes: two noises have the same one only if they are bitwise equal."""
+        return hashlib.sha256(self.tensor.numpy().tobytes()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensor, JSON-serialisable."""
         return {
             "shape": list(self.tensor.shape),
+            "sha256": self.digest(),
             "round_index": self.round_index,
             "config": self.config.to_dict(),
             "certificates": [certificate.to_dict() for certificate in self.certificates],
@@ -186,12 +206,15 @@ class NullspaceNoise:
             values = json.loads(paths[1].read_text(encoding="utf-8"))
             if list(tensor.shape) != values["shape"]:
                 raise ValueError(f"the tensor has shape {list(tensor.shape)}, the JSON says {values['shape']}")
-            return cls(
+            noise = cls(
                 tensor,
                 [Certificate.from_dict(certificate) for certificate in values["certificates"]],
                 NullspaceConfig.from_dict(values["config"]),
                 values["round_index"],
             )
+            if noise.digest() != values["sha256"]:
+                raise ValueError("the tensor is not the one that the JSON was written with")
+            return noise
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The noise in {pretrained_model_name_or_path} is damaged or its two files do not belong together: "

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
-from .noise import NullspaceNoise
+from .checkpointing import REMEDY
+from .noise import NullspaceNoise, replaced
 from .randomness import keyed_generator
 
 
@@ -73,7 +75,8 @@ class NoiseSchedule:
             return
         self.noise.save_pretrained(directory)
         values = {"refresh_steps": self.refresh_steps, "round": self.noise.round_index, "history": self.history}
-        Path(directory, SCHEDULE_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        with replaced(Path(directory, SCHEDULE_NAME)) as path:
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def load(self, directory: str) -> None:
         """
@@ -83,28 +86,47 @@ class NoiseSchedule:
             `FileNotFoundError`: If the checkpoint holds none.
             `ValueError`: If the files are damaged, do not belong together, or are of another refresh interval.
         """
-        remedy = (
-            "Resume from another checkpoint, or start without `resume_from_checkpoint`, from the checkpoint's weights."
-        )
         path = Path(directory, SCHEDULE_NAME)
         if not path.is_file():
             raise FileNotFoundError(
-                f"The checkpoint {directory} has no {SCHEDULE_NAME}, so its noise cannot be restored. {remedy}"
+                f"The checkpoint {directory} has no {SCHEDULE_NAME}, so its noise cannot be restored. {REMEDY} Or start "
+                "a new run from its weights."
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             refresh_steps, round_index, history = values["refresh_steps"], values["round"], values["history"]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{SCHEDULE_NAME} in {directory} is damaged: {error!r}. {remedy}") from error
+            raise ValueError(f"{SCHEDULE_NAME} in {directory} is damaged: {error!r}. {REMEDY}") from error
         if refresh_steps != self.refresh_steps:
             raise ValueError(
                 f"The checkpoint {directory} was trained with noise_refresh_steps={refresh_steps}, but now it is "
                 f"{self.refresh_steps}. Resume with the same value, or start a new run from the checkpoint's weights."
             )
-        noise = NullspaceNoise.from_pretrained(directory)
+        try:
+            noise = NullspaceNoise.from_pretrained(directory)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error} {REMEDY}") from error
         if noise.round_index != round_index:
             raise ValueError(
                 f"The noise in {directory} is of round {noise.round_index}, but its history is of round {round_index}. "
-                f"{remedy}"
+                f"{REMEDY}"
             )
         self.noise, self.history = noise, history
+
+
+def check_same_on_all_processes(noise: NullspaceNoise, accelerator: Accelerator) -> None:
+    """
+    Makes sure that every process goes on with the same noise, bit for bit; a few bytes are exchanged.
+
+    Raises:
+        `RuntimeError`: If a process has another noise than the first one; the message names it.
+    """
+    digest = torch.tensor([int(noise.digest()[:15], 16)], device=accelerator.device)
+    digests = accelerator.gather(digest).tolist()
+    others = [process for process, other in enumerate(digests) if other != digests[0]]
+    if others:
+        raise RuntimeError(
+            f"The processes {others} found another noise in round {noise.round_index} than process 0: they would train "
+            "on different losses. Give all processes the same model, dataset, seed and kind of device; if the data "
+            "transforms are random, seed them alike."
+        )

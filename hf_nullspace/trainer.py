@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from .checkpointing import check_writable, load_model_weights
-from .frozen import frozen
+from .checkpointing import (
+    begin_checkpoint,
+    check_whole,
+    check_writable,
+    last_whole_checkpoint,
+    load_model_weights,
+    report_lost_loss,
+    restoring,
+    saving,
+)
+from .evaluation_loss import count_real_rows, mean_over_processes
 from .hub import TAGS, add_card_section, build_card_section
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
-from .noise_schedule import NoiseSchedule
-from .randomness import keyed_generator, preserved_random_state
+from .noise_forward import ForwardPlan, check_not_checkpointed
+from .noise_schedule import NoiseSchedule, check_same_on_all_processes
+from .randomness import preserved_random_state
+from .sharding import check_backend
 from .synthesis import synthesize_noise
 from .training_args import NullspaceTrainingArguments
+from .training_images import check_enough, check_example, draw_images
 
 
 logger = logging.get_logger(__name__)
@@ -62,7 +74,9 @@ class NullspaceTrainer(Trainer):
     Raises:
         `TypeError`: If `args` is no [`NullspaceTrainingArguments`].
         `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
-            or its images do not fit the model.
+            its images do not fit the model, FSDP1 or ZeRO-3 is asked for, or a checkpoint to resume from is not whole.
+        `FloatingPointError`: In `train`, if a loss is not finite; before the step, so that no weight is lost.
+        `OSError`: If the output folder cannot be written, or a checkpoint cannot be saved.
 
     Example:
 
@@ -120,7 +134,8 @@ class NullspaceTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.injector = NoiseInjector.attach(self.model, args.patch_projection)
+        check_backend(self.accelerator)
+        self._attach_noise(self.model)
         if train_dataset is not None and args.noise_weight:
             self._check_training_images()
 
@@ -144,7 +159,10 @@ class NullspaceTrainer(Trainer):
     ) -> torch.Tensor:
         if self.args.noise_weight and self.noise_schedule.is_due(self.state.global_step):
             self._refresh_noise(model)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            report_lost_loss(loss.item(), self.state.global_step, self.args, self.accelerator.scaler)
+        return loss
 
     def compute_loss(
         self,
@@ -153,17 +171,30 @@ class NullspaceTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        # The parent pops `labels` from the dict it is given, hence the copies.
-        clean = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         noise = self._draw_noise(len(inputs["pixel_values"])) if model.training else None
         if noise is None:
-            return clean
-        with self.injector.inject(noise):
-            noisy_loss = super().compute_loss(model, dict(inputs), False, num_items_in_batch)
+            return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
+        parent = super().compute_loss
+        clean, noisy_loss = self._forward_plan.losses(
+            # The parent pops `labels` from the dict it is given, hence the copies.
+            lambda model, is_noisy: parent(model, dict(inputs), return_outputs and not is_noisy, num_items_in_batch),
+            model,
+            self.accelerator.unwrap_model(model, keep_torch_compile=False),
+            self.injector,
+            noise,
+        )
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         if return_outputs:
             return clean[0] + self.args.noise_weight * noisy_loss, clean[1]
         return clean + self.args.noise_weight * noisy_loss
+
+    def _attach_noise(self, model: nn.Module) -> None:
+        """Puts the injector on a model, and finds out how its two passes can run."""
+        self.injector = NoiseInjector.attach(model, self.args.patch_projection)
+        noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
+        self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
+        if self.args.activation_checkpointing:
+            check_not_checkpointed(model, self.injector.projection)
 
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
         if not self.args.noise_weight:
@@ -184,6 +215,7 @@ class NullspaceTrainer(Trainer):
                 patch_projection=self.args.patch_projection,
                 disable_tqdm=self.args.disable_tqdm,
             )
+        check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step)
         row = self.noise_schedule.history[-1]
         self.log({f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None})
@@ -195,50 +227,48 @@ class NullspaceTrainer(Trainer):
         return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=self.data_collator)
 
     def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
-        """Training images drawn by a generator of their own; the first ones of a dataset that is a stream."""
         dataset = self.train_dataset
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            return list(itertools.islice(iter(dataset), num_images))
-        if hasattr(dataset, "column_names"):
+        if hasattr(dataset, "column_names") and hasattr(dataset, "__len__"):
             dataset = self._remove_unused_columns(dataset, description="noise synthesis")
-        order = torch.randperm(len(dataset), generator=keyed_generator("images", self.args.seed, round_index))
-        return Subset(dataset, order[:num_images].tolist())
+        return draw_images(dataset, num_images, self.args.seed, round_index)
 
     def _noise_batch_size(self) -> int:
-        return self.args.noise_batch_size or self.args.train_batch_size * self.accelerator.num_processes
+        processes = 1 if self.is_fsdp_enabled else self.accelerator.num_processes  # see `FrozenClassifier`
+        return self.args.noise_batch_size or self.args.train_batch_size * processes
 
     def _check_training_images(self) -> None:
         """Fails now, not at step 500: reads one example and compares it with the model."""
-        sized = hasattr(self.train_dataset, "__len__")
-        needed = self._noise_batch_size()
-        if sized and len(self.train_dataset) < needed:
-            raise ValueError(
-                f"The training set has {len(self.train_dataset)} images, but one synthesis batch needs {needed}. Add "
-                "images, or lower `noise_batch_size` or `per_device_train_batch_size`."
-            )
+        check_enough(self.train_dataset, self._noise_batch_size())
         with preserved_random_state():
             images = self._noise_images(round_index=0, num_images=1)
             if not len(images):
-                raise ValueError(f"The training set is a stream without images; one synthesis batch needs {needed}.")
-            example = self.data_collator([images[0]])
-        if "labels" not in example:
-            raise ValueError(
-                f"The training examples have no labels, only {sorted(example)}. Name their column `label` or `labels`."
-            )
-        size = getattr(self.model.config, "image_size", None)
-        expected = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-        found = tuple(example["pixel_values"].shape[-2:])
-        if size is None or found == expected:
-            return
-        try:  # many models interpolate their positions, or have none
-            with preserved_random_state(), frozen(self.model), torch.no_grad():
-                self.model(pixel_values=example["pixel_values"].to(self.args.device))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"The training images are {found[0]}x{found[1]} (height x width) after preprocessing, but the model "
-                f"expects {expected[0]}x{expected[1]}. Set the image processor's `size` to the model's, or load the "
-                "model with another `image_size`."
-            ) from error
+                raise ValueError(
+                    "The training set is a stream without images; one synthesis batch needs "
+                    f"{self._noise_batch_size()}."
+                )
+            check_example(self.data_collator([images[0]]), self.model)
+
+    # ---- Evaluation ---------------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        batch_size = len(inputs["pixel_values"])
+        real = count_real_rows(self.accelerator, batch_size)
+        if loss is not None and real is not None:
+            # The repeats that fill the last batch count in the parent's loss. Every process must run, even on none.
+            rows = max(real, 1)
+            some = {name: value[:rows] if len(value) == batch_size else value for name, value in inputs.items()}
+            loss, _, _ = super().prediction_step(model, some, True, ignore_keys)
+            counts_all = self.args.average_tokens_across_devices and "labels" in inputs
+            counts_all = counts_all and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
+            loss = mean_over_processes(self.accelerator, loss, real, rows, counts_all)
+        return loss, logits, labels
 
     # ---- Logging ------------------------------------------------------------------------------------------------
 
@@ -290,10 +320,29 @@ class NullspaceTrainer(Trainer):
 
     def call_model_init(self, trial=None) -> nn.Module:
         model = super().call_model_init(trial)
-        self.injector = NoiseInjector.attach(model, self.args.patch_projection)
+        self._attach_noise(model)
         return model
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial=None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        if resume_from_checkpoint is True:
+            # `None` is left to the parent, which says that there is no checkpoint.
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
+        elif resume_from_checkpoint:
+            check_whole(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        with saving(self.args.output_dir):
+            super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save and output_dir is not None:
+            begin_checkpoint(output_dir)
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.noise is not None:
             self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
@@ -302,6 +351,15 @@ class NullspaceTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.noise_schedule.save(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # `trainer_state.json` comes next and says that the checkpoint is whole: not before every process has written.
+        self.accelerator.wait_for_everyone()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with restoring("random state", checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -314,17 +372,19 @@ class NullspaceTrainer(Trainer):
         return progress
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with restoring("state of the optimizer and the schedule", checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not load_model_weights(self.model if model is None else model, resume_from_checkpoint):
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or not load_model_weights(self.model if model is None else model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if not load_model_weights(self.model, best):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not load_model_weights(self.model, best):
             super()._load_best_model()
         if self.args.noise_weight:
             self.noise_schedule.noise = NullspaceNoise.from_pretrained(best)

@@ -26,6 +26,8 @@ CONFIG_FIELDS = {
     "seed": "seed",
 }
 
+NOISE_FORWARDS = ("concatenated", "sequential")
+
 
 @dataclass
 class NullspaceTrainingArguments(TrainingArguments):
@@ -44,6 +46,9 @@ class NullspaceTrainingArguments(TrainingArguments):
         noise_batch_size (`int`, *optional*):
             Images of a synthesis step over all processes. Defaults to the batch of a training step over all processes,
             without gradient accumulation.
+        noise_forward (`str`, *optional*, defaults to `"concatenated"`):
+            `"concatenated"` runs the clean and the noisy images of a step in one forward pass, `"sequential"` in two;
+            the loss is the same. Models that mix the images of a batch (BatchNorm) always run two.
         noise_random_scale (`bool`, *optional*, defaults to `False`):
             Scale each image's noise by a number uniform in [0, 1].
         noise_convex_combination (`bool`, *optional*, defaults to `False`):
@@ -59,7 +64,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     </Tip>
 
     Raises:
-        `ValueError`: If a value lies outside its range, or a backend is asked for that the noise does not support.
+        `ValueError`: If a value lies outside its range.
     """
 
     epsilon: float = field(
@@ -113,6 +118,13 @@ class NullspaceTrainingArguments(TrainingArguments):
     noise_batch_size: int | None = field(
         default=None, metadata={"help": "Images of a synthesis step over all processes."}
     )
+    noise_forward: str = field(
+        default="concatenated",
+        metadata={
+            "help": "Clean and noisy images in one forward pass, or in two.",
+            "choices": list(NOISE_FORWARDS),
+        },
+    )
     noise_random_scale: bool = field(
         default=False, metadata={"help": "Scale each image's noise by a number uniform in [0, 1]."}
     )
@@ -139,11 +151,8 @@ class NullspaceTrainingArguments(TrainingArguments):
             )
         if self.noise_batch_size is not None and self.noise_batch_size < 1:
             raise ValueError(f"`noise_batch_size` must be at least 1, but got {self.noise_batch_size!r}.")
-        if self.deepspeed or self.fsdp:
-            raise ValueError(
-                "Nullspace synthesis runs the whole model on each process, which DeepSpeed and FSDP shard. Use "
-                "DistributedDataParallel (`accelerate launch --multi_gpu`) instead."
-            )
+        if self.noise_forward not in NOISE_FORWARDS:
+            raise ValueError(f"`noise_forward` must be one of {list(NOISE_FORWARDS)}, but got {self.noise_forward!r}.")
 
     def draw_options(self) -> dict[str, bool]:
         """How noise is drawn from a bank: arguments of [`NullspaceNoise.draw`]."""

@@ -8,7 +8,16 @@ import torch
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments, evaluate_robustness
+from hf_nullspace import (
+    NullspaceConfig,
+    NullspaceDataCollator,
+    NullspaceNoise,
+    NullspaceTrainer,
+    NullspaceTrainingArguments,
+    evaluate_robustness,
+    synthesize_noise,
+)
+from hf_nullspace.noise_schedule import check_same_on_all_processes
 from hf_nullspace.robustness import Column, Profile
 
 
@@ -42,6 +51,7 @@ def main(folder: str, expected_processes: str) -> None:
         folder,
         max_steps=4,
         per_device_train_batch_size=16 // processes,
+        per_device_eval_batch_size=8 // processes,
         noise_refresh_steps=2,
         epsilon=1e-4,
         noise_max_steps=8,
@@ -56,11 +66,16 @@ def main(folder: str, expected_processes: str) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = NullspaceTrainer(model, args, NullspaceDataCollator(), examples, examples[:13])
+    trainer = NullspaceTrainer(
+        model, args, NullspaceDataCollator(), examples, examples[:13], compute_metrics=_accuracy
+    )
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.state
     options = {"output_dir": Path(folder, "report"), "batch_size": 2, "accelerator": trainer.accelerator}
     report = evaluate_robustness(model, *_pictures(), PROFILE, **options, disable_tqdm=True)
     accuracies = torch.tensor(list(report.accuracies.values()), device=trainer.args.device)[None]
+    batches = [{"pixel_values": batch} for batch in torch.randn(48, 3, 16, 16).split(16)]
+    config = NullspaceConfig(max_steps=40, num_images=32, num_certificate_images=16)
+    first_noise = synthesize_noise(model, batches, config, accelerator=trainer.accelerator).tensor
     trainer.train()
     predictions = trainer.predict(examples[:13]).predictions
     ranks = trainer.accelerator.gather(trainer.noise.tensor.to(trainer.args.device))
@@ -68,13 +83,51 @@ def main(folder: str, expected_processes: str) -> None:
         "predictions": predictions.tolist(),
         "history": trainer.noise_history,
         "ranks_agree": all(torch.equal(rank, ranks[0]) for rank in ranks),
+        "evaluations": _evaluations(trainer, examples),
+        "disagreement": _disagreement(trainer),
         "num_processes": trainer.accelerator.num_processes,
         "accuracies": trainer.accelerator.gather(accuracies).tolist(),
     }
     if trainer.is_world_process_zero():
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        save_file({"noise": trainer.noise.tensor, **weights}, Path(folder, "run.safetensors"))
+        noises = {"first_noise": first_noise, "last_noise": trainer.noise.tensor}
+        save_file({**noises, **weights}, Path(folder, "run.safetensors"))
         Path(folder, "run.json").write_text(json.dumps(results))
+
+
+def _accuracy(output) -> dict[str, float]:
+    return {"accuracy": float((output.predictions.argmax(-1) == output.label_ids).mean())}
+
+
+def _evaluations(trainer, examples) -> dict[str, dict[str, float]]:
+    """What `Trainer` evaluates on sets that the processes cannot share evenly, and the loss worked out by hand."""
+    model, results = trainer.accelerator.unwrap_model(trainer.model), {}
+    for name, settings in (("default", {}), ("own counts", {"average_tokens_across_devices": False})):
+        for field, value in settings.items():
+            setattr(trainer.args, field, value)
+        for count in (1, 3, 8, 10, 13):
+            metrics = trainer.evaluate(examples[:count])
+            batch = NullspaceDataCollator()(examples[:count])
+            with torch.no_grad():
+                by_hand = torch.nn.functional.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"])
+            results[f"{name}, {count} images"] = {
+                "loss": metrics["eval_loss"],
+                "accuracy": metrics["eval_accuracy"],
+                "by_hand": by_hand.item(),
+            }
+    return results
+
+
+def _disagreement(trainer) -> str:
+    """What is said when the last process has another noise than the others."""
+    noise, accelerator = trainer.noise, trainer.accelerator
+    if accelerator.process_index > 0:
+        noise = NullspaceNoise(2 * noise.tensor, noise.certificates, noise.config, noise.round_index)
+    try:
+        check_same_on_all_processes(noise, accelerator)
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _pictures():

@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 
-def launch(script: Path, arguments: list[str], processes: int) -> str:
-    """Runs `accelerate launch` to its end and returns what the script printed."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return free.getsockname()[1]
+
+
+def launch(script: Path, arguments: list[str], processes: int) -> str:
+    """Runs `accelerate launch` to its end and returns what the script printed."""
+    port = str(free_port())
     # `--cpu --num_processes 2` would start one process; `--multi_gpu` with this environment starts two on gloo.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--multi_gpu"] if processes > 1 else ["--cpu"]

@@ -12,6 +12,7 @@ from hf_nullspace import RobustnessReport
 
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
+SHARDED_SCRIPT = Path(__file__).with_name("sharded_run.py")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,12 @@ def test_two_processes_really_ran(runs):
     assert [runs[processes][1]["num_processes"] for processes in (1, 2)] == [1, 2]
 
 
-def test_noise_is_that_of_one_process(runs):
-    one, two = runs[1][0]["noise"], runs[2][0]["noise"]
+# The last noise belongs to weights that differ by rounding, which a search along insensitive directions enlarges.
+@pytest.mark.parametrize("name, difference", [("first_noise", 1e-5), ("last_noise", 1e-4)])
+def test_noise_is_that_of_one_process(runs, name, difference):
+    one, two = runs[1][0][name], runs[2][0][name]
     assert runs[1][1]["history"][0]["steps"] == 8
-    assert (one - two).norm() / one.norm() <= 1e-5
+    assert (one - two).norm() / one.norm() <= difference
     assert runs[2][1]["ranks_agree"]
 
 
@@ -46,7 +49,7 @@ def test_certificates_are_those_of_one_process(runs):
 
 def test_weights_are_those_of_one_process(runs):
     (one, *_), (two, *_) = runs[1], runs[2]
-    for name in one:
+    for name in one.keys() - {"first_noise", "last_noise"}:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
 
 
@@ -63,3 +66,32 @@ def test_robustness_is_exactly_that_of_one_process(runs):
         assert torch.equal(outcomes.values, two.outcomes[column].values)
     (alone,), (first, second) = runs[1][1]["accuracies"], runs[2][1]["accuracies"]
     assert alone == first == second
+
+
+def test_evaluation_is_exact_on_any_number_of_images(runs):
+    one, two = (runs[processes][1]["evaluations"] for processes in (1, 2))
+    assert len(one) == len(two) == 10
+    for name, metrics in one.items():
+        assert metrics["loss"] == pytest.approx(metrics["by_hand"], abs=1e-6), name
+        assert two[name]["loss"] == pytest.approx(two[name]["by_hand"], abs=1e-6), name
+        assert two[name]["loss"] == pytest.approx(metrics["loss"], abs=1e-4), name  # the weights differ by 1e-5
+        assert two[name]["accuracy"] == metrics["accuracy"], name
+
+
+def test_processes_with_different_noise_are_told_apart(runs):
+    assert runs[1][1]["disagreement"] == ""
+    assert "The processes [1] found another noise in round 1 than process 0" in runs[2][1]["disagreement"]
+
+
+def test_a_sharded_model_finds_the_noise_of_a_whole_one(tmp_path):
+    """`fully_shard` itself, since Accelerate ignores FSDP on a CPU."""
+    launch(SHARDED_SCRIPT, [str(tmp_path)], processes=2)
+    results = json.loads((tmp_path / "sharded.json").read_text())
+    assert results["shards"] == 2
+    assert results["noise_difference"] <= 1e-5
+    assert results["norm"] > 0.1
+    assert results["ranks_agree"]
+    assert results["losses"] == pytest.approx(results["whole_losses"], abs=1e-5)
+    assert results["weight_difference"] <= 1e-5
+    assert results["moved"] > 1e-4
+    assert "whole batches" in results["prepared_loader"]

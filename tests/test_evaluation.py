@@ -192,7 +192,7 @@ def test_killed_three_times_and_resumed_is_the_uninterrupted_run(run, model, dat
     model.save_pretrained(tmp_path / "model")
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "profile.json").write_text(json.dumps(PROFILE.to_dict()))
-    command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).with_name("killed_evaluation.py")), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr[-2000:]
     deaths = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]

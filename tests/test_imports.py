@@ -15,7 +15,16 @@ import hf_nullspace
 ROOT = Path(hf_nullspace.__file__).parent
 FLOORS = {
     5: ["cli", "evaluate_command"],
-    4: ["trainer", "training_args", "noise_schedule", "checkpointing"],
+    4: [
+        "trainer",
+        "training_args",
+        "noise_schedule",
+        "noise_forward",
+        "checkpointing",
+        "evaluation_loss",
+        "sharding",
+        "training_images",
+    ],
     3: [
         "data_collator",
         "data",

@@ -46,6 +46,28 @@ def test_only_safetensors_and_json_are_written(saved):
     assert sorted(os.listdir(saved)) == [NOISE_CONFIG_NAME, NOISE_TENSOR_NAME]
 
 
+@pytest.mark.parametrize("name", [NOISE_TENSOR_NAME, NOISE_CONFIG_NAME])
+def test_a_save_that_fails_leaves_the_old_file(saved, make_noise, monkeypatch, name):
+    before = (saved / name).read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("hf_nullspace.noise.os.replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_noise(3).save_pretrained(saved)
+    assert (saved / name).read_bytes() == before
+    assert sorted(os.listdir(saved)) == [NOISE_CONFIG_NAME, NOISE_TENSOR_NAME]
+
+
+def test_digest_tells_noises_apart(make_noise):
+    noise = make_noise(2)
+    assert noise.digest() == make_noise(2).digest()
+    changed = noise.tensor.clone()
+    changed[0, 0, 0] = torch.nextafter(changed[0, 0, 0], torch.tensor(9.0))
+    assert NullspaceNoise(changed, noise.certificates, noise.config).digest() != noise.digest()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_hidden_mean_is_removed(make_certificate, dtype):
     tensor = torch.tensor([[[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]]], dtype=dtype)

@@ -1,6 +1,8 @@
 """The trainer: its loss, its rounds, what evaluation sees, exact resume, and every refusal before training."""
 
 import copy
+import functools
+import logging
 
 import pytest
 import torch
@@ -62,6 +64,9 @@ def batch_of(examples, count=8):
     return NullspaceDataCollator()(examples[:count])
 
 
+FORWARDS = pytest.mark.parametrize("noise_forward", ["concatenated", "sequential"])
+
+
 # ---- The loss ---------------------------------------------------------------------------------------------------
 
 
@@ -76,11 +81,14 @@ def test_weight_zero_trains_as_plain_trainer(model, examples, tmp_path):
     assert nullspace.noise is None
 
 
+@FORWARDS
 @pytest.mark.parametrize("noise_weight", [0.25, 1.0, 2.0])
 @pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
-def test_loss_is_clean_plus_weighted_noisy(model, examples, tmp_path, noise_weight, label_smoothing_factor):
-    args = arguments(tmp_path, noise_weight=noise_weight, label_smoothing_factor=label_smoothing_factor)
-    trainer = build(model, examples, args)
+def test_loss_is_clean_plus_weighted_noisy(
+    model, examples, tmp_path, noise_weight, label_smoothing_factor, noise_forward
+):
+    changes = {"noise_weight": noise_weight, "label_smoothing_factor": label_smoothing_factor}
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward, **changes))
     trainer._refresh_noise(trainer.model)
     batch, model = batch_of(examples), trainer.model.train()
     loss = trainer.compute_loss(model, batch)
@@ -88,13 +96,16 @@ def test_loss_is_clean_plus_weighted_noisy(model, examples, tmp_path, noise_weig
     clean = entropy(model(batch["pixel_values"]).logits, batch["labels"])
     with inject_noise(model, trainer.noise.tensor):
         noisy = entropy(model(batch["pixel_values"]).logits, batch["labels"])
-    torch.testing.assert_close(loss, clean + noise_weight * noisy)
+    torch.testing.assert_close(loss, clean + noise_weight * noisy, rtol=0, atol=1e-6)
     assert "labels" in batch
+    assert trainer._forward_plan.concatenates == (noise_forward == "concatenated")
 
 
+@FORWARDS
 @pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
-def test_accumulated_batches_equal_one_batch(model, examples, tmp_path, label_smoothing_factor):
+def test_accumulated_batches_equal_one_batch(model, examples, tmp_path, label_smoothing_factor, noise_forward):
     shared = {
+        "noise_forward": noise_forward,
         "label_smoothing_factor": label_smoothing_factor,
         "optim": "sgd",
         "max_grad_norm": 0.0,
@@ -116,8 +127,9 @@ def test_accumulated_batches_equal_one_batch(model, examples, tmp_path, label_sm
         assert left == pytest.approx(right, abs=1e-5)
 
 
-def test_outputs_of_the_clean_pass_are_returned(model, examples, tmp_path):
-    trainer = build(model, examples, arguments(tmp_path))
+@FORWARDS
+def test_outputs_of_the_clean_pass_are_returned(model, examples, tmp_path, noise_forward):
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward))
     trainer._refresh_noise(trainer.model)
     batch, model = batch_of(examples), trainer.model.train()
     loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
@@ -125,11 +137,13 @@ def test_outputs_of_the_clean_pass_are_returned(model, examples, tmp_path):
     torch.testing.assert_close(loss, trainer.compute_loss(model, batch))
 
 
-def test_custom_loss_function_sees_both_passes(model, examples, tmp_path):
+@FORWARDS
+def test_custom_loss_function_sees_both_passes(model, examples, tmp_path, noise_forward):
     def total_logit(outputs, labels, num_items_in_batch=None):
         return outputs.logits.sum() / num_items_in_batch
 
-    trainer = build(model, examples, arguments(tmp_path), compute_loss_func=total_logit)
+    args = arguments(tmp_path, noise_forward=noise_forward)
+    trainer = build(model, examples, args, compute_loss_func=total_logit)
     trainer._refresh_noise(trainer.model)
     batch, model = batch_of(examples), trainer.model.train()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=8)
@@ -137,6 +151,70 @@ def test_custom_loss_function_sees_both_passes(model, examples, tmp_path):
     with inject_noise(model, trainer.noise.tensor):
         noisy = model(batch["pixel_values"]).logits.sum()
     torch.testing.assert_close(loss, (clean + noisy) / 8)
+
+
+@pytest.mark.parametrize("settings", [{}, {"noise_bank_size": 3}, {"gradient_accumulation_steps": 2}])
+def test_one_pass_trains_as_two(model, examples, tmp_path, settings):
+    one, two = (
+        build(model, examples, arguments(tmp_path / name, noise_forward=name, optim="sgd", **settings))
+        for name in ("concatenated", "sequential")
+    )
+    calls = {one: 0, two: 0}
+    for trainer in (one, two):
+
+        def count(*call, trainer=trainer):
+            calls[trainer] += trainer.model.training
+
+        trainer.model.register_forward_hook(count)
+        trainer.train()
+    assert calls[two] == 2 * calls[one] > 0
+    assert_same_weights(one.model, two.model, atol=1e-6)
+
+
+@pytest.fixture
+def warnings_of():
+    """The warnings of `hf_nullspace`, as a list that grows."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = logging.getLogger("hf_nullspace")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def test_batch_statistics_take_two_passes(examples, tmp_path, warnings_of):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=5)
+    convolutional = ResNetForImageClassification(config)
+    one, two = (
+        build(convolutional, examples, arguments(tmp_path / name, noise_forward=name))
+        for name in ("concatenated", "sequential")
+    )
+    assert [message for message in warnings_of if "two forward passes" in message and "BatchNorm2d" in message]
+    one.train(), two.train()
+    assert_same_weights(one.model, two.model)
+
+
+def test_a_model_with_a_loss_of_its_own_takes_two_passes(model, examples, tmp_path, warnings_of):
+    trainer, twin = (build(model, examples, arguments(tmp_path / name)) for name in "ab")
+    twin.args.noise_forward = "sequential"
+    twin._attach_noise(twin.model)
+    for changed in (trainer, twin):
+        forward = changed.model.forward
+
+        @functools.wraps(forward)
+        def with_penalty(*args, forward=forward, **kwargs):
+            outputs = forward(*args, **kwargs)
+            if outputs.get("loss") is not None:
+                outputs["loss"] = outputs["loss"] + outputs["logits"].square().mean()
+            return outputs
+
+        changed.model.forward = with_penalty
+        changed.train()
+    assert [message for message in warnings_of if "`loss_function`" in message]
+    assert_same_weights(trainer.model, twin.model)
 
 
 # ---- Rounds and logs --------------------------------------------------------------------------------------------
@@ -290,6 +368,7 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
         ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
         ({"noise_batch_size": 0}, "`noise_batch_size`.*0"),
         ({"noise_on_failure": "hope"}, "`noise_on_failure`.*hope"),
+        ({"noise_forward": "both"}, "`noise_forward`.*both"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, changes, message):

@@ -1,0 +1,42 @@
+"""Which images of an evaluation batch are real, and what their mean loss is over all processes."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+
+def count_real_rows(accelerator: Accelerator, batch_size: int) -> int | None:
+    """
+    How many of this process's rows are not repeats that even out the last batch; `None` if no process has repeats.
+
+    Args:
+        accelerator (`Accelerator`): Knows how far the dataloader has come, and how many images its last batch lacks.
+        batch_size (`int`): This process's rows of the batch.
+    """
+    state = accelerator.gradient_state
+    missing = state.remainder <= 0 or state.remainder >= batch_size * accelerator.num_processes
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or missing:
+        return None
+    # The processes take the rows of a batch in their order, and the repeats stand at its end.
+    return min(max(state.remainder - accelerator.process_index * batch_size, 0), batch_size)
+
+
+def mean_over_processes(
+    accelerator: Accelerator, loss: torch.Tensor, real: int, rows: int, is_divided_by_all: bool
+) -> torch.Tensor:
+    """
+    The mean loss over the real rows of all processes.
+
+    Args:
+        accelerator (`Accelerator`): For the reduction.
+        loss (`torch.Tensor`): This process's loss over its `rows` rows.
+        real (`int`): How many of the rows count: all, or none.
+        rows (`int`): Rows that `loss` was computed on.
+        is_divided_by_all (`bool`): Whether `loss` is the sum over the rows, divided by the rows of all processes and
+            multiplied by the number of processes, as `Trainer` does; otherwise it is the mean over the rows.
+    """
+    counts = torch.tensor([float(rows), float(real)], device=loss.device)
+    all_rows, all_real = accelerator.reduce(counts, "sum").tolist()
+    weight = all_rows / accelerator.num_processes if is_divided_by_all else rows
+    return accelerator.reduce(loss * weight if real else torch.zeros_like(loss), "sum") / all_real

@@ -1,0 +1,237 @@
+"""What a run leaves behind when something breaks, and what it says: disks, losses, processes and files."""
+
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import killed_run
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_killed import CONTEXT, events_of, finish, kill_at, start
+
+from hf_nullspace.checkpointing import check_whole, last_whole_checkpoint, what_is_missing
+
+
+SHORT = {"max_steps": 16, "save_total_limit": None}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A short run with checkpoints 4, 8, 12 and 16, and its result."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(start(folder, 1, SHORT, linger=0.0))
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of that run up to checkpoint 12."""
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-16", "result.*", "events.txt"))
+    return tmp_path / "run"
+
+
+def assert_same_result(first: Path, second: Path) -> None:
+    left, right = (load_file(folder / "result.safetensors") for folder in (first, second))
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def cut(name, size):
+    def damage(checkpoint):
+        path = checkpoint / name
+        path.write_bytes(path.read_bytes()[:size])
+
+    return damage
+
+
+def remove(name):
+    return lambda checkpoint: (checkpoint / name).unlink()
+
+
+def swap_noise(checkpoint):
+    """The tensor of another round beside this round's JSON: same shape, same names."""
+    other = checkpoint.with_name("checkpoint-4")
+    shutil.copy(other / "nullspace_noise.safetensors", checkpoint)
+
+
+# ---- Checkpoints that are not whole -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (remove("trainer_state.json"), "written last"),
+        (cut("trainer_state.json", 100), "trainer_state.json cannot be read"),
+        (remove("rng_state.pth"), "rng_state.pth"),
+        (remove("optimizer.pt"), "optimizer.pt"),
+        (remove("scheduler.pt"), "scheduler.pt"),
+    ],
+)
+def test_a_checkpoint_cut_short_is_skipped_by_name(run, damage, reason):
+    assert last_whole_checkpoint(run) == str(run / "checkpoint-12")
+    damage(run / "checkpoint-12")
+    assert reason in what_is_missing(run / "checkpoint-12")
+    assert last_whole_checkpoint(run) == str(run / "checkpoint-8")
+    with pytest.raises(ValueError, match=f"checkpoint-12 is not whole: .*{reason}.*last whole .*checkpoint-8"):
+        killed_run.build(str(run), **SHORT).train(resume_from_checkpoint=str(run / "checkpoint-12"))
+
+
+def test_resuming_after_a_save_that_was_cut_short_is_exact(whole, run):
+    remove("trainer_state.json")(run / "checkpoint-12")
+    finish(start(run, 1, SHORT, linger=0.0))
+    assert_same_result(whole, run)
+    assert what_is_missing(run / "checkpoint-12") is None
+
+
+def test_no_whole_checkpoint_at_all(run):
+    for checkpoint in run.glob("checkpoint-*"):
+        remove("trainer_state.json")(checkpoint)
+    with pytest.raises(ValueError, match="No checkpoint in .* is whole .*checkpoint-4.*without"):
+        killed_run.build(str(run), **SHORT).train(resume_from_checkpoint=True)
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint .*nowhere"):
+        check_whole(run / "nowhere")
+
+
+def test_a_folder_without_checkpoints_is_the_parents_error(tmp_path):
+    assert last_whole_checkpoint(tmp_path) is None
+    with pytest.raises(ValueError, match="No valid checkpoint found"):
+        killed_run.build(str(tmp_path), **SHORT).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "damage, what",
+    [
+        (cut("model.safetensors", -4), "weights"),
+        (cut("optimizer.pt", 1000), "state of the optimizer"),
+        (cut("scheduler.pt", 100), "state of the optimizer"),
+        (cut("rng_state.pth", 1000), "random state"),
+        (cut("nullspace_noise.safetensors", -4), "noise"),
+        (cut("nullspace_noise.json", 100), "noise"),
+        (cut("nullspace_schedule.json", 100), "nullspace_schedule.json"),
+        (remove("nullspace_noise.safetensors"), "nullspace_noise.safetensors"),
+        (swap_noise, "the tensor is not the one that the JSON was written with"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_remedy(run, damage, what):
+    damage(run / "checkpoint-12")
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        killed_run.build(str(run), **SHORT).train(resume_from_checkpoint=True)
+    for text in (what, "checkpoint-12", "Delete that checkpoint and resume from an earlier one"):
+        assert text in str(error.value)
+    shutil.rmtree(run / "checkpoint-12")
+    assert last_whole_checkpoint(run) == str(run / "checkpoint-8")
+
+
+def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(run, monkeypatch):
+    trainer = killed_run.build(str(run), **SHORT)
+
+    def fail(output_dir):
+        raise KeyError("cut")
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", fail)
+    with pytest.raises(KeyError, match="cut"):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-8"))
+    assert "written last" in what_is_missing(run / "checkpoint-12")
+
+
+# ---- A full disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part, limit", [("model", 20_000), ("optimizer", 120_000)])
+def test_a_full_disk_leaves_earlier_checkpoints(whole, tmp_path, part, limit):
+    folder, told = tmp_path / "run", tmp_path / "error.txt"
+    folder.mkdir()
+    finish([begin(killed_run.run_out_of_space, str(folder), limit, str(told), SHORT)])
+    message = told.read_text()
+    for text in ("could not be saved", "MiB free", str(folder / "checkpoint-8"), "resume_from_checkpoint=True"):
+        assert text in message
+    assert (folder / "checkpoint-12" / "model.safetensors").exists() == (part == "optimizer")
+    assert last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
+    finish(start(folder, 1, SHORT, linger=0.0))
+    assert_same_result(whole, folder)
+
+
+@pytest.mark.slow  # and only for root
+@pytest.mark.parametrize("size", ["500k", "700k", "900k"])
+def test_a_file_system_that_is_full(whole, tmp_path, size):
+    mount, told = tmp_path / "mount", tmp_path / "error.txt"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        finish([begin(killed_run.run_out_of_space, str(mount), resource.RLIM_INFINITY, str(told), SHORT)])
+        assert "could not be saved" in told.read_text()
+        assert "disk has 0 MiB free" in told.read_text()
+        whole_one = last_whole_checkpoint(mount)
+        assert whole_one is None or whole_one in told.read_text()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(mount)], check=True)
+        finish(start(mount, 1, SHORT, linger=0.0))
+        assert_same_result(whole, mount)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def begin(target, *args):
+    process = CONTEXT.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+# ---- A lost loss ------------------------------------------------------------------------------------------------
+
+
+def lose_the_loss_of(trainer, step):
+    def loss_of(outputs, labels, num_items_in_batch=None):
+        loss = torch.nn.functional.cross_entropy(outputs.logits, labels)
+        return loss * float("nan") if trainer.state.global_step == step else loss
+
+    trainer.compute_loss_func = loss_of
+
+
+def test_a_lost_loss_stops_before_it_reaches_a_weight(tmp_path):
+    trainer = killed_run.build(str(tmp_path), **SHORT)
+    lose_the_loss_of(trainer, step=9)
+    with pytest.raises(FloatingPointError, match="loss of step 9 is nan.*learning_rate.*resume_from_checkpoint=True"):
+        trainer.train()
+    assert trainer.state.global_step == 9
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    saved = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in saved.values())
+    going_on = killed_run.build(str(tmp_path), **SHORT)
+    going_on.train(resume_from_checkpoint=True)
+    assert going_on.state.global_step == 16
+
+
+def test_the_scaler_of_fp16_leaves_the_step_out(tmp_path):
+    trainer = killed_run.build(str(tmp_path), **SHORT)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")  # Accelerate makes one for fp16 on a GPU only
+    lose_the_loss_of(trainer, step=9)
+    trainer.train()
+    assert trainer.state.global_step == 16
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+
+
+# ---- A process that dies ----------------------------------------------------------------------------------------
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path):
+    changes = {**SHORT, "save_total_limit": 2}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    finish(start(whole, 2, changes, linger=0.0))
+    processes = start(broken, 2, changes, linger=0.01)
+    kill_at(processes[1:], broken, "training 10", delay=0.0)
+    before = time.monotonic()
+    processes[0].join(120)
+    assert time.monotonic() - before < 60
+    assert processes[1].exitcode == -signal.SIGKILL
+    assert processes[0].exitcode not in (0, None)
+    assert "training 10" in events_of(broken)
+    assert last_whole_checkpoint(broken) == str(broken / "checkpoint-8")
+    finish(start(broken, 2, changes, linger=0.0))
+    assert_same_result(whole, broken)

@@ -1,0 +1,143 @@
+"""One pass over the clean and the noisy half gives each the outputs and the loss of a pass of its own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    DeiTConfig,
+    DeiTForImageClassification,
+    PvtV2Config,
+    PvtV2ForImageClassification,
+    ResNetConfig,
+    SwinConfig,
+)
+
+from hf_nullspace.injection import NoiseInjector
+from hf_nullspace.noise_forward import (
+    NotConcatenableError,
+    TwofoldForward,
+    check_not_checkpointed,
+    reason_against_concatenation,
+)
+from hf_nullspace.patch_embedding import find_patch_projection
+
+
+SMALL = {"image_size": 16, "num_labels": 5}
+ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "patch_size": 8,
+}
+CONVNEXT = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, **SMALL)
+RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", **SMALL)
+SWIN = SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2, patch_size=4, **SMALL)
+
+
+def two_passes(model, batch, noise):
+    injector = NoiseInjector.attach(model)
+    clean = model(**batch)
+    with injector.inject(noise):
+        return clean, model(**batch)
+
+
+def halves_of(model, batch, noise):
+    twofold = TwofoldForward(model, model, NoiseInjector.attach(model), noise, check=True)
+    return twofold(**batch), twofold(**batch)
+
+
+def batch_of(count=6, **extra):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, 16, 16, generator=generator)
+    return {"pixel_values": images, "labels": torch.arange(count) % 5, **extra}
+
+
+def noise_for(model, count):
+    outputs = []
+    handle = find_patch_projection(model).module.register_forward_hook(lambda *call: outputs.append(call[2]))
+    model(batch_of()["pixel_values"])
+    handle.remove()
+    tokens = outputs[0].flatten(2).transpose(1, 2)
+    return torch.randn(count, *tokens.shape[1:], generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("extra", [{}, {"num_items_in_batch": torch.tensor(9)}], ids=["mean", "items"])
+@pytest.mark.parametrize("count", [1, 6], ids=["one noise", "noise for each"])
+@pytest.mark.parametrize("kind", ["vit", "deit", "swin", "convnext"])
+def test_halves_are_the_two_passes(make_vit, kind, count, extra):
+    if kind == "vit":
+        model = make_vit(classifier_scale=20.0)
+    elif kind == "deit":
+        model = DeiTForImageClassification(DeiTConfig(**ENCODER, **SMALL))
+    else:
+        model = AutoModelForImageClassification.from_config({"swin": SWIN, "convnext": CONVNEXT}[kind])
+    if kind == "convnext":
+        extra = {}  # its forward takes no more than images and labels
+    model.eval()
+    batch, noise = batch_of(**extra), noise_for(model, count)
+    for half, alone in zip(halves_of(model, batch, noise), two_passes(model, batch, noise), strict=True):
+        assert type(half) is type(alone)
+        torch.testing.assert_close(half["logits"], alone["logits"], rtol=1e-5, atol=1e-5)
+        assert half["loss"].item() == pytest.approx(alone["loss"].item(), rel=1e-5)
+
+
+def test_hidden_states_are_halved_too(make_vit):
+    model, batch = make_vit(), batch_of(output_hidden_states=True)
+    noise = noise_for(model, 1)
+    for half, alone in zip(halves_of(model, batch, noise), two_passes(model, batch, noise), strict=True):
+        assert len(half["hidden_states"]) == len(alone["hidden_states"]) > 1
+        for left, right in zip(half["hidden_states"], alone["hidden_states"], strict=True):
+            torch.testing.assert_close(left, right, rtol=0, atol=1e-5)
+
+
+def test_gradients_are_those_of_two_passes(make_vit):
+    model, batch = make_vit(classifier_scale=20.0), batch_of()
+    noise, twin = noise_for(model, 1), copy.deepcopy(model)
+    for classifier, run in ((model, halves_of), (twin, two_passes)):
+        clean, noisy = run(classifier, batch, noise)
+        (clean["loss"] + 0.5 * noisy["loss"]).backward()
+    for (name, weight), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_loss_of_its_own_is_noticed(make_vit):
+    model = make_vit()
+    forward = model.forward
+
+    def doubled(*args, **kwargs):
+        outputs = forward(*args, **kwargs)
+        if "loss" in outputs:
+            outputs["loss"] = 2 * outputs["loss"]
+        return outputs
+
+    model.forward = doubled
+    with pytest.raises(NotConcatenableError, match="loss_function"):
+        halves_of(model, batch_of(), noise_for(model, 1))
+
+
+def test_outputs_without_names_are_noticed(make_vit):
+    with pytest.raises(NotConcatenableError, match="tuple"):
+        halves_of(make_vit(), batch_of(return_dict=False), noise_for(make_vit(), 1))
+
+
+def test_reasons_against_concatenation(make_vit):
+    assert reason_against_concatenation(make_vit()) is None
+    assert "BatchNorm2d" in reason_against_concatenation(AutoModelForImageClassification.from_config(RESNET))
+    assert "4 devices" in reason_against_concatenation(make_vit(), num_devices=4)
+    assert "Linear has no `loss_function`" in reason_against_concatenation(nn.Linear(2, 2))
+
+
+def test_a_projection_that_checkpointing_runs_again_is_refused(make_vit):
+    config = PvtV2Config(
+        num_encoder_blocks=1, depths=[1], sr_ratios=[1], hidden_sizes=[8], num_attention_heads=[1], mlp_ratios=[1],
+        patch_sizes=[7], strides=[4], **SMALL
+    )  # fmt: skip
+    model = PvtV2ForImageClassification(config)
+    with pytest.raises(ValueError, match="layers.0.*PvtV2ForImageClassification without `activation_checkpointing`"):
+        check_not_checkpointed(model, find_patch_projection(model))
+    check_not_checkpointed(make_vit(), find_patch_projection(make_vit()))
