@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import CommitInfo, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .certificate import Certificate, remove_hidden_mean
 from .configuration import NullspaceConfig
+from .uploading import upload_files
 
 
 NOISE_TENSOR_NAME = "nullspace_noise.safetensors"
@@ -131,6 +133,40 @@ class NullspaceNoise:
         save_file({"noise": self.tensor}, directory / NOISE_TENSOR_NAME, metadata={"format": "pt"})
         (directory / NOISE_CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload nullspace noise",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> CommitInfo:
+        """
+        Uploads the two files of [`~NullspaceNoise.save_pretrained`] to the Hub.
+
+        Args:
+            repo_id (`str`): `"user/repo"`, or a name within the namespace of the token's owner; made if need be.
+            commit_message (`str`, *optional*): Message of the commit.
+            private (`bool`, *optional*): Whether a new repository is private.
+            token (`str` or `bool`, *optional*): Access token; by default the one logged in with.
+            revision (`str`, *optional*): Branch to commit to; made if need be.
+
+        Raises:
+            `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_files(
+                folder,
+                [NOISE_TENSOR_NAME, NOISE_CONFIG_NAME],
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensor, JSON-serialisable."""
         return {
@@ -163,24 +199,21 @@ class NullspaceNoise:
                 Where downloads are cached.
 
         Raises:
-            `FileNotFoundError`: If the folder holds no noise.
+            `FileNotFoundError`: If the folder or repository holds no noise.
             `ValueError`: If its two files are damaged or do not belong together.
         """
-        paths = []
-        for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME):
-            path = Path(pretrained_model_name_or_path) / name
-            if not Path(pretrained_model_name_or_path).is_dir():
-                path = Path(
-                    hf_hub_download(
-                        str(pretrained_model_name_or_path), name, revision=revision, token=token, cache_dir=cache_dir
-                    )
-                )
+        folder, names = Path(pretrained_model_name_or_path), (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME)
+        if not folder.is_dir():
+            # Both files of one commit: between two downloads the branch may move.
+            options = {"revision": revision, "token": token, "cache_dir": cache_dir, "allow_patterns": list(names)}
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **options))
+        paths = [folder / name for name in names]
+        for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"There is no {name} in {pretrained_model_name_or_path}; a folder written by "
+                    f"There is no {path.name} in {pretrained_model_name_or_path}; a folder written by "
                     "`NullspaceNoise.save_pretrained` or by `NullspaceTrainer` holds one."
                 )
-            paths.append(path)
         try:
             tensor = load_file(paths[0])["noise"]
             values = json.loads(paths[1].read_text(encoding="utf-8"))

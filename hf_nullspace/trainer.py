@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 
+from .certificate import Certificate
 from .checkpointing import check_writable, load_model_weights
-from .hub import TAGS, add_card_section, build_card_section
+from .hub import TAGS, Publisher, collect_training_facts, write_card, write_manifest
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
 from .noise_schedule import NoiseSchedule
+from .probing import measure_noise
 from .randomness import keyed_generator, preserved_random_state
 from .synthesis import synthesize_noise
 from .training_args import NullspaceTrainingArguments
@@ -40,6 +46,9 @@ LOGGED_FIELDS = (
     "seconds",
 )
 
+# What `evaluate_noise` logs.
+EVALUATED_FIELDS = ("probability_mse", "probability_mse_upper", "agreement", "permuted_agreement")
+
 
 class NullspaceTrainer(Trainer):
     """
@@ -55,7 +64,7 @@ class NullspaceTrainer(Trainer):
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank; `None` before the first round.
-        card_extras (`dict`): `results` and `figure` of [`~hub.build_card_section`], for the model card.
+        card_extras (`dict`): `results`, `result_images` and `figure` of [`~hub.collect_training_facts`], for the card.
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
@@ -234,6 +243,34 @@ class NullspaceTrainer(Trainer):
                 "model with another `image_size`."
             )
 
+    def evaluate_noise(self, eval_dataset=None) -> Certificate | None:
+        """
+        Measures the current noise on evaluation images; every process must call it. The model card shows the result.
+
+        The noise's own certificate is of training images. Weights that fit those closely are changed more by the same
+        noise on images they were not trained on.
+
+        Args:
+            eval_dataset (`Dataset`, *optional*): Defaults to the trainer's.
+
+        Returns:
+            [`Certificate`], or `None` before the first round and where there is no evaluation set.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.noise is None or dataset is None:
+            return None
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        certificate = measure_noise(
+            model,
+            self.noise,
+            self.get_eval_dataloader(dataset),
+            accelerator=self.accelerator,
+            patch_projection=self.args.patch_projection,
+        )
+        self.card_extras["evaluation_certificate"] = certificate
+        self.log({f"eval_noise_{name}": float(getattr(certificate, name)) for name in EVALUATED_FIELDS})
+        return certificate
+
     # ---- Logging ------------------------------------------------------------------------------------------------
 
     def _buffer_noisy_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
@@ -263,7 +300,7 @@ class NullspaceTrainer(Trainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        tags = [*([tags] if isinstance(tags, str) else tags or []), *TAGS]
+        tags = [*([tags] if isinstance(tags, str) else tags or []), *(self.model.model_tags or []), *TAGS]
         super().create_model_card(
             language=language,
             license=license,
@@ -277,8 +314,66 @@ class NullspaceTrainer(Trainer):
         )
         if self.is_world_process_zero():
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
-            section = build_card_section(self.noise, self.noise_history, settings, **self.card_extras)
-            add_card_section(Path(self.args.output_dir, "README.md"), section)
+            facts = collect_training_facts(self, self.noise, self.noise_history, settings, **self.card_extras)
+            write_card(self.args.output_dir, facts, dataset if isinstance(dataset, str) else None)
+            write_manifest(self.args.output_dir)
+
+    # ---- Hub ----------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        self.push_in_progress = None
+        with self._publisher(token=token, private=private).survive():
+            super().init_hf_repo(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        publisher = self._publisher(token, private, revision)
+        return (publisher.publish if blocking else publisher.publish_in_background)(commit_message)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.accelerator.wait_for_everyone()  # each process has written its part of the checkpoint
+        strategy, pending = self.args.hub_strategy, self.push_in_progress
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if pending is not None and not pending.is_done() and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.create_model_card()
+        steps = self.args.save_strategy == SaveStrategy.STEPS
+        progress = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
+        folders = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }
+        job = self._publisher().publish_checkpoint_in_background(
+            checkpoint_folder, f"Training in progress, {progress}", folders.get(strategy)
+        )
+        self.push_in_progress = PushInProgress([*(pending.jobs if pending is not None else []), job])
+
+    def _publisher(
+        self, token: str | None = None, private: bool | None = None, revision: str | None = None
+    ) -> Publisher:
+        args = self.args
+        return Publisher(
+            folder=args.output_dir,
+            repo_id=self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name,
+            private=args.hub_private_repo if private is None else private,
+            token=args.hub_token if token is None else token,
+            revision=args.hub_revision if revision is None else revision,
+        )
 
     # ---- Saving and resuming ------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ FLOORS = {
     ],
     2: ["synthesis", "probing", "noise_search", "encoder_probing", "exact_noise"],
     1: ["nullspace", "noise", "injection", "certificate", "frozen"],
-    0: ["patch_embedding", "configuration", "randomness"],
+    0: ["patch_embedding", "configuration", "randomness", "uploading"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HEAVY = ("datasets", "evaluate", "matplotlib", "sklearn")

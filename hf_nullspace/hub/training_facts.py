@@ -1,0 +1,59 @@
+"""What a model card says of a training run, gathered from the trainer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers.modelcard import extract_hyperparameters_from_trainer, parse_log_history
+
+from ..certificate import Certificate
+from ..noise import NullspaceNoise
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def collect_training_facts(
+    trainer: Trainer,
+    noise: NullspaceNoise | None,
+    rounds: list[dict[str, Any]],
+    settings: dict[str, Any],
+    evaluation_certificate: Certificate | None = None,
+    results: dict[str, dict[str, float]] | None = None,
+    result_images: int | None = None,
+    figure: str | None = None,
+) -> dict[str, Any]:
+    """
+    The `facts` of [`write_card`], from values that were measured and nothing else.
+
+    Args:
+        trainer (`Trainer`): The run; gives the model, hyperparameters and logged metrics.
+        noise ([`NullspaceNoise`] or `None`): The bank that is saved beside the model.
+        rounds (`list[dict]`): `trainer.noise_history`.
+        settings (`dict`): Name and value of each setting to list.
+        evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
+        results (`dict[str, dict[str, float]]`, *optional*): For each model, accuracy in per cent by column.
+        result_images (`int`, *optional*): Number of images that `results` were measured on.
+        figure (`str`, *optional*): File name of the noise-norm figure.
+    """
+    _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
+    config = trainer.model.config
+    return {
+        "model_type": config.model_type,
+        "is_local_base": os.path.isdir(getattr(config, "_name_or_path", "") or ""),
+        "bank_size": len(noise.tensor) if noise is not None else 0,
+        "certificate": noise.certificate.to_dict() if noise is not None else None,
+        "evaluation_certificate": evaluation_certificate.to_dict() if evaluation_certificate is not None else None,
+        "rounds": rounds,
+        "settings": settings,
+        "results": results,
+        "result_images": result_images,
+        "figures": {figure: "Norm of the certified noise by training step"} if figure else {},
+        "hyperparameters": extract_hyperparameters_from_trainer(trainer),
+        "metrics": {"last": last_metrics, "evaluations": evaluations},
+        "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+    }
