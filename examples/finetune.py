@@ -128,6 +128,7 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+        trainer.evaluate_noise()
 
     # ---- The control and the comparison ----
     models = {"nullspace": trainer.accelerator.unwrap_model(trainer.model)}
@@ -143,9 +144,9 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
         for name, model in models.items()
     }
     if trainer.is_world_process_zero():
+        trainer.card_extras["result_images"] = len(test)
         report(trainer, results)
-    dataset = data_args.dataset_name or ("scikit-learn digits" if data_args.source is None else None)
-    kwargs = {"tasks": "image-classification", "dataset": dataset}
+    kwargs = {"tasks": "image-classification", **data_args.card_arguments()}
     if args.push_to_hub:
         trainer.push_to_hub(**kwargs)
     else:

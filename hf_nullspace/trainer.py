@@ -314,8 +314,9 @@ class NullspaceTrainer(Trainer):
         )
         if self.is_world_process_zero():
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
-            facts = collect_training_facts(self, self.noise, self.noise_history, settings, **self.card_extras)
-            write_card(self.args.output_dir, facts, dataset if isinstance(dataset, str) else None)
+            name = dataset if isinstance(dataset, str) else ", ".join(dataset or []) or None
+            facts = collect_training_facts(self, self.noise, self.noise_history, settings, name, **self.card_extras)
+            write_card(self.args.output_dir, facts)
             write_manifest(self.args.output_dir)
 
     # ---- Hub ----------------------------------------------------------------------------------------------------

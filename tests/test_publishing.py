@@ -75,7 +75,7 @@ def test_push_at_the_end_publishes_all_and_nothing_else(hub, make_trainer):
     trainer.evaluate_noise()
     trainer.save_state()
     assert hub.messages("user/out") == []
-    info = trainer.push_to_hub(dataset="digits", license="apache-2.0")
+    info = trainer.push_to_hub(dataset_tags="digits", license="apache-2.0")
     files = hub.files("user/out")
     assert info.oid == hub.repositories["user/out"].find("main").oid
     assert set(files) == MODEL_FILES

@@ -22,7 +22,7 @@ FOLDER_PLACEHOLDER = "path/to/this/folder"
 EMPTY_SECTIONS = re.compile(r"^## [^\n]+\n+More information needed\n+", re.MULTILINE)
 
 
-def write_card(folder: str | Path, facts: dict[str, Any], dataset: str | None = None) -> None:
+def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
     """
     Completes the card that `Trainer` wrote into `folder`, and writes `facts` beside it as `nullspace_training.json`.
 
@@ -30,16 +30,16 @@ def write_card(folder: str | Path, facts: dict[str, Any], dataset: str | None = 
         folder (`str` or `Path`):
             Folder with the `README.md`.
         facts (`dict`):
-            What is said, JSON-serialisable: `model_type`, `is_local_base`, `bank_size`, `certificate` and
+            What is said, JSON-serialisable: `dataset` (name or `None`), `model_type`, `patch_projection`, `is_local_base`, `bank_size`, `certificate` and
             `evaluation_certificate` (each a `dict` or `None`), `rounds` (`trainer.noise_history`), `settings`,
             `results` (accuracy in per cent by column for each model, or `None`), `result_images` (how many), `figures`
             (caption by file name), `hyperparameters`, `metrics` and `versions`.
-        dataset (`str`, *optional*):
-            Name of the dataset in the metadata.
     """
     folder = Path(folder)
-    (folder / TRAINING_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     card = ModelCard.load(folder / "README.md")
+    (tag,) = (card.data.datasets or [None])[:1]
+    facts = {**facts, "dataset": facts["dataset"] or tag}
+    (folder / TRAINING_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     # Trainer links to a base model even where there is none, and calls it training from scratch where it is a folder.
     origin = "was finetuned from a local checkpoint on" if facts["is_local_base"] else "was trained from scratch on"
     for found in (
@@ -53,9 +53,7 @@ def write_card(folder: str | Path, facts: dict[str, Any], dataset: str | None = 
     card.data.pipeline_tag = PIPELINE_TAG
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, facts["model_type"]]))
     card.data.model_name = card.data.model_name or folder.name
-    card.data.eval_results = _eval_results(facts, dataset or "unknown") or None
-    if dataset is not None and not card.data.datasets:
-        card.data.datasets = [dataset]
+    card.data.eval_results = eval_results(facts, tag) or None
     card.save(folder / "README.md")
 
 
@@ -78,16 +76,20 @@ def markdown_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _eval_results(facts: dict[str, Any], dataset: str) -> list[EvalResult]:
-    """The published model's measured metrics, for `model-index`."""
+def eval_results(facts: dict[str, Any], dataset_type: str | None = None) -> list[EvalResult]:
+    """The published model's measured metrics, for `model-index`; `facts` as for [`write_card`]."""
     values = {f"accuracy ({name})": value for name, value in (facts["results"] or {}).get("nullspace", {}).items()}
+    last = facts["metrics"]["last"] or {}
+    if "Accuracy" in last:
+        values["accuracy (evaluation)"] = 100 * last["Accuracy"]
     certificate = facts["evaluation_certificate"]
     if certificate is not None:
         values["unchanged predictions under the noise"] = 100 * certificate["agreement"]
+    dataset = facts["dataset"] or "unknown"
     return [
         EvalResult(
             task_type=PIPELINE_TAG,
-            dataset_type=dataset,
+            dataset_type=dataset_type or dataset,
             dataset_name=dataset,
             metric_type="accuracy" if name.startswith("accuracy") else "agreement",
             metric_name=name,

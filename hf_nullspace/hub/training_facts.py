@@ -22,6 +22,7 @@ def collect_training_facts(
     noise: NullspaceNoise | None,
     rounds: list[dict[str, Any]],
     settings: dict[str, Any],
+    dataset: str | None = None,
     evaluation_certificate: Certificate | None = None,
     results: dict[str, dict[str, float]] | None = None,
     result_images: int | None = None,
@@ -35,6 +36,7 @@ def collect_training_facts(
         noise ([`NullspaceNoise`] or `None`): The bank that is saved beside the model.
         rounds (`list[dict]`): `trainer.noise_history`.
         settings (`dict`): Name and value of each setting to list.
+        dataset (`str`, *optional*): Name of the dataset.
         evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
         results (`dict[str, dict[str, float]]`, *optional*): For each model, accuracy in per cent by column.
         result_images (`int`, *optional*): Number of images that `results` were measured on.
@@ -43,6 +45,8 @@ def collect_training_facts(
     _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
     config = trainer.model.config
     return {
+        "dataset": dataset,
+        "patch_projection": trainer.args.patch_projection,
         "model_type": config.model_type,
         "is_local_base": os.path.isdir(getattr(config, "_name_or_path", "") or ""),
         "bank_size": len(noise.tensor) if noise is not None else 0,
