@@ -1,0 +1,217 @@
+"""From the example's command line to the Hub, and from there into a new process that knows nothing of this one."""
+
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from test_finetune_example import EXAMPLE, QUICK
+from test_publishing import MODEL_FILES, assert_nothing_private
+
+from hf_nullspace.cli import main
+from hf_nullspace.hub import MANIFEST_NAME
+
+
+LOAD = """
+import json, sys
+from hashlib import sha256
+from PIL import Image
+from transformers import ViTForImageClassification, pipeline
+model = ViTForImageClassification.from_pretrained("user/digits")
+answer = pipeline("image-classification", "user/digits")(Image.new("RGB", (32, 32)), top_k=10)
+assert "hf_nullspace" not in sys.modules
+from hf_nullspace import NullspaceNoise
+noise = NullspaceNoise.from_pretrained("user/digits")
+weights = {name: sha256(value.numpy().tobytes()).hexdigest() for name, value in model.state_dict().items()}
+print(json.dumps({"weights": weights, "score": sum(row["score"] for row in answer), "noise": noise.tensor.tolist()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The server after `examples/finetune.py --push_to_hub`, and the folder of the run."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    options = ["--push_to_hub", "--hub_model_id", "user/digits", "--base_max_steps", "30", "--save_steps", "2"]
+    options += ["--hub_strategy", "every_save", "--save_strategy", "steps", "--max_robustness_samples", "50"]
+    with HubServer() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path_factory.mktemp("home"))}
+        command = [sys.executable, EXAMPLE, *QUICK, *options, "--output_dir", folder]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+        yield hub, folder
+
+
+@pytest.fixture
+def hub(published, monkeypatch, tmp_path):
+    """The server, for clients in this process, with an empty cache; its files are put back afterwards."""
+    server, _ = published
+    before = dict(server.files("user/digits"))
+    yield server.use_in(monkeypatch, str(tmp_path))
+    server.repositories["user/digits"].find("main").files = before
+
+
+def verify(capsys) -> tuple[int, str]:
+    """Exit code and output of `hf-nullspace verify`."""
+    try:
+        main(["verify", "user/digits"])
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    return code, capsys.readouterr().out
+
+
+def rewrite_manifest(files: dict[str, bytes]) -> None:
+    """What somebody does who changes a file and wants nobody to know."""
+    manifest = json.loads(files[MANIFEST_NAME])
+    for name, row in manifest["files"].items():
+        row.update(size=len(files[name]), sha256=sha256(files[name]).hexdigest())
+    files[MANIFEST_NAME] = json.dumps(manifest).encode()
+
+
+def change(files: dict[str, bytes], name: str, field: str, value: float) -> None:
+    """Another value for a field of the certificates in a JSON file."""
+    content = json.loads(files[name])
+    for certificate in content.get("certificates") or [content["certificate"]]:
+        certificate[field] = value
+    files[name] = json.dumps(content).encode()
+
+
+def test_repository_is_complete_and_names_nothing_private(published):
+    hub, folder = published
+    files = hub.files("user/digits")
+    assert {*MODEL_FILES, "noise_norm.png", "preprocessor_config.json"} <= set(files)
+    assert not [name for name in files if "/" in name or name.endswith((".bin", ".pt", ".pth"))]
+    assert_nothing_private(files)
+    assert all(content == (folder / name).read_bytes() for name, content in files.items())
+    messages = hub.messages("user/digits")
+    assert len(messages) == len(set(messages))
+    assert messages[-1] == "End of training"
+
+
+def test_card_has_valid_metadata_and_its_figure(hub):
+    files = hub.files("user/digits")
+    card = ModelCard(files["README.md"].decode())
+    card.validate()
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", ["digits"])
+    assert {"nullspace", "robustness", "vision", "vit", "arxiv:2403.10476"} <= set(card.data.tags)
+    assert {result.metric_name for result in card.data.eval_results} >= {"accuracy (clean)", "accuracy (fgsm)"}
+    for linked in ("noise_norm.png",):
+        assert f"]({linked})" in card.content
+        assert files[linked].startswith(b"\x89PNG")
+
+
+def test_new_process_with_an_empty_cache_loads_it(published, tmp_path):
+    from transformers import ViTForImageClassification
+
+    from hf_nullspace import NullspaceNoise
+
+    server, folder = published
+    environment = {**os.environ, **server.environment(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    loaded = json.loads(result.stdout.splitlines()[-1])
+    weights = ViTForImageClassification.from_pretrained(folder).state_dict()
+    assert loaded["weights"] == {name: sha256(value.numpy().tobytes()).hexdigest() for name, value in weights.items()}
+    assert abs(loaded["score"] - 1) < 1e-5
+    assert loaded["noise"] == NullspaceNoise.from_pretrained(folder).tensor.tolist()
+
+
+def test_verify_passes(hub, capsys):
+    code, printed = verify(capsys)
+    assert code == 0, printed
+    assert "FAILS" not in printed
+    for claim in (
+        "file model.safetensors",
+        "norm",
+        "probability_mse, training images",
+        "agreement, evaluation images",
+    ):
+        assert f"| {claim} |" in printed
+
+
+def test_one_byte_of_the_noise(hub, capsys):
+    files = hub.files("user/digits")
+    content = files["nullspace_noise.safetensors"]
+    files["nullspace_noise.safetensors"] = content[:-1] + bytes([content[-1] ^ 1])
+    code, printed = verify(capsys)
+    assert code == 1
+    assert "- file nullspace_noise.safetensors: has another SHA-256 than was published" in printed
+    files["nullspace_noise.safetensors"] = content[:-1]
+    code, printed = verify(capsys)
+    assert code == 1
+    assert "- file nullspace_noise.safetensors: has " in printed
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "failing"),
+    [
+        ("norm", 1e3, "norm"),
+        ("permuted_agreement", 0.999, "permuted_agreement, training images"),
+        ("probability_mse", 1.5, "probability_mse, training images"),
+        ("converged", False, "certified within epsilon"),
+    ],
+)
+def test_one_number_of_the_certificate(hub, capsys, field, value, failing):
+    files = hub.files("user/digits")
+    change(files, "nullspace_noise.json", field, value)
+    assert "- file nullspace_noise.json: has" in verify(capsys)[1]
+    rewrite_manifest(files)
+    code, printed = verify(capsys)
+    assert code == 1
+    assert f"nullspace_noise.json and nullspace_training.json differ in ['{field}']" in printed
+    change(files, "nullspace_training.json", field, value)
+    rewrite_manifest(files)
+    code, printed = verify(capsys)
+    assert code == 1
+    assert f"\n- {failing}: " in printed
+
+
+def test_a_metric_of_the_card(hub, capsys):
+    files = hub.files("user/digits")
+    before = b"metric_name" if b"metric_name" in files["README.md"] else b"value: "
+    assert before in files["README.md"]
+    card = ModelCard(files["README.md"].decode())
+    card.data.eval_results[0].metric_value += 1
+    files["README.md"] = str(card).encode()
+    rewrite_manifest(files)
+    code, printed = verify(capsys)
+    assert code == 1
+    assert f"differ in ['{card.data.eval_results[0].metric_name}']" in printed
+
+
+def test_missing_files_are_named(hub, capsys):
+    files = hub.files("user/digits")
+    del files["noise_norm.png"], files["nullspace_noise.json"]
+    code, printed = verify(capsys)
+    assert code == 1
+    assert "- file noise_norm.png: is missing" in printed
+    assert "- noise and results: There is no nullspace_noise.json" in printed
+    del files[MANIFEST_NAME]
+    assert f"- file {MANIFEST_NAME}: There is no" in verify(capsys)[1]
+
+
+def test_other_images_are_measured_too(hub, capsys, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    try:
+        main(["verify", "user/digits", "--images", str(tmp_path), "--batch_size", "2"])
+    except SystemExit as error:
+        assert error.code == 1
+    printed = capsys.readouterr().out
+    assert "| agreement, given images |" in printed
+    assert "training images" not in printed
+
+
+def test_push_command_finds_all_there(hub, published, capsys):
+    commits = len(hub.messages("user/digits"))
+    main(["push", str(published[1]), "user/digits"])
+    assert "Published: " in capsys.readouterr().out
+    assert len(hub.messages("user/digits")) == commits
