@@ -82,7 +82,7 @@ def train_base(model, max_steps: int, args: NullspaceTrainingArguments, shared: 
     folder = Path(args.output_dir, "base")
     if resume and folder.is_dir():
         return type(model).from_pretrained(folder)
-    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=max_steps)
+    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=max_steps, push_to_hub=False)
     trainer = Trainer(model, base_args, **shared)
     trainer.train()
     trainer.save_model()
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     # ---- The control and the comparison ----
     models = {"nullspace": trainer.accelerator.unwrap_model(trainer.model)}
     if finetune_args.plain_control:
-        control_args = replace(args, output_dir=str(Path(args.output_dir, "plain")))
+        control_args = replace(args, output_dir=str(Path(args.output_dir, "plain")), push_to_hub=False)
         control = Trainer(copy.deepcopy(base), control_args, **shared)
         control.train()
         models = {"base": base.to(args.device), "plain": control.accelerator.unwrap_model(control.model), **models}

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from hashlib import sha256
 
+import numpy as np
 import pytest
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from PIL import Image
 from test_finetune_example import EXAMPLE, QUICK
 from test_publishing import MODEL_FILES, assert_nothing_private
 
@@ -47,17 +49,24 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def hub(published, monkeypatch, tmp_path):
-    """The server, for clients in this process, with an empty cache; its files are put back afterwards."""
+    """The server, for clients in this process, with an empty cache; later commits are forgotten afterwards."""
     server, _ = published
-    before = dict(server.files("user/digits"))
+    branch = server.repositories["user/digits"].branches["main"]
+    commits = len(branch)
     yield server.use_in(monkeypatch, str(tmp_path))
-    server.repositories["user/digits"].find("main").files = before
+    del branch[commits:]
 
 
-def verify(capsys) -> tuple[int, str]:
+@pytest.fixture
+def edit(hub):
+    """`edit()` gives the files of a new commit, to be changed in place."""
+    return lambda: hub.repositories["user/digits"].add("main", "edit", dict(hub.files("user/digits"))).files
+
+
+def verify(capsys, *options: str) -> tuple[int, str]:
     """Exit code and output of `hf-nullspace verify`."""
     try:
-        main(["verify", "user/digits"])
+        main(["verify", "user/digits", *options])
         code = 0
     except SystemExit as error:
         code = error.code
@@ -124,90 +133,86 @@ def test_verify_passes(hub, capsys):
     code, printed = verify(capsys)
     assert code == 0, printed
     assert "FAILS" not in printed
-    for claim in (
-        "file model.safetensors",
-        "norm",
-        "probability_mse, training images",
-        "agreement, evaluation images",
-    ):
+    for claim in ("file model.safetensors", "norm", "probability_mse, evaluation images"):
         assert f"| {claim} |" in printed
 
 
-def test_one_byte_of_the_noise(hub, capsys):
-    files = hub.files("user/digits")
+def test_one_byte_of_the_noise(edit, capsys):
+    files = edit()
     content = files["nullspace_noise.safetensors"]
     files["nullspace_noise.safetensors"] = content[:-1] + bytes([content[-1] ^ 1])
-    code, printed = verify(capsys)
+    code, printed = verify(capsys, "--max_images", "32")
     assert code == 1
     assert "- file nullspace_noise.safetensors: has another SHA-256 than was published" in printed
-    files["nullspace_noise.safetensors"] = content[:-1]
+    edit()["nullspace_noise.safetensors"] = content[:-1]
     code, printed = verify(capsys)
     assert code == 1
-    assert "- file nullspace_noise.safetensors: has " in printed
+    assert f"has {len(content) - 1} bytes, published were {len(content)}" in printed
+    assert "The noise in" in printed
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "failing"),
+    ("place", "field", "value", "failing"),
     [
-        ("norm", 1e3, "norm"),
-        ("permuted_agreement", 0.999, "permuted_agreement, training images"),
-        ("probability_mse", 1.5, "probability_mse, training images"),
-        ("converged", False, "certified within epsilon"),
+        ("certificate", "norm", 1e3, "norm"),
+        ("certificate", "converged", False, "certified within epsilon"),
+        ("evaluation_certificate", "permuted_agreement", 0.5, "permuted_agreement, evaluation images"),
+        ("evaluation_certificate", "probability_mse", 1.5, "probability_mse, evaluation images"),
     ],
 )
-def test_one_number_of_the_certificate(hub, capsys, field, value, failing):
-    files = hub.files("user/digits")
-    change(files, "nullspace_noise.json", field, value)
-    assert "- file nullspace_noise.json: has" in verify(capsys)[1]
+def test_one_number_of_the_certificate(edit, capsys, place, field, value, failing):
+    files = edit()
+    facts = json.loads(files["nullspace_training.json"])
+    facts[place][field] = value
+    files["nullspace_training.json"] = json.dumps(facts).encode()
+    if place == "certificate":
+        noise = json.loads(files["nullspace_noise.json"])
+        noise["certificates"][0][field] = value
+        files["nullspace_noise.json"] = json.dumps(noise).encode()
     rewrite_manifest(files)
-    code, printed = verify(capsys)
-    assert code == 1
-    assert f"nullspace_noise.json and nullspace_training.json differ in ['{field}']" in printed
-    change(files, "nullspace_training.json", field, value)
-    rewrite_manifest(files)
-    code, printed = verify(capsys)
+    code, printed = verify(capsys, "--max_images", "64")
     assert code == 1
     assert f"\n- {failing}: " in printed
 
 
-def test_a_metric_of_the_card(hub, capsys):
-    files = hub.files("user/digits")
-    before = b"metric_name" if b"metric_name" in files["README.md"] else b"value: "
-    assert before in files["README.md"]
+def test_one_number_without_the_others(edit, capsys, tmp_path):
+    files = edit()
+    facts = json.loads(files["nullspace_training.json"])
+    facts["certificate"]["agreement"] += 0.001
+    files["nullspace_training.json"] = json.dumps(facts).encode()
     card = ModelCard(files["README.md"].decode())
     card.data.eval_results[0].metric_value += 1
     files["README.md"] = str(card).encode()
-    rewrite_manifest(files)
-    code, printed = verify(capsys)
+    code, printed = verify(capsys, "--max_images", "32")
     assert code == 1
+    assert "- file README.md: has" in printed
+    assert "- file nullspace_training.json: has" in printed
+    rewrite_manifest(files)
+    code, printed = verify(capsys, "--max_images", "32", "--cache_dir", str(tmp_path / "again"))
+    assert code == 1
+    assert "- file" not in printed
+    assert "nullspace_noise.json and nullspace_training.json differ in ['agreement']" in printed
     assert f"differ in ['{card.data.eval_results[0].metric_name}']" in printed
 
 
-def test_missing_files_are_named(hub, capsys):
-    files = hub.files("user/digits")
+def test_missing_files_are_named(edit, capsys):
+    files = edit()
     del files["noise_norm.png"], files["nullspace_noise.json"]
     code, printed = verify(capsys)
     assert code == 1
     assert "- file noise_norm.png: is missing" in printed
     assert "- noise and results: There is no nullspace_noise.json" in printed
-    del files[MANIFEST_NAME]
+    del edit()[MANIFEST_NAME]
     assert f"- file {MANIFEST_NAME}: There is no" in verify(capsys)[1]
 
 
 def test_other_images_are_measured_too(hub, capsys, tmp_path):
-    import numpy as np
-    from PIL import Image
-
     for index in range(4):
         pixels = np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    try:
-        main(["verify", "user/digits", "--images", str(tmp_path), "--batch_size", "2"])
-    except SystemExit as error:
-        assert error.code == 1
-    printed = capsys.readouterr().out
+    _, printed = verify(capsys, "--images", str(tmp_path), "--batch_size", "2")
     assert "| agreement, given images |" in printed
-    assert "training images" not in printed
+    assert "evaluation images" not in printed
 
 
 def test_push_command_finds_all_there(hub, published, capsys):

@@ -18,7 +18,7 @@ from ..certificate import Certificate, token_norms
 from ..digits import DIGITS_NAME, load_digits_splits
 from ..frozen import FrozenClassifier, frozen
 from ..injection import tokens_shape
-from ..noise import NOISE_CONFIG_NAME, NOISE_TENSOR_NAME, NullspaceNoise
+from ..noise import NOISE_CONFIG_NAME, NullspaceNoise
 from ..pictures import read_pictures, to_pixel_values
 from ..probing import measure_noise
 from .claims import Claim, claims_table, compare_certificates, compare_values
@@ -110,19 +110,19 @@ def verify(
     processor = AutoImageProcessor.from_pretrained(folder)
     claims += check_consistency(folder, noise, facts) + check_noise(noise)
     projection = facts["patch_projection"]
-    for where, claimed, pictures in _measurements(facts, noise, evaluated, images, max_images):
-        found = tuple(noise.tensor.shape[1:])
-        expected = expected_shape(model, to_pixel_values(pictures[:1], processor), projection)
-        if found != expected:
-            reason = f"{NOISE_TENSOR_NAME} does not fit the model's patch embeddings"
-            claims.append(Claim("shape of the noise (patches, hidden)", False, str(found), str(expected), reason))
-            break
+    where, pictures = choose_pictures(facts, noise.config.seed, images, max_images)
+    found = tuple(noise.tensor.shape[1:])
+    expected = expected_shape(model, to_pixel_values(pictures[:1], processor), projection)
+    reason = "" if found == expected else "it does not fit the model's patch embeddings"
+    claims.append(Claim("shape of the noise (patches, hidden)", not reason, str(found), str(expected), reason))
+    if not reason:
         batches = [
             {"pixel_values": to_pixel_values(pictures[first : first + batch_size], processor)}
             for first in range(0, len(pictures), batch_size)
         ]
         measured = measure_noise(model, noise, batches, patch_projection=projection)
-        claims += compare_certificates(where, claimed, measured)
+        # Training goes on after a noise is certified; the evaluation certificate is of the weights as published.
+        claims += compare_certificates(where, evaluated or noise.certificate, measured)
     return Verification(str(repo_or_folder), tuple(claims))
 
 
@@ -187,23 +187,15 @@ def expected_shape(
     return tuple(tokens_shape(embeddings))
 
 
-def _measurements(
-    facts: dict[str, Any],
-    noise: NullspaceNoise,
-    evaluated: Certificate | None,
-    images: str | os.PathLike | None,
-    max_images: int | None,
-) -> list[tuple[str, Certificate, Sequence[Image.Image]]]:
-    """What to measure: where, the certificate that claims it, and the pictures."""
+def choose_pictures(
+    facts: dict[str, Any], seed: int, images: str | os.PathLike | None, max_images: int | None
+) -> tuple[str, Sequence[Image.Image]]:
+    """What to measure on: given pictures, or the evaluation images of the digits."""
     if images is not None:
-        return [("given images", evaluated or noise.certificate, read_pictures(images, max_images))]
+        return "given images", read_pictures(images, max_images)
     if facts["dataset"] != DIGITS_NAME:
         raise ValueError(
             f"The checkpoint was trained on {facts['dataset'] or 'images that it does not name'}, which this package "
             "does not bring. Name a folder of such pictures with `--images`."
         )
-    splits = load_digits_splits(noise.config.seed)
-    measurements = [("training images", noise.certificate, splits["train"]["image"][:max_images])]
-    if evaluated:
-        measurements.append(("evaluation images", evaluated, splits["validation"]["image"][:max_images]))
-    return measurements
+    return "evaluation images", load_digits_splits(seed)["validation"][:max_images]["image"]
