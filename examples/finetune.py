@@ -20,12 +20,16 @@ from transformers import HfArgumentParser, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace import (
+    NullspaceDataCollator,
+    NullspaceTrainer,
+    NullspaceTrainingArguments,
+    evaluate_robustness,
+)
 from hf_nullspace.data import image_transform
 from hf_nullspace.hub import markdown_table
 from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
 from hf_nullspace.plotting import plot_noise_history
-from hf_nullspace.robustness import robust_accuracy
 
 
 logger = logging.get_logger("hf_nullspace.examples.finetune")
@@ -139,9 +143,9 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
         models = {"base": base.to(args.device), "plain": control.accelerator.unwrap_model(control.model), **models}
     test = splits["test" if is_digits else "validation"]
     test = test.select(range(min(len(test), finetune_args.max_robustness_samples)))
+    measure = {"profile": "preview", "accelerator": trainer.accelerator, "disable_tqdm": args.disable_tqdm, **columns}
     results = {
-        name: robust_accuracy(model, processor, test, **columns, accelerator=trainer.accelerator)
-        for name, model in models.items()
+        name: evaluate_robustness(model, processor, test, **measure).accuracies for name, model in models.items()
     }
     if trainer.is_world_process_zero():
         trainer.card_extras["result_images"] = len(test)

@@ -8,6 +8,7 @@ from .noise import NullspaceNoise
 from .nullspace import PatchNullspace
 from .probe_report import ProbeReport, probe
 from .probing import measure_noise
+from .robustness import RobustnessReport, evaluate_robustness
 from .synthesis import NoiseNotConvergedError, synthesize_noise
 from .trainer import NullspaceTrainer
 from .training_args import NullspaceTrainingArguments
@@ -25,6 +26,8 @@ __all__ = [
     "NullspaceTrainingArguments",
     "PatchNullspace",
     "ProbeReport",
+    "RobustnessReport",
+    "evaluate_robustness",
     "inject_noise",
     "measure_noise",
     "probe",

@@ -6,6 +6,7 @@ import itertools
 import sys
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, set_seed
@@ -15,11 +16,13 @@ from .data import image_transform
 from .data_collator import NullspaceDataCollator
 from .digits import load_digits_splits, train_digits_model
 from .encoder_probing import EncoderProbeConfig
+from .evaluate_command import evaluate_models, parse_evaluate_arguments
 from .hub import publish
 from .hub import verify as verify_checkpoint
 from .loading import DataArguments, ModelArguments, load_data, load_model
 from .pictures import read_pictures
 from .probe_report import probe as probe_model
+from .robustness import compare_reports
 from .synthesis import synthesize_noise
 from .trainer import NullspaceTrainer
 from .training_args import NullspaceTrainingArguments
@@ -162,6 +165,17 @@ def _parse_positional(classes: tuple, argv: list[str], command: str, names: list
     return parser.parse_args_into_dataclasses([*flags, *argv[len(words) :]])
 
 
+def evaluate(argv: list[str]) -> None:
+    """Measure the robustness of classifiers: `evaluate [MODEL ...] [--images DIR] [--profile quick]`."""
+    model_args, args = parse_evaluate_arguments(argv, "hf-nullspace evaluate")
+    reports = evaluate_models(model_args, args)
+    if PartialState().is_main_process:
+        print("\n\n".join(report.to_markdown() for report in reports))
+        if len(reports) > 1:
+            print(f"\n{compare_reports(reports)}")
+        print(f"\nReports and figures are in {args.output_dir}")
+
+
 def parse_probe_arguments(argv: list[str], prog: str) -> tuple[ModelArguments, ProbeArguments]:
     """The flags of `probe`; the model may come first, without its flag."""
     parser = HfArgumentParser((ModelArguments, ProbeArguments), prog=prog)
@@ -191,7 +205,9 @@ def load_probe_inputs(
 # The digits model is so small that a thorough search takes half a minute.
 DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.05, 0.1, 0.2, 0.3, 0.4, 0.8]}
 
-COMMANDS = {"finetune": finetune, "probe": probe, "push": push, "synthesize": synthesize, "verify": verify}
+COMMANDS = {
+    command.__name__: command for command in (evaluate, finetune, probe, push, synthesize, verify)
+}
 
 
 def _load(model_args: ModelArguments, data_args: DataArguments, seed: int):

@@ -11,6 +11,7 @@ import numpy as np
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+MODEL_COLORS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_noise_history(history: list[dict[str, Any]], path: str | os.PathLike) -> None:
@@ -169,6 +170,44 @@ def plot_token_norms(rows: list[dict[str, float]], path: str | os.PathLike) -> N
     image = axes.imshow(norms, cmap="cividis", vmin=0)
     axes.set(xlabel="patch column", ylabel="patch row")
     figure.colorbar(image, label="norm of the noise of a patch (embedding units)")
+    _save(plt, figure, path)
+
+
+def plot_robustness(bars: dict[str, dict[str, dict[str, float | None]]], path: str | os.PathLike) -> None:
+    """
+    Writes the accuracy of one or several models by column, with 95 % intervals, as horizontal bars in a PNG.
+
+    Args:
+        bars (`dict[str, dict[str, dict]]`): `RobustnessReport.summary` by model; columns are those of the first.
+        path (`str` or `os.PathLike`): The picture to write.
+
+    Raises:
+        `ImportError`: If matplotlib is missing.
+        `ValueError`: If there is no model or no column.
+    """
+    columns = list(next(iter(bars.values()), {}))
+    if not columns:
+        raise ValueError("`bars` is empty: there is no accuracy to draw.")
+    plt = _pyplot()
+    height = 0.8 / len(bars)
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.3 * len(columns) * max(1, 0.6 * len(bars))), layout="constrained")
+    for number, (model, row) in enumerate(bars.items()):
+        places = [place + height * (number + 0.5) - 0.4 for place, name in enumerate(columns) if name in row]
+        shown = [row[name] for name in columns if name in row]
+        accuracies = [bar["accuracy"] for bar in shown]
+        # An accuracy without an interval gets a whisker of length zero.
+        ends = [[bar["accuracy"] if bar[end] is None else bar[end] for bar in shown] for end in ("low", "high")]
+        whiskers = np.abs(np.asarray(ends) - accuracies)
+        color = MODEL_COLORS[number % len(MODEL_COLORS)]
+        axes.barh(places, accuracies, height, xerr=whiskers, color=color, label=model, ecolor="black", capsize=2)
+    axes.set_yticks(range(len(columns)), columns)
+    axes.set(xlabel="accuracy (%), with its 95 % interval", xlim=(0, 100))
+    axes.invert_yaxis()
+    if len(bars) > 1:
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(bars)))
+    else:
+        axes.set_title(next(iter(bars)))
+    _finish(axes)
     _save(plt, figure, path)
 
 

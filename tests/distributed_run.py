@@ -8,8 +8,18 @@ import torch
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
-from hf_nullspace.robustness import robust_accuracy
+from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments, evaluate_robustness
+from hf_nullspace.robustness import Column, Profile
+
+
+PROFILE = Profile(
+    "distributed",
+    (
+        Column("clean", calibration=True),
+        Column("noise", corruption="gaussian_noise", severity=3),
+        Column("pgd", attack="pgd_linf", settings={"epsilon": "2/255", "steps": 2}, max_images=7),
+    ),
+)
 
 
 def main(folder: str, expected_processes: str) -> None:
@@ -48,6 +58,9 @@ def main(folder: str, expected_processes: str) -> None:
     )
     trainer = NullspaceTrainer(model, args, NullspaceDataCollator(), examples, examples[:13])
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.state
+    options = {"output_dir": Path(folder, "report"), "batch_size": 2, "accelerator": trainer.accelerator}
+    report = evaluate_robustness(model, *_pictures(), PROFILE, **options, disable_tqdm=True)
+    accuracies = torch.tensor(list(report.accuracies.values()), device=trainer.args.device)[None]
     trainer.train()
     predictions = trainer.predict(examples[:13]).predictions
     ranks = trainer.accelerator.gather(trainer.noise.tensor.to(trainer.args.device))
@@ -56,7 +69,7 @@ def main(folder: str, expected_processes: str) -> None:
         "history": trainer.noise_history,
         "ranks_agree": all(torch.equal(rank, ranks[0]) for rank in ranks),
         "num_processes": trainer.accelerator.num_processes,
-        "accuracy": robust_accuracy(trainer.accelerator.unwrap_model(trainer.model), *_pictures(), batch_size=4),
+        "accuracies": trainer.accelerator.gather(accuracies).tolist(),
     }
     if trainer.is_world_process_zero():
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
@@ -67,17 +80,14 @@ def main(folder: str, expected_processes: str) -> None:
 def _pictures():
     """An image processor, and thirteen pictures: a number that two processes cannot share evenly."""
     import numpy as np
-    from datasets import Dataset
-    from PIL import Image
+    from datasets import ClassLabel, Dataset, Features, Image
+    from PIL import Image as PILImage
     from transformers import ViTImageProcessorPil
 
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(13)]
-    dataset = Dataset.from_dict({"label": [index % 5 for index in range(13)]})
-    dataset = dataset.add_column("index", list(range(13)))
-    dataset = dataset.with_transform(
-        lambda batch: {"image": [pictures[index] for index in batch["index"]], "label": batch["label"]}
-    )
+    pictures = [PILImage.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(13)]
+    features = Features({"image": Image(), "label": ClassLabel(5)})
+    dataset = Dataset.from_dict({"image": pictures, "label": [index % 5 for index in range(13)]}, features)
     return ViTImageProcessorPil(size={"height": 16, "width": 16}), dataset
 
 

@@ -8,6 +8,8 @@ import torch
 from launching import launch
 from safetensors.torch import load_file
 
+from hf_nullspace import RobustnessReport
+
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 
@@ -20,7 +22,7 @@ def runs(tmp_path_factory):
         (folder / str(processes)).mkdir()
         launch(SCRIPT, [str(folder / str(processes)), str(processes)], processes)
         results = json.loads((folder / str(processes) / "run.json").read_text())
-        runs[processes] = load_file(folder / str(processes) / "run.safetensors"), results
+        runs[processes] = load_file(folder / str(processes) / "run.safetensors"), results, folder / str(processes)
     return runs
 
 
@@ -43,7 +45,7 @@ def test_certificates_are_those_of_one_process(runs):
 
 
 def test_weights_are_those_of_one_process(runs):
-    (one, _), (two, _) = runs[1], runs[2]
+    (one, *_), (two, *_) = runs[1], runs[2]
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
 
@@ -52,4 +54,12 @@ def test_evaluation_is_that_of_one_process(runs):
     one, two = (torch.tensor(runs[processes][1]["predictions"]) for processes in (1, 2))
     assert one.shape == two.shape == (13, 5)
     torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
-    assert runs[1][1]["accuracy"] == runs[2][1]["accuracy"]
+
+
+def test_robustness_is_exactly_that_of_one_process(runs):
+    one, two = (RobustnessReport.load(runs[processes][2] / "report") for processes in (1, 2))
+    assert one == two and one.columns["clean"]["count"] == 13 and one.columns["pgd"]["count"] == 7
+    for column, outcomes in one.outcomes.items():
+        assert torch.equal(outcomes.values, two.outcomes[column].values)
+    (alone,), (first, second) = runs[1][1]["accuracies"], runs[2][1]["accuracies"]
+    assert alone == first == second

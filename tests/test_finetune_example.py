@@ -13,6 +13,7 @@ from launching import launch
 from PIL import Image
 
 from hf_nullspace import NullspaceNoise
+from hf_nullspace.robustness import PREVIEW
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "finetune.py"
@@ -67,7 +68,7 @@ def test_digits_compare_base_plain_and_nullspace(digits):
     folder, results = digits
     assert list(results) == ["base", "plain", "nullspace"]
     for row in results.values():
-        assert list(row) == ["clean", "gaussian_noise", "gaussian_blur", "contrast", "fgsm"]
+        assert list(row) == [column.name for column in PREVIEW.columns]
         assert all(0 <= value <= 100 for value in row.values())
     saved = json.loads((folder / "all_results.json").read_text())
     assert saved["nullspace_clean"] == results["nullspace"]["clean"]

@@ -14,7 +14,7 @@ import hf_nullspace
 
 ROOT = Path(hf_nullspace.__file__).parent
 FLOORS = {
-    5: ["cli"],
+    5: ["cli", "evaluate_command"],
     4: ["trainer", "training_args", "noise_schedule", "checkpointing"],
     3: [
         "data_collator",

@@ -1,6 +1,22 @@
 """Measures robustness in pixel space."""
 
-from .accuracy import robust_accuracy
-from .attacks import fgsm
-from .corruptions import corrupt
+from ..frozen import frozen
+from .attacks import (
+    ATTACKS,
+    AutoAttackReport,
+    autoattack,
+    cw_l2,
+    fgsm,
+    parse_epsilon,
+    patchfool,
+    pgd_l2,
+    pgd_linf,
+    run_autoattack,
+)
+from .classifier_check import check_classifier
+from .comparison import compare_reports
+from .corruptions import CORRUPTIONS, corrupt
+from .evaluation import evaluate_robustness, public_name
 from .pixel_model import PixelModel
+from .profiles import PREVIEW, PROFILES, Column, Profile
+from .report import RobustnessReport, draw_figure

@@ -1,0 +1,142 @@
+"""`hf-nullspace evaluate` and its example: the robustness of one or several models on one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
+
+from .digits import load_digits_splits, train_digits_model
+from .loading import ModelArguments, load_model
+from .robustness import RobustnessReport, compare_reports, draw_figure, evaluate_robustness, public_name
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DIGITS_MODEL = "digits-vit"
+COMPARISON_NAME, COMPARISON_FIGURE = "comparison.md", "comparison.png"
+
+
+@dataclass
+class EvaluateArguments:
+    """Which models are measured, on which images, and where results go."""
+
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Hub ids or folders. Default: a small ViT, trained on digits first."}
+    )
+    images: str | None = field(
+        default=None, metadata={"help": "Folder with one sub-folder of pictures for each class. Default: the digits."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id or folder of a dataset, instead."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="validation", metadata={"help": "Its split."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
+    max_images: int | None = field(default=None, metadata={"help": "Measure on this many images at most."})
+    profile: str = field(default="quick", metadata={"help": "Name of a profile, or a JSON file with one."})
+    datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Other datasets of the profile, each as NAME=FOLDER_OR_HUB_ID, such as imagenet-a=data/a."},
+    )
+    output_dir: str = field(default="outputs/robustness", metadata={"help": "Folder that reports go into."})
+    batch_size: int = field(default=64, metadata={"help": "Images of a process at a time."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read and corrupt images meanwhile."})
+    digits_max_steps: int = field(default=400, metadata={"help": "Steps that the digits model is trained for first."})
+    seed: int = field(default=42, metadata={"help": "Seed of the digits model and of the choice of images."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "Hide the progress bar."})
+
+
+def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArguments, EvaluateArguments]:
+    """The flags of `evaluate`; models may come first, without their flag."""
+    first_flag = next((place for place, value in enumerate(argv) if value.startswith("-")), len(argv))
+    if first_flag:
+        argv = ["--models", *argv]
+    model_args, args = HfArgumentParser((ModelArguments, EvaluateArguments), prog=prog).parse_args_into_dataclasses(
+        list(argv)
+    )
+    if model_args.model_name_or_path is not None:
+        args.models = [model_args.model_name_or_path, *args.models]
+    if args.images is not None and args.dataset_name is not None:
+        raise ValueError(
+            f"Give `--images` or `--dataset_name`, but not both ({args.images!r}, {args.dataset_name!r})."
+        )
+    unnamed = [value for value in args.datasets if "=" not in value]
+    if unnamed:
+        raise ValueError(f"`--datasets` takes NAME=FOLDER_OR_HUB_ID, but got {unnamed}.")
+    return model_args, args
+
+
+def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list[RobustnessReport]:
+    """
+    Measures every model and saves its report; several models are compared in `comparison.md` and a figure.
+
+    Args:
+        model_args ([`ModelArguments`]): How to load the models.
+        args ([`EvaluateArguments`]): Everything else.
+    """
+    dataset = load_evaluation_dataset(args)
+    names = distinct_names(args.models) or [DIGITS_MODEL]
+    reports, folder = [], Path(args.output_dir)
+    for name, source in zip(names, args.models or [None], strict=True):
+        model, image_processor = _load(source, model_args, args)
+        accelerator = Accelerator()
+        report = evaluate_robustness(
+            model.to(accelerator.device),
+            image_processor,
+            dataset,
+            args.profile,
+            accelerator=accelerator,
+            output_dir=folder if len(names) == 1 else folder / name.replace("/", "--"),
+            datasets=dict(value.split("=", 1) for value in args.datasets),
+            image_column_name=args.image_column_name,
+            label_column_name=args.label_column_name,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            model_name=name,
+            disable_tqdm=args.disable_tqdm,
+        )
+        reports.append(report)
+    if len(reports) > 1 and accelerator.is_main_process:
+        (folder / COMPARISON_NAME).write_text(compare_reports(reports) + "\n", encoding="utf-8")
+        draw_figure(reports, folder / COMPARISON_FIGURE)
+    return reports
+
+
+def load_evaluation_dataset(args: EvaluateArguments) -> Dataset:
+    """The images that the flags name: a folder, a dataset, or the test split of the digits."""
+    from datasets import load_dataset
+
+    if args.images is not None:
+        if not Path(args.images).is_dir():
+            raise FileNotFoundError(f"There is no folder {args.images!r}. Name one with a sub-folder for each class.")
+        dataset = load_dataset("imagefolder", data_files={"test": f"{args.images}/**"}, split="test")
+    elif args.dataset_name is not None:
+        dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=args.dataset_split)
+    else:
+        dataset = load_digits_splits(args.seed)["test"]
+    if args.max_images is not None and args.max_images < len(dataset):
+        dataset = dataset.shuffle(seed=args.seed).select(range(args.max_images))
+    return dataset
+
+
+def distinct_names(models: Sequence[str]) -> list[str]:
+    """A name for each model: its Hub id or the last part of its path, with a number where another has it already."""
+    names: list[str] = []
+    for model in models:
+        name = public_name(model)
+        same = [other for other in names if other == name or other.startswith(f"{name}-")]
+        names.append(f"{name}-{len(same) + 1}" if name in names else name)
+    return names
+
+
+def _load(
+    source: str | None, model_args: ModelArguments, args: EvaluateArguments
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    if source is None:
+        return train_digits_model(load_digits_splits(args.seed), args.digits_max_steps, args.seed)
+    return load_model(replace(model_args, model_name_or_path=source))

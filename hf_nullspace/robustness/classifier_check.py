@@ -1,0 +1,103 @@
+"""What must hold of a classifier before a robustness number of it can be trusted, looked at once."""
+
+from __future__ import annotations
+
+import torch
+from transformers.utils import logging
+
+from .pixel_model import PixelModel
+
+
+logger = logging.get_logger(__name__)
+
+# Two forward passes differ by this share of the logits' norm at most; half-precision kernels may differ that much.
+RANDOMNESS_TOLERANCE = 1e-4
+PROBABILITY_TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> None:
+    """
+    Refuses classifiers whose robustness would be measured wrong, in three forward passes at most.
+
+    The model runs as it is: a dropout that was left on is found.
+
+    Args:
+        model ([`PixelModel`]): The classifier.
+        pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*): A few pictures in [0, 1].
+            By default two grey ramps of the size that the image processor gives.
+
+    Raises:
+        `ValueError`: If the model refuses pictures of the image processor's size, its logits are not finite or are
+            probabilities already, or two forward passes differ.
+    """
+    processed, expected = model.image_size, _expected_size(model)
+    if pixels is None:
+        height, width = processed or expected or (224, 224)
+        channels = model.mean.shape[1] if model.mean.shape[1] > 1 else 3
+        ramp = torch.linspace(0, 1, height * width, device=model.mean.device).view(1, 1, height, width)
+        pixels = torch.cat([ramp, 1 - ramp]).expand(2, channels, height, width)
+    size = tuple(pixels.shape[2:])
+    disagreement = (
+        f"The pictures have {size[0]}x{size[1]} pixels, but {type(model.model).__name__} was built for "
+        f"{expected[0]}x{expected[1]}"
+        if expected is not None and expected != size
+        else None
+    )
+    try:
+        logits = model(pixels)
+    except (RuntimeError, ValueError) as error:
+        if disagreement is None:
+            raise
+        raise ValueError(
+            f"{disagreement}. Load the image processor that belongs to the model, or set its `size` (and `crop_size`), "
+            f"or load the model at that `image_size`. The model says: {error}"
+        ) from error
+    if disagreement is not None:
+        logger.warning(
+            f"{disagreement}; it takes them, but its accuracy may differ from the published one. Set the image "
+            "processor's `size` (and `crop_size`) if this is not meant."
+        )
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"The logits of {type(model.model).__name__} are not finite. In half precision, load it in bfloat16 or "
+            "float32; else its weights are broken."
+        )
+    _refuse_probabilities(model, logits)
+    _refuse_randomness(model, logits, model(pixels))
+
+
+def _expected_size(model: PixelModel) -> tuple[int, int] | None:
+    config = getattr(model.model, "config", None)
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _refuse_probabilities(model: PixelModel, logits: torch.Tensor) -> None:
+    # One logit is no distribution, and its softmax is 1 whatever it is.
+    if logits.shape[1] == 1 or (logits < 0).any() or ((logits.sum(-1) - 1).abs() > PROBABILITY_TOLERANCE).any():
+        return
+    raise ValueError(
+        f"The logits of {type(model.model).__name__} are probabilities: none is negative and each row sums to 1. The "
+        "gradients of attacks vanish on them, and the model would look more robust than it is. Return the values before "
+        "the softmax."
+    )
+
+
+def _refuse_randomness(model: PixelModel, first: torch.Tensor, second: torch.Tensor) -> None:
+    difference = ((first - second).norm(dim=-1) / first.norm(dim=-1).clamp_min(1e-12)).max().item()
+    if difference <= RANDOMNESS_TOLERANCE:
+        return
+    training = any(module.training for module in model.model.modules())
+    remedy = (
+        "It is in training mode, where dropout is on: call `model.eval()`."
+        if training
+        else "It draws random numbers in evaluation mode too; one gradient says little about such a model, and no number "
+        "could be reproduced. Switch its randomness off."
+    )
+    raise ValueError(
+        f"Two forward passes of {type(model.model).__name__} on the same pictures differ by {difference:.2g} of the "
+        f"logits' norm. {remedy}"
+    )

@@ -1,0 +1,181 @@
+"""What a classifier did with each image of each column: kept shard by shard, so that an evaluation can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+
+# One number per image each; `l2` and `linf` are the distance of an attacked picture from the clean one, in pixels, and
+# `warnings` has a bit for each kind of warning that the attack gave.
+FIELDS = ("prediction", "correct", "confidence", "l2", "linf", "warnings")
+
+
+@dataclass
+class Outcomes:
+    """
+    The outcomes of the images of one column.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_images, 6)`): `FIELDS` of each image, in float32.
+        indices (`torch.Tensor` of shape `(num_images,)`): Places of the images in their dataset.
+    """
+
+    values: torch.Tensor
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name not in FIELDS:
+            raise AttributeError(name)
+        value = self.values[:, FIELDS.index(name)]
+        return value.bool() if name == "correct" else value.long() if name in ("prediction", "warnings") else value
+
+
+def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> None:
+    """Writes the outcomes of all columns as one safetensors file, which appears whole or not at all."""
+    tensors = {}
+    for column, images in outcomes.items():
+        tensors[f"{column}.values"] = images.values.contiguous()
+        tensors[f"{column}.indices"] = images.indices.contiguous()
+    _write_tensors(tensors, Path(path))
+
+
+def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:
+    """Reads what [`save_outcomes`] wrote, in no particular order of columns."""
+    with safe_open(path, framework="pt") as file:
+        columns = [name.removesuffix(".values") for name in file.keys() if name.endswith(".values")]
+        return {
+            column: Outcomes(file.get_tensor(f"{column}.values"), file.get_tensor(f"{column}.indices"))
+            for column in columns
+        }
+
+
+class ShardStore:
+    """
+    A folder with one file for each finished shard of each column.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+
+    Files are written under another name and renamed, so that a file that is there is whole.
+    """
+
+    MANIFEST = "manifest.json"
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def open(self, manifest: dict[str, Any]) -> None:
+        """
+        Begins a new evaluation, or goes on with the one that was begun.
+
+        Raises:
+            `ValueError`: If the folder holds another evaluation.
+        """
+        path = self.folder / self.MANIFEST
+        if path.is_file():
+            check_manifest(json.loads(path.read_text(encoding="utf-8")), manifest, self.folder)
+            for leftover in self.folder.glob("*.tmp"):
+                leftover.unlink()
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(manifest, indent=2) + "\n")
+
+    def finished(self) -> list[str]:
+        """Names of the shards that are there."""
+        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
+
+    def save(self, name: str, values: torch.Tensor, seconds: float) -> None:
+        """Keeps the outcomes of one shard, of shape `(num_images, 6)`, and the time that it took."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # a node that does not share the main process's disk
+        _write_tensors(
+            {"values": values.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)},
+            self.folder / f"{name}.safetensors",
+        )
+
+    def load(self, name: str) -> tuple[torch.Tensor, float]:
+        """What [`ShardStore.save`] kept."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+            return file.get_tensor("values"), file.get_tensor("seconds").item()
+
+    def remove(self) -> None:
+        """Deletes the files of the evaluation and the folder, the manifest last."""
+        if not self.folder.is_dir():
+            return
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.tmp")]:
+            path.unlink()
+        (self.folder / self.MANIFEST).unlink(missing_ok=True)
+        self.folder.rmdir()
+
+
+def check_manifest(found: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
+    """
+    Refuses to mix two evaluations.
+
+    Raises:
+        `ValueError`: If the manifests differ.
+    """
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    if differing:
+        listed = ", ".join(f"{name} {found.get(name)!r} instead of {expected[name]!r}" for name in differing)
+        raise ValueError(
+            f"{str(folder)!r} holds another evaluation: it has {listed}. Choose another `output_dir`, delete that "
+            "folder to start again, or call with the same model, images, profile and batch size to go on."
+        )
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the names, shapes, types and values of all weights and buffers, the same on every device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(raw.view(torch.uint8).numpy() if raw.numel() else b"")
+    return digest.hexdigest()
+
+
+def images_fingerprint(pictures: Sequence[Image.Image], labels: Sequence[int]) -> str:
+    """
+    SHA-256 of a dataset: all its labels, and a sample of its pictures.
+
+    Args:
+        pictures (`Sequence[PIL.Image.Image]`): Some of the pictures.
+        labels (`Sequence[int]`): The labels of all.
+    """
+    digest = hashlib.sha256(json.dumps(list(map(int, labels))).encode())
+    for picture in pictures:
+        digest.update(f"{picture.mode}:{picture.size}".encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    temporary = _temporary(path)
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")

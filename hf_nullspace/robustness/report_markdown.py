@@ -1,0 +1,100 @@
+"""A robustness report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .profiles import IMAGENET_C, Column, Profile
+
+
+AGGREGATE_NAMES = {
+    "mean_corruption_error": "mean corruption error, generated here",
+    "mce": "mCE on ImageNet-C (AlexNet = 100)",
+    "average": "Average of the paper's eleven columns",
+    "mean_accuracy": "mean accuracy over columns, corruptions as one",
+}
+
+
+def report_sections(
+    model_name: str,
+    profile: Profile,
+    rows: dict[str, dict[str, Any]],
+    not_measured: dict[str, str],
+    aggregates: dict[str, float],
+    run: dict[str, Any],
+) -> list[str]:
+    """The parts of a report, from the fields of [`RobustnessReport`]."""
+    parts = [f"# Robustness of {model_name}"]
+    parts.append(f"Profile `{profile.name}` ({profile.hash[:12]}), seed {profile.seed}. {profile.note}".strip())
+    measured = [column for column in profile.columns if column.name in rows]
+    corrupted = [column for column in measured if column.corruption is not None and column.attack is None]
+    others = [_column_row(column.name, rows[column.name]) for column in measured if column not in corrupted]
+    if others:
+        parts.append("## Columns\n\nAccuracy in per cent with its 95 % interval.\n\n" + table(others))
+    for title, is_published in (("Corruptions, C-style and generated here", False), ("ImageNet-C", True)):
+        columns = [column for column in corrupted if (column.dataset == IMAGENET_C) == is_published]
+        if columns:
+            cells = _corruption_table(columns, rows)
+            parts.append(f"## {title}\n\nAccuracy in per cent by severity.\n\n{cells}")
+    if aggregates:
+        named = [{"mean": AGGREGATE_NAMES[name], "%": f"{value:.2f}"} for name, value in aggregates.items()]
+        parts.append("## Means\n\n" + table(named))
+    if not_measured:
+        parts.append("## Not measured\n\n" + _missing(not_measured))
+    settings = dict(run["preprocessing"])
+    lines = [f"- {', '.join(names)}: {protocol}" for protocol, names in settings.pop("resizing").items()]
+    lines += [f"- {name}: {value}" for name, value in settings.items()]
+    parts.append("## Preprocessing\n\n" + "\n".join(lines))
+    lines = [f"- {name} {version}" for name, version in run["versions"].items()]
+    parts.append("## Versions\n\n" + "\n".join(lines))
+    return parts
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows as a Markdown table; names come from all of them, and a cell that a row does not have stays empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    lines += [[row.get(name, "") for name in names] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def accuracy_text(row: dict[str, Any]) -> str:
+    """An accuracy with its interval."""
+    if row["low"] is None:
+        return f"{row['accuracy']:.2f}"
+    return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _column_row(name: str, row: dict[str, Any]) -> dict[str, str]:
+    cells = {"column": name, "accuracy": accuracy_text(row), "images": f"{row['correct']} of {row['count']}"}
+    named = {"ece": "ECE", "attack_success": "attack success (%)", "mean_l2": "mean L2", "mean_linf": "mean Linf"}
+    for key, title in named.items():
+        if row.get(key) is not None:
+            cells[title] = f"{row[key]:.2f}" if key == "attack_success" else f"{row[key]:.4f}"
+    if "tier" in row:
+        cells["tier"], cells["warnings"] = row["tier"], ", ".join(row["warnings"]) or "none"
+    return cells
+
+
+def _corruption_table(columns: Sequence[Column], rows: dict[str, dict[str, Any]]) -> str:
+    severities = sorted({column.severity for column in columns})
+    lines: dict[str, dict[str, str]] = {}
+    for column in columns:
+        line = lines.setdefault(
+            column.corruption, {"corruption": column.corruption} | {str(s): "" for s in severities}
+        )
+        line[str(column.severity)] = f"{rows[column.name]['accuracy']:.2f}"
+    return table(list(lines.values()))
+
+
+def _missing(not_measured: dict[str, str]) -> str:
+    """The columns of each reason; of many, as the corruptions of a dataset are, the first and the last."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in not_measured.items():
+        reasons.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in reasons.items():
+        listed = ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]} ({len(names)} columns)"
+        lines.append(f"- {listed}: {reason}")
+    return "\n".join(lines)

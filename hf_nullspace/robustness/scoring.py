@@ -1,0 +1,130 @@
+"""From the outcomes of images to the numbers of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .attacks.autoattack import WARNINGS
+from .corruptions import CORRUPTIONS
+from .metrics import expected_calibration_error, mean_corruption_error, paper_average, wilson_interval
+from .outcomes import Outcomes
+from .profiles import IMAGENET_C, PAPER_COLUMNS, Column
+
+
+# The bar that all corruptions of one kind share.
+GENERATED, PUBLISHED = "corruptions", IMAGENET_C
+
+
+def score_columns(columns: Sequence[Column], outcomes: dict[str, Outcomes]) -> dict[str, dict[str, Any]]:
+    """The numbers of each column that has outcomes; see [`score_column`]."""
+    clean: dict[str, Outcomes] = {}
+    for column in columns:
+        if column.name in outcomes and column.corruption is None and column.attack is None:
+            clean[column.dataset] = max(clean.get(column.dataset, ()), outcomes[column.name], key=len)
+    return {
+        column.name: score_column(
+            column, outcomes[column.name], None if column.corruption else clean.get(column.dataset)
+        )
+        for column in columns
+        if column.name in outcomes
+    }
+
+
+def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> dict[str, Any]:
+    """
+    The numbers of one column; [`RobustnessReport`] says which.
+
+    Args:
+        column ([`Column`]): The column.
+        outcomes ([`Outcomes`]): Its images.
+        clean ([`Outcomes`] or `None`): Those of the same dataset without corruption or attack, which the success of an
+            attack is measured against. It is left out where an attacked image is not among them.
+    """
+    correct, count = int(outcomes.correct.sum()), len(outcomes)
+    low, high = wilson_interval(correct, count)
+    row: dict[str, Any] = {"accuracy": 100 * correct / count, "low": 100 * low, "high": 100 * high}
+    row |= {"correct": correct, "count": count}
+    if column.calibration:
+        row["ece"] = expected_calibration_error(outcomes.confidence, outcomes.correct)
+    if column.attack == "autoattack":
+        row["tier"] = column.settings.get("tier", "standard")
+        bits = {
+            bit for value in outcomes.warnings.unique().tolist() for bit in range(len(WARNINGS)) if value >> bit & 1
+        }
+        row["warnings"] = [kind for bit, kind in enumerate(WARNINGS) if bit in bits]
+    if column.attack is None or clean is None:
+        return row
+    places = {index: place for place, index in enumerate(clean.indices.tolist())}
+    if all(index in places for index in outcomes.indices.tolist()):
+        was_right = clean.correct[[places[index] for index in outcomes.indices.tolist()]]
+        fooled = was_right & ~outcomes.correct
+        row["attack_success"] = 100 * fooled.sum().item() / was_right.sum().item() if was_right.any() else None
+        for name in ("l2", "linf"):
+            row[f"mean_{name}"] = getattr(outcomes, name)[fooled].double().mean().item() if fooled.any() else None
+    return row
+
+
+def summarize_columns(
+    columns: Sequence[Column], rows: dict[str, dict[str, Any]], outcomes: dict[str, Outcomes]
+) -> dict[str, dict[str, float]]:
+    """
+    Accuracy and 95 % interval of each bar of the figure, in per cent: a column, or all corruptions together.
+
+    The corruptions of one image are right or wrong together, so their interval is taken over images: a normal one, around
+    the mean of what share of its corruptions an image survives. Where corruptions have different images it is left out.
+    """
+    bars, groups = {}, {}
+    for column in columns:
+        if column.name not in rows:
+            continue
+        if column.corruption is None or column.attack is not None:
+            bars[column.name] = {name: rows[column.name][name] for name in ("accuracy", "low", "high")}
+        else:
+            group = PUBLISHED if column.dataset == IMAGENET_C else GENERATED
+            bars.setdefault(group, {})  # keeps the place of the first of them
+            groups.setdefault(group, []).append(column.name)
+    for group, names in groups.items():
+        parts = [outcomes[name] for name in names]
+        accuracy = sum(rows[name]["accuracy"] for name in names) / len(names)
+        low = high = None
+        if all(torch.equal(part.indices, parts[0].indices) for part in parts) and len(parts[0]) > 1:
+            survived = torch.stack([part.correct for part in parts]).double().mean(0)
+            half = 100 * 1.959964 * survived.std().item() / math.sqrt(len(survived))
+            low, high = max(0.0, accuracy - half), min(100.0, accuracy + half)
+        bars[group] = {"accuracy": accuracy, "low": low, "high": high}
+    return bars
+
+
+def aggregate_columns(
+    columns: Sequence[Column], rows: dict[str, dict[str, Any]], bars: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """
+    Means in per cent, each only where all of its columns were measured.
+
+    `mean_corruption_error` is the plain mean error under generated corruptions; `mce` is that of the 15 published
+    corruptions of ImageNet-C at five severities, relative to AlexNet's; `average` is the paper's, over its eleven
+    columns; `mean_accuracy` is that of the bars of the figure, in which all corruptions are one.
+    """
+    aggregates = {}
+    columns = [column for column in columns if not (column.corruption and column.attack)]
+    generated = [column.name for column in columns if column.corruption and column.dataset != IMAGENET_C]
+    if generated and all(name in rows for name in generated):
+        aggregates["mean_corruption_error"] = 100 - bars[GENERATED]["accuracy"]
+    published = {
+        (column.corruption, column.severity): 100 - rows[column.name]["accuracy"]
+        for column in columns
+        if column.dataset == IMAGENET_C and column.name in rows
+    }
+    if len(published) == 5 * len(CORRUPTIONS):
+        errors = {name: [published[name, severity] for severity in range(1, 6)] for name in CORRUPTIONS}
+        aggregates["mce"] = mean_corruption_error(errors)
+        named = {column.name: rows[column.name]["accuracy"] for column in PAPER_COLUMNS if column.name in rows}
+        if len(named) == len(PAPER_COLUMNS):
+            aggregates["average"] = paper_average(named, aggregates["mce"])
+    if bars:
+        aggregates["mean_accuracy"] = sum(bar["accuracy"] for bar in bars.values()) / len(bars)
+    return aggregates

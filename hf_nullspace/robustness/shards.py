@@ -1,0 +1,211 @@
+"""An evaluation cut into shards, each a few batches of one column, dealt to processes and kept as they are finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from ..randomness import keyed_generator
+from .attacks import run_autoattack
+from .attacks.autoattack import WARNINGS
+from .column_images import ColumnBatch, ColumnImages, column_loader
+from .imagenet import masked_logits
+from .outcomes import FIELDS, ShardStore
+from .pixel_model import PixelModel
+from .profiles import COLUMN_ATTACKS, Column, Profile
+from .sources import ImageSource
+
+
+# A shard is an eighth of a column, so that several processes share small columns, but not more than this many batches,
+# so that little is lost when a long evaluation is stopped.
+SHARDS_PER_COLUMN, MAX_BATCHES = 8, 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """
+    Args:
+        column ([`Column`]): The column.
+        number (`int`): Which of its shards.
+        first (`int`): Row of its first image in the table of all images of all columns.
+        batches (`tuple[tuple[int, ...], ...]`): Places of the images in their dataset, batch by batch.
+    """
+
+    column: Column
+    number: int
+    first: int
+    batches: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """Its name among all shards."""
+        return f"{self.column.name}.{self.number:05d}"
+
+    @property
+    def indices(self) -> list[int]:
+        """Places of its images."""
+        return [index for batch in self.batches for index in batch]
+
+
+def choose_images(count: int, max_images: int | None, seed: int) -> list[int]:
+    """Places of at most `max_images` of `count` images, ascending; a smaller choice is part of a larger one."""
+    if max_images is None or max_images >= count:
+        return list(range(count))
+    order = torch.randperm(count, generator=keyed_generator("evaluation-images", seed))
+    return sorted(order[:max_images].tolist())
+
+
+def plan_shards(profile: Profile, sources: dict[str, ImageSource], batch_size: int) -> list[Shard]:
+    """
+    The shards of all columns that have images. They do not depend on the number of processes.
+
+    Args:
+        profile ([`Profile`]): The columns.
+        sources (`dict[str, ImageSource]`): Images by column.
+        batch_size (`int`): Images of a batch.
+    """
+    shards, first = [], 0
+    for column in profile.columns:
+        if column.name not in sources:
+            continue
+        indices = choose_images(len(sources[column.name]), column.max_images, profile.seed)
+        batches = [tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+        size = min(MAX_BATCHES, max(1, len(batches) // SHARDS_PER_COLUMN))
+        for number, start in enumerate(range(0, len(batches), size)):
+            shards.append(Shard(column, number, first, tuple(batches[start : start + size])))
+            first += len(shards[-1].indices)
+    return shards
+
+
+class ShardRunner:
+    """
+    Measures shards, on all processes together.
+
+    Args:
+        model ([`PixelModel`]): The classifier.
+        images ([`ColumnImages`]): Reads the images of a batch.
+        accelerator (`Accelerator`): The processes.
+        num_workers (`int`): Processes that read images, for each of them.
+        disable_tqdm (`bool`): Whether to hide the progress bar.
+    """
+
+    def __init__(
+        self,
+        model: PixelModel,
+        images: ColumnImages,
+        accelerator: Accelerator,
+        num_workers: int = 0,
+        disable_tqdm: bool = False,
+    ):
+        self.model = model
+        self.images = images
+        self.accelerator = accelerator
+        self.num_workers = num_workers
+        self.disable_tqdm = disable_tqdm
+
+    def run(
+        self, shards: Sequence[Shard], store: ShardStore | None, manifest: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Measures the shards that `store` does not hold yet.
+
+        Args:
+            shards (`Sequence[Shard]`): From [`plan_shards`].
+            store ([`ShardStore`] or `None`): Keeps finished shards.
+            manifest (`dict`): Says what is evaluated; one that differs from that of `store` is refused.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: The `FIELDS` of every image, of shape `(num_images, 6)`, and the seconds
+            that each shard took, of shape `(num_shards,)`; the same on every process.
+        """
+        finished = self._open(store, manifest)
+        values = torch.zeros(shards[-1].first + len(shards[-1].indices), len(FIELDS))
+        seconds = torch.zeros(len(shards))
+        places = {shard.name: place for place, shard in enumerate(shards)}
+        if self.accelerator.is_main_process:
+            for shard in shards:
+                if shard.name in finished:
+                    _insert(values, shard, (kept := store.load(shard.name))[0])
+                    seconds[places[shard.name]] = kept[1]
+        remaining = [shard for shard in shards if shard.name not in finished]
+        mine = remaining[self.accelerator.process_index :: self.accelerator.num_processes]
+        batches = [ColumnBatch(shard.column, indices) for shard in mine for indices in shard.batches]
+        loaded = iter(column_loader(self.images, batches, self.num_workers))
+        disable = self.disable_tqdm or not self.accelerator.is_main_process
+        with tqdm(total=sum(len(batch.indices) for batch in batches), unit="image", disable=disable) as progress:
+            for shard in mine:
+                progress.set_description(shard.column.name)
+                begun, parts = time.perf_counter(), []
+                for indices in shard.batches:
+                    parts.append(self.measure(shard.column, *next(loaded), indices))
+                    progress.update(len(indices))
+                elapsed = time.perf_counter() - begun
+                _insert(values, shard, torch.cat(parts))
+                seconds[places[shard.name]] = elapsed
+                if store is not None:
+                    store.save(shard.name, torch.cat(parts), elapsed)
+        # Each row was filled by one process and is zero on the others, so the sum is exact.
+        device = self.accelerator.device
+        return tuple(self.accelerator.reduce(table.to(device), "sum").cpu() for table in (values, seconds))
+
+    def measure(
+        self, column: Column, pixels: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]
+    ) -> torch.Tensor:
+        """
+        The `FIELDS` of the images of one batch, of shape `(batch_size, 6)`, on the CPU.
+
+        Args:
+            column ([`Column`]): Names the attack.
+            pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures in [0, 1].
+            labels (`torch.Tensor` of shape `(batch_size,)`): Their classes.
+            indices (`Sequence[int]`): Their places in the dataset.
+        """
+        pixels, labels = pixels.to(self.model.mean.device), labels.to(self.model.mean.device)
+        attacked, warnings = pixels, 0
+        with self.accelerator.autocast():
+            if column.attack is not None:
+                settings = {**column.settings, "seed": self.images.seed, "indices": indices}
+                attacked, warnings = attack_pixels(column.attack, self.model, pixels, labels, settings)
+            with torch.no_grad():
+                logits = self.model(attacked)
+        logits = masked_logits(logits, self.images.sources[column.name].class_indices)
+        confidence, prediction = logits.softmax(-1).max(-1)
+        change = (attacked - pixels).flatten(1)
+        fields = (prediction, prediction == labels, confidence, change.norm(dim=1), change.abs().amax(1))
+        fields += (torch.full_like(confidence, warnings),)
+        return torch.stack([value.float() for value in fields], dim=1).cpu()
+
+    def _open(self, store: ShardStore | None, manifest: dict[str, Any]) -> set[str]:
+        """Names of the shards that are there already, on every process; so is the error, if there is one."""
+        answer: list[Any] = [[], None]
+        if store is not None and self.accelerator.is_main_process:
+            try:
+                store.open(manifest)
+                answer[0] = store.finished()
+            except ValueError as error:
+                answer[1] = str(error)
+        broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise ValueError(answer[1])
+        return set(answer[0])
+
+
+def attack_pixels(
+    name: str, model: PixelModel, pixels: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]
+) -> tuple[torch.Tensor, int]:
+    """The attacked pixels, and a bit for each kind of `WARNINGS` that AutoAttack gave."""
+    if name != "autoattack":
+        return COLUMN_ATTACKS[name](model, pixels, labels, **settings).detach(), 0
+    attacked, report = run_autoattack(model, pixels, labels, **settings)
+    return attacked.detach(), sum(getattr(report, kind) << bit for bit, kind in enumerate(WARNINGS))
+
+
+def _insert(values: torch.Tensor, shard: Shard, part: torch.Tensor) -> None:
+    values[shard.first : shard.first + len(part)] = part
