@@ -144,11 +144,13 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     test = splits["test" if is_digits else "validation"]
     test = test.select(range(min(len(test), finetune_args.max_robustness_samples)))
     measure = {"profile": "preview", "accelerator": trainer.accelerator, "disable_tqdm": args.disable_tqdm, **columns}
-    results = {
-        name: evaluate_robustness(model, processor, test, **measure).accuracies for name, model in models.items()
+    reports = {
+        name: evaluate_robustness(model, processor, test, model_name=name, **measure) for name, model in models.items()
     }
+    results = {name: measured.accuracies for name, measured in reports.items()}
     if trainer.is_world_process_zero():
         trainer.card_extras["result_images"] = len(test)
+        reports["nullspace"].save(args.output_dir)
         report(trainer, results)
     kwargs = {"tasks": "image-classification", **data_args.card_arguments()}
     if args.push_to_hub:
@@ -167,7 +169,6 @@ def report(trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> N
     folder = Path(trainer.args.output_dir)
     if trainer.noise_history:
         plot_noise_history(trainer.noise_history, folder / FIGURE_NAME)
-        trainer.card_extras["figure"] = FIGURE_NAME
     print(f"\nAccuracy (%)\n\n{markdown_table(results)}\n\n{trainer.noise}")
     print(f"Everything is in {folder} ({trainer.args.world_size} process(es))")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 from ..certificate import Certificate
+
+
+VERDICTS = {True: "holds", False: "FAILS: ", None: "not checked: "}
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,13 @@ class Claim:
 
     Args:
         name (`str`): What is claimed.
-        holds (`bool`): Whether the check found it so.
+        holds (`bool` or `None`): Whether the check found it so; `None` where it could not be checked.
         claimed, measured (`str`): Both values, with their intervals where they have one.
         reason (`str`): Why it does not hold; empty where it does.
     """
 
     name: str
-    holds: bool
+    holds: bool | None
     claimed: str = ""
     measured: str = ""
     reason: str = ""
@@ -74,23 +78,40 @@ def compare_values(name: str, claimed: float, measured: float, tolerance: float 
     return Claim(name, holds, f"{claimed:.6g}", f"{measured:.6g}", reason)
 
 
-def compare_certificates(where: str, claimed: Certificate, measured: Certificate) -> list[Claim]:
+def compare_certificates(claimed: Certificate, measured: Certificate) -> list[Claim]:
     """The claims of a certificate that depend on images, against a certificate measured now."""
-    claims = [
-        compare_estimates(f"probability_mse, {where}", Estimate.of_mse(claimed), Estimate.of_mse(measured)),
-    ]
+    claims = [compare_estimates("probability_mse", Estimate.of_mse(claimed), Estimate.of_mse(measured))]
     for name in ("agreement", "permuted_agreement"):
         shares = [Estimate.of_share(getattr(row, name), row.num_images) for row in (claimed, measured)]
-        claims.append(compare_estimates(f"{name}, {where}", *shares))
+        claims.append(compare_estimates(name, *shares))
     return claims
+
+
+def compare_columns(name: str, claimed: dict[str, Any], measured: dict[str, Any], same_images: bool) -> Claim:
+    """
+    One column of a robustness report, claimed and measured.
+
+    Args:
+        name (`str`): What to call it.
+        claimed, measured (`dict`): Its rows: `accuracy`, `low` and `high` in per cent, `correct` and `count`.
+        same_images (`bool`): Whether both are of the very same images; other hardware may then change a few of them.
+    """
+    claim = compare_estimates(
+        name, *(Estimate(row["accuracy"], row["low"], row["high"]) for row in (claimed, measured))
+    )
+    if not claim.holds or not same_images or claimed["count"] != measured["count"]:
+        return claim
+    differing = abs(claimed["correct"] - measured["correct"])
+    if differing <= max(1, measured["count"] // 100):
+        return claim
+    return replace(claim, holds=False, reason=f"{differing} of the same {measured['count']} images differ")
 
 
 def claims_table(claims: Sequence[Claim]) -> str:
     """The claims as a Markdown table, each with its 95 % interval in brackets."""
     lines = ["| claim | claimed | measured | |", "|---|---:|---:|---|"]
     lines += [
-        f"| {claim.name} | {claim.claimed} | {claim.measured} | "
-        f"{'holds' if claim.holds else 'FAILS: ' + claim.reason} |"
+        f"| {claim.name} | {claim.claimed} | {claim.measured} | {VERDICTS[claim.holds]}{claim.reason} |"
         for claim in claims
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +12,17 @@ from transformers.modelcard import extract_hyperparameters_from_trainer, parse_l
 
 from ..certificate import Certificate
 from ..noise import NullspaceNoise
+from ..robustness.report import FIGURE_NAME as REPORT_FIGURE_NAME
 
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+# The figures of a run that a card shows, with their captions.
+FIGURES = {
+    "noise_norm.png": "Norm of the certified noise by training step",
+    REPORT_FIGURE_NAME: "Accuracy by column, with 95 % intervals",
+}
 
 
 def collect_training_facts(
@@ -26,7 +34,6 @@ def collect_training_facts(
     evaluation_certificate: Certificate | None = None,
     results: dict[str, dict[str, float]] | None = None,
     result_images: int | None = None,
-    figure: str | None = None,
 ) -> dict[str, Any]:
     """
     The `facts` of [`write_card`], from values that were measured and nothing else.
@@ -40,7 +47,6 @@ def collect_training_facts(
         evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
         results (`dict[str, dict[str, float]]`, *optional*): For each model, accuracy in per cent by column.
         result_images (`int`, *optional*): Number of images that `results` were measured on.
-        figure (`str`, *optional*): File name of the noise-norm figure.
     """
     _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
     config = trainer.model.config
@@ -56,7 +62,7 @@ def collect_training_facts(
         "settings": settings,
         "results": results,
         "result_images": result_images,
-        "figures": {figure: "Norm of the certified noise by training step"} if figure else {},
+        "figures": {name: FIGURES[name] for name in sorted(FIGURES) if Path(trainer.args.output_dir, name).is_file()},
         "hyperparameters": extract_hyperparameters_from_trainer(trainer),
         "metrics": {"last": last_metrics, "evaluations": evaluations},
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import snapshot_download
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
-from ..certificate import Certificate, token_norms
+from ..certificate import Certificate
 from ..digits import DIGITS_NAME, load_digits_splits
 from ..frozen import FrozenClassifier, frozen
 from ..injection import tokens_shape
-from ..noise import NOISE_CONFIG_NAME, NullspaceNoise
+from ..noise import NullspaceNoise
 from ..pictures import read_pictures, to_pixel_values
 from ..probing import measure_noise
-from .claims import Claim, claims_table, compare_certificates, compare_values
-from .manifest import MANIFEST_NAME, PUBLISHED_SUFFIXES, compare_with_manifest
-from .model_card import TRAINING_NAME, eval_results
+from ..robustness import RobustnessReport, evaluate_robustness
+from ..robustness.profiles import EVALUATION_SET
+from ..robustness.report import REPORT_NAME
+from .claims import Claim, claims_table, compare_certificates, compare_columns
+from .file_checks import check_consistency, check_files, check_noise, check_report, read_facts
+from .manifest import PUBLISHED_SUFFIXES
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,12 @@ class Verification:
     @property
     def failed(self) -> list[Claim]:
         """The claims that do not hold."""
-        return [claim for claim in self.claims if not claim.holds]
+        return [claim for claim in self.claims if claim.holds is False]
 
     def to_markdown(self) -> str:
         """The table, and the failed claims below it."""
-        lines = [f"{self.source}: {len(self.claims) - len(self.failed)} of {len(self.claims)} claims hold"]
+        checked = [claim for claim in self.claims if claim.holds is not None]
+        lines = [f"{self.source}: {len(checked) - len(self.failed)} of {len(checked)} claims hold"]
         lines += [f"- {claim.name}: {claim.reason}" for claim in self.failed]
         return claims_table(self.claims) + "\n\n" + "\n".join(lines)
 
@@ -65,9 +73,10 @@ def verify(
     Downloads a checkpoint and checks all it claims.
 
     The hashes of its files; that the noise fits the model and has the norms its certificate says; that card and
-    certificate agree with `nullspace_training.json`; and, measured anew, the certificate. A measured claim fails where
-    its 95 % interval and that of the new measurement do not overlap. Hashes guard against damage and single edits; who
-    rewrites the manifest too meets the measurements.
+    certificate agree with `nullspace_training.json`; and, measured anew, the certificate and the columns of the
+    robustness report. A measured claim fails where its 95 % interval and that of the new measurement do not overlap or,
+    on the very images of the claim, where more than one image in a hundred differs. Hashes guard against damage and
+    single edits; who rewrites the manifest too meets the measurements.
 
     Args:
         repo_or_folder (`str` or `os.PathLike`): `"user/repo"`, or a folder that `NullspaceTrainer` wrote.
@@ -104,78 +113,119 @@ def verify(
     try:
         noise, facts = NullspaceNoise.from_pretrained(folder), read_facts(folder)
         evaluated = facts["evaluation_certificate"] and Certificate.from_dict(facts["evaluation_certificate"])
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        return Verification(str(repo_or_folder), (*claims, Claim("noise and results", False, reason=str(error))))
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
-    claims += check_consistency(folder, noise, facts) + check_noise(noise)
-    projection = facts["patch_projection"]
-    where, pictures = choose_pictures(facts, noise.config.seed, images, max_images)
-    found = tuple(noise.tensor.shape[1:])
-    expected = expected_shape(model, to_pixel_values(pictures[:1], processor), projection)
-    reason = "" if found == expected else "it does not fit the model's patch embeddings"
-    claims.append(Claim("shape of the noise (patches, hidden)", not reason, str(found), str(expected), reason))
-    if not reason:
-        batches = [
-            {"pixel_values": to_pixel_values(pictures[first : first + batch_size], processor)}
-            for first in range(0, len(pictures), batch_size)
-        ]
-        measured = measure_noise(model, noise, batches, patch_projection=projection)
-        # Training goes on after a noise is certified; the evaluation certificate is of the weights as published.
-        claims += compare_certificates(where, evaluated or noise.certificate, measured)
+        report = RobustnessReport.load(folder) if Path(folder, REPORT_NAME).is_file() else None
+        model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        processor = AutoImageProcessor.from_pretrained(folder)
+        claims += check_consistency(folder, noise, facts) + check_noise(noise)
+        claims += check_report(report, facts, model) if report is not None else []
+    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        claims.append(Claim("files that fit together", False, reason=str(error)))
+        return Verification(str(repo_or_folder), tuple(claims))
+    images_of = PublishedImages(facts["dataset"], noise.config.seed, images, max_images)
+    patch_projection = facts["patch_projection"]
+    claims += measure_certificate(
+        model, processor, noise, evaluated or noise.certificate, images_of, batch_size, patch_projection
+    )
+    if report is not None:
+        claims += measure_report(model, processor, report, images_of, batch_size)
     return Verification(str(repo_or_folder), tuple(claims))
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What `nullspace_training.json` says."""
-    path = folder / TRAINING_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {TRAINING_NAME}; `NullspaceTrainer` writes one beside the model card.")
-    return json.loads(path.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class PublishedImages:
+    """
+    The images that claims are measured on: those given, or those of the digits that the claims were made of.
+
+    Args:
+        dataset (`str` or `None`): Name of the dataset that the checkpoint was trained on.
+        seed (`int`): Seed of its splits.
+        folder (`str` or `os.PathLike`, *optional*): The given images.
+        max_images (`int`, *optional*): Take so many at most.
+    """
+
+    dataset: str | None
+    seed: int
+    folder: str | os.PathLike | None = None
+    max_images: int | None = None
+
+    def __post_init__(self):
+        if self.folder is None and self.dataset != DIGITS_NAME:
+            raise ValueError(
+                f"The checkpoint was trained on {self.dataset or 'images that it does not name'}, which this package "
+                "does not bring. Name a folder of such pictures with `--images`; with one sub-folder for each class, "
+                "the report is measured too."
+            )
+
+    def pictures(self) -> Sequence[Image.Image]:
+        """Pictures for the certificate."""
+        if self.folder is not None:
+            return read_pictures(self.folder, self.max_images)
+        return load_digits_splits(self.seed)["validation"][: self.max_images]["image"]
+
+    def labelled(self, count: int) -> Dataset | None:
+        """Pictures with labels for a report of `count` images; `None` where they have no labels."""
+        if self.folder is None:
+            dataset = load_digits_splits(self.seed)["test"]
+            return dataset.select(range(min(count, len(dataset), self.max_images or count)))
+        from datasets import load_dataset
+
+        dataset = load_dataset("imagefolder", data_files={"test": f"{self.folder}/**"}, split="test")
+        if "label" not in dataset.column_names:
+            return None
+        # The files are sorted by class, so the first ones would be of few classes.
+        return dataset.shuffle(seed=self.seed).select(range(min(len(dataset), self.max_images or len(dataset))))
 
 
-def check_files(folder: Path) -> list[Claim]:
-    """One claim for each file that the manifest lists."""
-    try:
-        return [
-            Claim(f"file {name}", not problem, reason=problem)
-            for name, problem in compare_with_manifest(folder).items()
-        ]
-    except (FileNotFoundError, ValueError) as error:
-        return [Claim(f"file {MANIFEST_NAME}", False, reason=str(error))]
+def measure_certificate(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    noise: NullspaceNoise,
+    claimed: Certificate,
+    images: PublishedImages,
+    batch_size: int,
+    patch_projection: str | None,
+) -> list[Claim]:
+    """
+    What the noise does to the model as published, against the certificate.
+
+    That is the evaluation certificate where there is one: training goes on after a noise is certified.
+    """
+    pictures = images.pictures()
+    found = tuple(noise.tensor.shape[1:])
+    expected = expected_shape(model, to_pixel_values(pictures[:1], processor), patch_projection)
+    reason = "" if found == expected else "it does not fit the model's patch embeddings"
+    shape = Claim("shape of the noise (patches, hidden)", not reason, str(found), str(expected), reason)
+    if reason:
+        return [shape]
+    batches = [
+        {"pixel_values": to_pixel_values(pictures[first : first + batch_size], processor)}
+        for first in range(0, len(pictures), batch_size)
+    ]
+    return [
+        shape,
+        *compare_certificates(claimed, measure_noise(model, noise, batches, patch_projection=patch_projection)),
+    ]
 
 
-def check_consistency(folder: Path, noise: NullspaceNoise, facts: dict[str, Any]) -> list[Claim]:
-    """That the files which repeat a number say the same."""
-    certificate = noise.certificate.to_dict()
-    differing = [name for name, value in certificate.items() if (facts["certificate"] or {}).get(name) != value]
-    reason = f"{NOISE_CONFIG_NAME} and {TRAINING_NAME} differ in {differing}" if differing else ""
-    claims = [Claim(f"{TRAINING_NAME} has the certificate of the noise", not differing, reason=reason)]
-    expected = {result.metric_name: result.metric_value for result in eval_results(facts, "")}
-    card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True)
-    found = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
-    wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-    reason = f"the card and {TRAINING_NAME} differ in {wrong}" if wrong else ""
-    return [*claims, Claim("the card has the measured metrics", not wrong, reason=reason)]
-
-
-def check_noise(noise: NullspaceNoise) -> list[Claim]:
-    """That the noise has the norms and verdicts of its certificates."""
-    claims = []
-    for index, (row, claimed) in enumerate(zip(noise.tensor, noise.certificates, strict=True)):
-        norms = token_norms(row[None])
-        label = f" of noise {index}" if len(noise.tensor) > 1 else ""
-        claims += [
-            compare_values(f"norm{label}", claimed.norm, norms.norm().item()),
-            compare_values(f"token_norm_min{label}", claimed.token_norm_min, norms.min().item()),
-            compare_values(f"token_norm_median{label}", claimed.token_norm_median, norms.median().item()),
-            compare_values(f"token_norm_max{label}", claimed.token_norm_max, norms.max().item()),
-        ]
-        converged = claimed.probability_mse_upper <= claimed.epsilon and claimed.logit_distance > 0
-        holds = claimed.converged == converged and claimed.epsilon == noise.config.epsilon
-        reason = "" if holds else "its own bound and epsilon say otherwise"
-        claims.append(Claim(f"certified within epsilon{label}", holds, str(claimed.converged), str(converged), reason))
-    return claims
+def measure_report(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    report: RobustnessReport,
+    images: PublishedImages,
+    batch_size: int,
+) -> list[Claim]:
+    """Every column of the report, measured again under its own profile."""
+    dataset = images.labelled(report.run["num_images"][EVALUATION_SET])
+    if dataset is None:
+        return [Claim("accuracy of the report", None, reason="the pictures have no labels")]
+    measured = evaluate_robustness(model, processor, dataset, report.profile, batch_size=batch_size, disable_tqdm=True)
+    same_images = measured.run["datasets"] == report.run["datasets"]
+    return [
+        Claim(f"accuracy (%), {name}", None, reason=measured.not_measured[name])
+        if name not in measured.columns
+        else compare_columns(f"accuracy (%), {name}", row, measured.columns[name], same_images)
+        for name, row in report.columns.items()
+    ]
 
 
 def expected_shape(
@@ -185,17 +235,3 @@ def expected_shape(
     with frozen(model):
         embeddings, _ = FrozenClassifier(model, patch_projection).embed({"pixel_values": pixel_values})
     return tuple(tokens_shape(embeddings))
-
-
-def choose_pictures(
-    facts: dict[str, Any], seed: int, images: str | os.PathLike | None, max_images: int | None
-) -> tuple[str, Sequence[Image.Image]]:
-    """What to measure on: given pictures, or the evaluation images of the digits."""
-    if images is not None:
-        return "given images", read_pictures(images, max_images)
-    if facts["dataset"] != DIGITS_NAME:
-        raise ValueError(
-            f"The checkpoint was trained on {facts['dataset'] or 'images that it does not name'}, which this package "
-            "does not bring. Name a folder of such pictures with `--images`."
-        )
-    return "evaluation images", load_digits_splits(seed)["validation"][:max_images]["image"]
