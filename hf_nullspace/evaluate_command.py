@@ -13,6 +13,8 @@ from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
 from .digits import load_digits_splits, train_digits_model
 from .loading import ModelArguments, load_model
 from .robustness import RobustnessReport, compare_reports, draw_figure, evaluate_robustness, public_name
+from .robustness.datasets import RobustnessDataset, load_robustness_dataset
+from .robustness.imagenet import imagenet_wnids
 
 
 if TYPE_CHECKING:
@@ -79,7 +81,6 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
         model_args ([`ModelArguments`]): How to load the models.
         args ([`EvaluateArguments`]): Everything else.
     """
-    dataset = load_evaluation_dataset(args)
     names = distinct_names(args.models) or [DIGITS_MODEL]
     reports, folder = [], Path(args.output_dir)
     for name, source in zip(names, args.models or [None], strict=True):
@@ -88,7 +89,7 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
         report = evaluate_robustness(
             model.to(accelerator.device),
             image_processor,
-            dataset,
+            load_evaluation_dataset(args, model),
             args.profile,
             accelerator=accelerator,
             output_dir=folder if len(names) == 1 else folder / name.replace("/", "--"),
@@ -107,13 +108,22 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
     return reports
 
 
-def load_evaluation_dataset(args: EvaluateArguments) -> Dataset:
-    """The images that the flags name: a folder, a dataset, or the test split of the digits."""
+def load_evaluation_dataset(args: EvaluateArguments, model: PreTrainedModel) -> Dataset | RobustnessDataset:
+    """
+    The images that the flags name: a folder, a dataset, or the test split of the digits.
+
+    A folder whose classes are WordNet ids is ImageNet or a part of it, unless the model has classes of these names.
+    """
     from datasets import load_dataset
 
     if args.images is not None:
         if not Path(args.images).is_dir():
             raise FileNotFoundError(f"There is no folder {args.images!r}. Name one with a sub-folder for each class.")
+        names = sorted(entry.name for entry in Path(args.images).iterdir() if entry.is_dir())
+        if names and set(names) <= set(imagenet_wnids()) and not set(names) <= set(model.config.id2label.values()):
+            subset = names if len(names) < len(imagenet_wnids()) else None
+            chosen = {"class_subset": subset, "max_images": args.max_images, "seed": args.seed}
+            return load_robustness_dataset("imagenet", args.images, id2label=model.config.id2label, **chosen)
         dataset = load_dataset("imagefolder", data_files={"test": f"{args.images}/**"}, split="test")
     elif args.dataset_name is not None:
         dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=args.dataset_split)

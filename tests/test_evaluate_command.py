@@ -101,5 +101,5 @@ def test_flags_may_name_the_model_too():
 
 
 def test_a_model_for_other_classes_is_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match="10 classes and the model 5"):
+    with pytest.raises(ValueError, match="no class.*'0', '1'"):
         main(["evaluate", str(folders / "one"), "--output_dir", str(tmp_path), *QUIET])

@@ -1,12 +1,13 @@
 """`evaluate_robustness` against hand counts; killed and resumed; whatever the batch size; and on bad input."""
 
+import copy
 import json
 import os
 import platform
 import signal
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,9 @@ from transformers import ViTImageProcessorPil
 
 from hf_nullspace import RobustnessReport, evaluate_robustness
 from hf_nullspace.robustness import Column, PixelModel, Profile, corrupt, fgsm, public_name
+from hf_nullspace.robustness.datasets import PREPROCESSINGS, RobustnessDataset
 from hf_nullspace.robustness.evaluation import PARTIAL_FOLDER
+from hf_nullspace.robustness.imagenet import imagenet_wnids
 
 
 COUNT = 20
@@ -158,7 +161,8 @@ def test_same_picture_twice_gets_two_noises(run, pictures):
 
     recorder = Recorder()
     twice = Dataset.from_dict(
-        {"image": [pictures[0]] * 2, "label": [0, 0]}, Features({"image": Image(), "label": ClassLabel(2)})
+        {"image": [pictures[0]] * 2, "label": [0, 0]},
+        Features({"image": Image(), "label": ClassLabel(2)}),
     )
     profile = Profile("noise", (Column("clean"), Column("noise", corruption="gaussian_noise", severity=3)))
     run(recorder, images=twice, profile=profile)
@@ -181,42 +185,12 @@ def test_model_and_global_generators_are_put_back(run, make_vit):
 
 # ---- Kept and resumed ----
 
-KILLED_RUN = """
-import os, signal, sys
-from datasets import load_from_disk
-from transformers import ViTForImageClassification, ViTImageProcessorPil
-from hf_nullspace import evaluate_robustness
-from hf_nullspace.robustness.profiles import resolve_profile
-
-folder = sys.argv[1]
-model = ViTForImageClassification.from_pretrained(f"{folder}/model")
-dataset, replace = load_from_disk(f"{folder}/data"), os.replace
-for name, moment in (("fgsm.00001", "before"), ("pgd.00000", "after"), ("robustness.md", "before")):
-    child = os.fork()
-    if child == 0:
-        def dying(source, target):
-            if name in str(target) and moment == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)
-            if name in str(target):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.replace = dying
-        processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-        profile = resolve_profile(f"{folder}/profile.json")
-        evaluate_robustness(
-            model, processor, dataset, profile, output_dir=f"{folder}/out", batch_size=3, disable_tqdm=True
-        )
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(os.listdir(f"{folder}/out/.partial")))
-"""
-
 
 def test_killed_three_times_and_resumed_is_the_uninterrupted_run(run, model, dataset, report, tmp_path):
     model.save_pretrained(tmp_path / "model")
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "profile.json").write_text(json.dumps(PROFILE.to_dict()))
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN), str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr[-2000:]
     deaths = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
@@ -291,8 +265,44 @@ def test_datasets_without_a_location_are_listed_and_have_no_number(run):
         run(profile=Profile("one", profile.columns[1:]))
 
 
+def test_published_datasets_are_resized_and_masked_as_their_protocol_says(run, model, dataset, pictures, tmp_path):
+    """Sketch as loaded, and a part of ImageNet-C in its official layout, of which the model has five classes."""
+    wnids = imagenet_wnids()
+    for place, wnid in enumerate(wnids):
+        folder = tmp_path / "fog" / "2" / wnid
+        folder.mkdir(parents=True)
+        pictures[place % COUNT].save(folder / "picture.png")
+    named = copy.deepcopy(model)
+    named.config.id2label = dict(enumerate(wnids[:5]))
+    sketch = RobustnessDataset("Sketch", Dataset.from_dict({"image": pictures, "label": [1, 3] * 10}), (1, 3), "none")
+    profile = Profile(
+        "published",
+        (
+            Column("sketch", dataset="imagenet-sketch"),
+            Column("fog", dataset="imagenet-c", corruption="fog", severity=2),
+        ),
+    )
+    images = dataset.cast_column("label", ClassLabel(names=list(wnids[:5])))
+    options = {
+        "images": images,
+        "profile": profile,
+        "datasets": {"imagenet-sketch": sketch, "imagenet-c": str(tmp_path)},
+    }
+    report = run(named, **options)
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        logits = PixelModel(model, PROCESSOR)(pixels)
+    expected = torch.tensor([1, 3])[logits[:, [1, 3]].argmax(-1)]
+    assert torch.equal(report.outcomes["sketch"].prediction, expected)
+    assert torch.equal(report.outcomes["fog"].prediction, logits[:5].argmax(-1))
+    assert report.columns["fog"]["count"] == 5 and list(report.summary) == ["sketch", "imagenet-c"]
+    assert report.run["preprocessing"]["resizing"] == {PREPROCESSINGS["none"]: ["imagenet-sketch", "imagenet-c"]}
+    with pytest.raises(ValueError, match="75 parts"):
+        run(named, **{**options, "datasets": {"imagenet-c": sketch}})
+
+
 def test_bad_input_is_refused(run, dataset):
-    with pytest.raises(ValueError, match="column 'digit'.*`label_column_name`"):
+    with pytest.raises(ValueError, match="'digit'"):
         run(label_column_name="digit")
     with pytest.raises(ValueError, match="holds no images"):
         run(images=dataset.select([]))

@@ -22,6 +22,7 @@ from .column_images import ColumnImages, to_pixels
 from .datasets import PREPROCESSINGS, RobustnessDataset, load_robustness_dataset
 from .outcomes import Outcomes, ShardStore, check_manifest, model_fingerprint
 from .pixel_model import PixelModel
+from .processes import on_main_process
 from .profiles import EVALUATION_SET, IMAGENET_C, Column, Profile, resolve_profile
 from .report import REPORT_NAME, RobustnessReport
 from .scoring import aggregate_columns, score_columns, summarize_columns
@@ -123,12 +124,11 @@ def evaluate_robustness(
         "preprocessing": describe_preprocessing(image_processor, sources),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    if output_dir is not None and Path(output_dir, REPORT_NAME).is_file():
-        report = RobustnessReport.load(output_dir)
-        found = {"profile": report.profile.hash, **report.run}
-        check_manifest(found, {"profile": profile.hash, **run}, Path(output_dir))
-        logger.info(f"{str(output_dir)!r} holds this evaluation, finished; it is not repeated.")
-        return report
+    manifest = {"profile": profile.hash, **run}
+    if output_dir is not None:
+        report = _finished_report(Path(output_dir), manifest, accelerator)
+        if report is not None:
+            return report
     shards = plan_shards(profile, sources, batch_size)
     store = None if output_dir is None else ShardStore(Path(output_dir, PARTIAL_FOLDER))
     with preserved_random_state(), frozen(model):
@@ -137,7 +137,7 @@ def evaluate_robustness(
         pixels = to_pixels(main.read(range(min(2, len(main)))), image_processor, main.preprocessing)
         check_classifier(pixel_model, pixels.to(pixel_model.mean.device))
         runner = ShardRunner(pixel_model, images, accelerator, num_workers, disable_tqdm)
-        values, seconds = runner.run(shards, store, {"profile": profile.hash, **run})
+        values, seconds = runner.run(shards, store, manifest)
     outcomes = outcomes_by_column(shards, values)
     rows = score_columns(profile.columns, outcomes)
     bars = summarize_columns(profile.columns, rows, outcomes)
@@ -158,6 +158,23 @@ def evaluate_robustness(
             store.remove()
         accelerator.wait_for_everyone()
     return report
+
+
+def _finished_report(output_dir: Path, manifest: dict[str, Any], accelerator: Accelerator) -> RobustnessReport | None:
+    """The report that is in the folder already; the outcomes of images are with that of the main process only."""
+
+    def read() -> dict[str, Any] | None:
+        if not Path(output_dir, REPORT_NAME).is_file():
+            return None
+        report = RobustnessReport.load(output_dir)
+        check_manifest({"profile": report.profile.hash, **report.run}, manifest, output_dir)
+        logger.info(f"{str(output_dir)!r} holds this evaluation, finished; it is not repeated.")
+        return report.to_dict()
+
+    values = on_main_process(accelerator, read)
+    if values is None:
+        return None
+    return RobustnessReport.load(output_dir) if accelerator.is_main_process else RobustnessReport.from_dict(values)
 
 
 def find_sources(
@@ -199,6 +216,8 @@ def _load_source(
     for source in loaded.values():
         if source.name == name:
             return source
+    if is_part and isinstance(location, RobustnessDataset):
+        raise ValueError(f"{IMAGENET_C!r} has 75 parts: name its folder or Hub id, not one loaded part ({location}).")
     if not isinstance(location, RobustnessDataset):
         part = {"corruption": column.corruption, "severity": column.severity} if is_part else {}
         id2label = getattr(getattr(model, "config", None), "id2label", None)

@@ -79,9 +79,9 @@ class ShardStore:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
-    def open(self, manifest: dict[str, Any]) -> None:
+    def open(self, manifest: dict[str, Any]) -> list[str]:
         """
-        Begins a new evaluation, or goes on with the one that was begun.
+        Begins a new evaluation, or goes on with the one that was begun; returns the names of its finished shards.
 
         Raises:
             `ValueError`: If the folder holds another evaluation.
@@ -94,9 +94,6 @@ class ShardStore:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(manifest, indent=2) + "\n")
-
-    def finished(self) -> list[str]:
-        """Names of the shards that are there."""
         return sorted(path.stem for path in self.folder.glob("*.safetensors"))
 
     def save(self, name: str, values: torch.Tensor, seconds: float) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from ..randomness import keyed_generator
@@ -19,6 +18,7 @@ from .column_images import ColumnBatch, ColumnImages, column_loader
 from .imagenet import masked_logits
 from .outcomes import FIELDS, ShardStore
 from .pixel_model import PixelModel
+from .processes import on_main_process
 from .profiles import COLUMN_ATTACKS, Column, Profile
 from .sources import ImageSource
 
@@ -125,7 +125,9 @@ class ShardRunner:
             `tuple[torch.Tensor, torch.Tensor]`: The `FIELDS` of every image, of shape `(num_images, 6)`, and the seconds
             that each shard took, of shape `(num_shards,)`; the same on every process.
         """
-        finished = self._open(store, manifest)
+        finished = set()
+        if store is not None:
+            finished = set(on_main_process(self.accelerator, lambda: store.open(manifest)))
         values = torch.zeros(shards[-1].first + len(shards[-1].indices), len(FIELDS))
         seconds = torch.zeros(len(shards))
         places = {shard.name: place for place, shard in enumerate(shards)}
@@ -181,20 +183,6 @@ class ShardRunner:
         fields = (prediction, prediction == labels, confidence, change.norm(dim=1), change.abs().amax(1))
         fields += (torch.full_like(confidence, warnings),)
         return torch.stack([value.float() for value in fields], dim=1).cpu()
-
-    def _open(self, store: ShardStore | None, manifest: dict[str, Any]) -> set[str]:
-        """Names of the shards that are there already, on every process; so is the error, if there is one."""
-        answer: list[Any] = [[], None]
-        if store is not None and self.accelerator.is_main_process:
-            try:
-                store.open(manifest)
-                answer[0] = store.finished()
-            except ValueError as error:
-                answer[1] = str(error)
-        broadcast_object_list(answer)
-        if answer[1] is not None:
-            raise ValueError(answer[1])
-        return set(answer[0])
 
 
 def attack_pixels(

@@ -1,0 +1,114 @@
+"""The 1000 classes of ImageNet and which class a name stands for."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+NUM_CLASSES = 1000
+
+
+@lru_cache(maxsize=1)
+def _classes() -> dict:
+    return json.loads(Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8"))
+
+
+def imagenet_wnids() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's classes, sorted: a class's index is its place in this list."""
+    return tuple(_classes()["classes"])
+
+
+def imagenet_a_indices() -> tuple[int, ...]:
+    """The indices of the 200 classes of ImageNet-A (Hendrycks et al., 2021, arXiv 1907.07174)."""
+    return tuple(_classes()["imagenet_a"])
+
+
+def imagenet_r_indices() -> tuple[int, ...]:
+    """The indices of the 200 classes of ImageNet-R (Hendrycks et al., 2021, arXiv 2006.16241)."""
+    return tuple(_classes()["imagenet_r"])
+
+
+@lru_cache(maxsize=1)
+def _candidates() -> dict[str, list[int]]:
+    found = defaultdict(list)
+    for index, (wnid, synonyms) in enumerate(_classes()["classes"].items()):
+        found[wnid].append(index)
+        found[synonyms.lower()].append(index)
+    return dict(found)
+
+
+def imagenet_class_indices(names: Sequence[str]) -> list[int]:
+    """
+    Which of ImageNet's classes each name stands for.
+
+    Args:
+        names (`Sequence[str]`): WordNet ids (`"n01440764"`) or WordNet's synonyms (`"tench, Tinca tinca"`, as in
+            `config.id2label` of Transformers' classifiers). Where 1000 names stand in ImageNet's order, `"crane"` may
+            stand for its two classes and up to ten names may be spelt in another way.
+
+    Returns:
+        `list[int]`: Indices from 0 to 999.
+
+    Raises:
+        `ValueError`: If a name is unknown or ambiguous, or two names stand for one class.
+    """
+    candidates = _candidates()
+    matches = [candidates.get(str(name).strip().lower(), []) for name in names]
+    unknown = [name for name, found in zip(names, matches, strict=True) if not found]
+    in_order = len(matches) == NUM_CLASSES and all(index in found for index, found in enumerate(matches) if found)
+    if in_order and len(unknown) <= 10:
+        if unknown:
+            logger.warning(f"Taking {unknown} for ImageNet's classes at their places; the other names are in order.")
+        return list(range(NUM_CLASSES))
+    if unknown:
+        hint = ""
+        if len(matches) == NUM_CLASSES + 1:
+            hint = " 1001 names usually begin with a background class, which has no pictures here."
+        raise ValueError(
+            f"{len(unknown)} of {len(names)} class names are not ImageNet's: {unknown[:5]}. Expected WordNet ids such "
+            f"as 'n01440764' or synonyms such as 'tench, Tinca tinca'.{hint}"
+        )
+    ambiguous = sorted({str(name) for name, found in zip(names, matches, strict=True) if len(found) > 1})
+    if ambiguous:
+        raise ValueError(f"{ambiguous} may be one of several ImageNet classes; give their WordNet ids instead.")
+    indices = [found[0] for found in matches]
+    if len(set(indices)) < len(indices):
+        twice = sorted({imagenet_wnids()[index] for index in indices if indices.count(index) > 1})
+        raise ValueError(f"Several names stand for the ImageNet classes {twice[:5]}; give each class once.")
+    return indices
+
+
+def masked_logits(logits: torch.Tensor, class_indices: Sequence[int] | None) -> torch.Tensor:
+    """
+    Logits with all but the given classes at minus infinity, so that a prediction is one of those classes.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The logits.
+        class_indices (`Sequence[int]`, *optional*): The classes that stay; `None` keeps all of them.
+
+    Returns:
+        `torch.Tensor` of the same shape. Labels keep their meaning.
+
+    Raises:
+        `ValueError`: If an index lies outside the labels, or none is given.
+    """
+    if class_indices is None:
+        return logits
+    kept = torch.as_tensor(class_indices, dtype=torch.long, device=logits.device)
+    if kept.numel() == 0 or kept.min() < 0 or kept.max() >= logits.shape[-1]:
+        raise ValueError(
+            f"`class_indices` must name some of the {logits.shape[-1]} labels of the model, but got "
+            f"{sorted(kept.tolist())[-5:]} as the highest. Does the model have ImageNet's 1000 classes?"
+        )
+    mask = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    mask[kept] = False
+    return logits.masked_fill(mask, float("-inf"))
