@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from launching import launch
 from PIL import Image
 from test_finetune_example import EXAMPLE, QUICK
 from test_publishing import MODEL_FILES, assert_nothing_private
@@ -35,15 +36,14 @@ print(json.dumps({"weights": weights, "score": sum(row["score"] for row in answe
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """The server after `examples/finetune.py --push_to_hub`, and the folder of the run."""
+    """The server after `examples/finetune.py --push_to_hub` in two processes, and the folder of the run."""
     folder = tmp_path_factory.mktemp("run") / "digits"
     options = ["--push_to_hub", "--hub_model_id", "user/digits", "--base_max_steps", "30", "--save_steps", "2"]
     options += ["--hub_strategy", "every_save", "--save_strategy", "steps", "--max_robustness_samples", "50"]
-    with HubServer() as hub:
-        environment = {**os.environ, **hub.environment(tmp_path_factory.mktemp("home"))}
-        command = [sys.executable, EXAMPLE, *QUICK, *options, "--output_dir", folder]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert result.returncode == 0, result.stderr[-3000:]
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        for name, value in hub.environment(tmp_path_factory.mktemp("home")).items():
+            patch.setenv(name, value)
+        launch(EXAMPLE, [*QUICK, *options, "--output_dir", str(folder)], processes=2)
         yield hub, folder
 
 
@@ -92,13 +92,15 @@ def change(files: dict[str, bytes], name: str, field: str, value: float) -> None
 def test_repository_is_complete_and_names_nothing_private(published):
     hub, folder = published
     files = hub.files("user/digits")
-    assert {*MODEL_FILES, "noise_norm.png", "preprocessor_config.json"} <= set(files)
+    others = {"noise_norm.png", "robustness.png", "robustness.json", "robustness.md", "outcomes.safetensors"}
+    assert {*MODEL_FILES, *others, "preprocessor_config.json"} <= set(files)
     assert not [name for name in files if "/" in name or name.endswith((".bin", ".pt", ".pth"))]
     assert_nothing_private(files)
     assert all(content == (folder / name).read_bytes() for name, content in files.items())
     messages = hub.messages("user/digits")
-    assert len(messages) == len(set(messages))
-    assert messages[-1] == "End of training"
+    assert len(messages) == len(set(messages)), "each push is one commit, however many processes there are"
+    assert messages[-2:] == ["Model save", "End of training"]
+    assert hub.requests.count("POST /api/models/user/digits/commit/main") == len(messages)
 
 
 def test_card_has_valid_metadata_and_its_figure(hub):
@@ -108,7 +110,7 @@ def test_card_has_valid_metadata_and_its_figure(hub):
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["digits"])
     assert {"nullspace", "robustness", "vision", "vit", "arxiv:2403.10476"} <= set(card.data.tags)
     assert {result.metric_name for result in card.data.eval_results} >= {"accuracy (clean)", "accuracy (fgsm)"}
-    for linked in ("noise_norm.png",):
+    for linked in ("noise_norm.png", "robustness.png"):
         assert f"]({linked})" in card.content
         assert files[linked].startswith(b"\x89PNG")
 
@@ -133,7 +135,7 @@ def test_verify_passes(hub, capsys):
     code, printed = verify(capsys)
     assert code == 0, printed
     assert "FAILS" not in printed
-    for claim in ("file model.safetensors", "norm", "probability_mse, evaluation images"):
+    for claim in ("file robustness.json", "norm", "probability_mse", "weights of the report", "accuracy (%), fgsm"):
         assert f"| {claim} |" in printed
 
 
@@ -156,8 +158,8 @@ def test_one_byte_of_the_noise(edit, capsys):
     [
         ("certificate", "norm", 1e3, "norm"),
         ("certificate", "converged", False, "certified within epsilon"),
-        ("evaluation_certificate", "permuted_agreement", 0.5, "permuted_agreement, evaluation images"),
-        ("evaluation_certificate", "probability_mse", 1.5, "probability_mse, evaluation images"),
+        ("evaluation_certificate", "permuted_agreement", 0.5, "permuted_agreement"),
+        ("evaluation_certificate", "probability_mse", 1.5, "probability_mse"),
     ],
 )
 def test_one_number_of_the_certificate(edit, capsys, place, field, value, failing):
@@ -173,6 +175,30 @@ def test_one_number_of_the_certificate(edit, capsys, place, field, value, failin
     code, printed = verify(capsys, "--max_images", "64")
     assert code == 1
     assert f"\n- {failing}: " in printed
+
+
+def test_one_number_of_the_report(edit, capsys, tmp_path):
+    files = edit()
+    report, facts = json.loads(files["robustness.json"]), json.loads(files["nullspace_training.json"])
+    row = report["columns"]["contrast_3"]
+    row["accuracy"] -= 2.0
+    files["robustness.json"] = json.dumps(report).encode()
+    code, printed = verify(capsys)
+    assert code == 1
+    assert "- file robustness.json: has" in printed
+    assert "accuracy, counts and nullspace_training.json differ in ['contrast_3']" in printed
+    # One image of fifty is two per cent: all files agree, and still it is not what comes out.
+    row["correct"] -= 2
+    row["accuracy"] = facts["results"]["nullspace"]["contrast_3"] = 2.0 * row["correct"]
+    files = edit()
+    files.update(
+        {"robustness.json": json.dumps(report).encode(), "nullspace_training.json": json.dumps(facts).encode()}
+    )
+    rewrite_manifest(files)
+    code, printed = verify(capsys)
+    assert code == 1
+    assert "- accuracy (%), contrast_3: 2 of the same 50 images differ" in printed
+    assert "- file" not in printed
 
 
 def test_one_number_without_the_others(edit, capsys, tmp_path):
@@ -201,18 +227,21 @@ def test_missing_files_are_named(edit, capsys):
     code, printed = verify(capsys)
     assert code == 1
     assert "- file noise_norm.png: is missing" in printed
-    assert "- noise and results: There is no nullspace_noise.json" in printed
+    assert "- files that fit together: There is no nullspace_noise.json" in printed
     del edit()[MANIFEST_NAME]
     assert f"- file {MANIFEST_NAME}: There is no" in verify(capsys)[1]
 
 
-def test_other_images_are_measured_too(hub, capsys, tmp_path):
-    for index in range(4):
+@pytest.mark.parametrize("classes", [["", ""], ["3", "5"]], ids=["unlabelled", "labelled"])
+def test_other_images_are_measured_too(hub, capsys, tmp_path, classes):
+    for index, name in enumerate(2 * classes):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    _, printed = verify(capsys, "--images", str(tmp_path), "--batch_size", "2")
-    assert "| agreement, given images |" in printed
-    assert "evaluation images" not in printed
+        Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
+    _, printed = verify(capsys, "--images", str(tmp_path / "photos"), "--batch_size", "2")
+    assert "| agreement |" in printed
+    assert ("not checked: the pictures have no labels" in printed) == (not any(classes))
+    assert ("| accuracy (%), clean |" in printed) == all(classes)
 
 
 def test_push_command_finds_all_there(hub, published, capsys):
