@@ -34,7 +34,7 @@ FLOORS = {
     0: ["patch_embedding", "configuration", "randomness", "uploading"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-HEAVY = ("datasets", "evaluate", "matplotlib", "sklearn")
+HEAVY = ("datasets", "evaluate", "matplotlib", "scipy", "sklearn")
 
 
 def module_names() -> dict[str, Path]:

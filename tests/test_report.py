@@ -27,10 +27,10 @@ def report():
     )
     row = {"accuracy": 75.0, "low": 53.13, "high": 88.81, "correct": 15, "count": 20}
     columns = {
-        "clean": {**row, "ece": 0.125},
+        "clean": {**row, "ece": 12.5},
         "fog_1": {**row, "accuracy": 60.0},
         "fog_3": {**row, "accuracy": 40.0},
-        "fgsm": {**row, "accuracy": 5.0, "attack_success": 93.75, "mean_l2": 0.5, "mean_linf": None},
+        "fgsm": {**row, "accuracy": 5.0, "success_rate": 93.75, "mean_l2": 0.5, "mean_linf": None},
     }
     bar = {"accuracy": 50.0, "low": None, "high": None}
     summary = {"clean": row, "corruptions": bar, "fgsm": columns["fgsm"]}
@@ -77,7 +77,7 @@ def test_equality_leaves_timing_out(report):
 def test_markdown_holds_the_numbers(report):
     text = report.to_markdown()
     for line in (
-        "| clean | 75.00 [53.13, 88.81] | 15 of 20 | 0.1250 |  |  |",
+        "| clean | 75.00 [53.13, 88.81] | 15 of 20 | 12.50 |  |  |",
         "| fgsm | 5.00 [53.13, 88.81] | 15 of 20 |  | 93.75 | 0.5000 |",
         "| corruption | 1 | 3 |",
         "| fog | 60.00 | 40.00 |",

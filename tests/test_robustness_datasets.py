@@ -2,6 +2,7 @@
 
 import logging
 
+import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -317,6 +318,30 @@ def test_hub_dataset_with_text_labels_and_a_subset(save_parquet, tmp_path):
     assert_labels_are_right(loaded, range(0, 1000, 100))
 
 
+def test_hub_folder_of_imagenet_c(tmp_path, monkeypatch):
+    write_classes(tmp_path / "fog" / "4", by_wnid(range(0, 1000, 100)))
+    write_classes(tmp_path / "fog" / "5", {0: WNIDS[0]})
+    load_dataset = datasets.load_dataset
+    hub = {"user/imagenet-c": str(tmp_path)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, **options: load_dataset(hub[source], **options))
+    options = {"corruption": "fog", "severity": 4, "class_subset": SUBSET}
+    assert_labels_are_right(load("imagenet-c", "user/imagenet-c", tmp_path, **options), range(0, 1000, 100))
+
+
+def test_split_is_chosen_or_asked_for(small_folder, tmp_path, monkeypatch):
+    def load_dataset(source, split=None, cache_dir=None):
+        splits = {name: make_dataset(SUBSET[:1], [0]) for name in source.split("+")}
+        return splits[split] if split else datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    options = {"class_subset": SUBSET[:1]}
+    for source in ("train+test+validation", "train"):
+        assert_labels_are_right(load("imagenet", source, tmp_path, **options), [0])
+    assert_labels_are_right(load("imagenet", "train+extra", tmp_path, split="extra", **options), [0])
+    with pytest.raises(ValueError, match=r"splits \['train', 'extra'\]; say which"):
+        load("imagenet", "train+extra", tmp_path, **options)
+
+
 def make_dataset(names, labels):
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     return Dataset.from_dict({"image": [picture_of(label) for label in labels], "label": labels}, features=features)
@@ -362,6 +387,13 @@ def test_prepared_sets_are_not_resized():
         dataset.prepare(PILImage.new("RGB", (300, 224)))
     with pytest.raises(ValueError, match="must be one of .*'squash'"):
         prepare_picture(picture, "squash")
+
+
+def test_options_that_do_not_apply_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="ImageNet-A has class folders"):
+        load_robustness_dataset("imagenet-a", tmp_path, labels_file="labels.txt")
+    with pytest.raises(ValueError, match="at least 1, but got 0"):
+        load_robustness_dataset("imagenet", tmp_path, max_images=0)
 
 
 def test_unknown_dataset_is_refused():

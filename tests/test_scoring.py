@@ -30,17 +30,17 @@ def test_attack_success_counts_images_that_were_right():
     )
     row = rows["fgsm"]
     assert (row["accuracy"], row["correct"], row["count"]) == (25.0, 1, 4)
-    assert row["attack_success"] == pytest.approx(200 / 3)
+    assert row["success_rate"] == pytest.approx(200 / 3)
     assert row["mean_l2"] == 2.0 and row["mean_linf"] == pytest.approx(0.2)
-    assert "ece" not in row and "attack_success" not in rows["clean"]
+    assert "ece" not in row and "success_rate" not in rows["clean"]
 
 
 def test_attack_success_needs_the_clean_images():
     columns = (Column("clean", max_images=1), Column("fgsm", attack="fgsm"))
     parts = {"clean": outcomes([1]), "fgsm": outcomes([1, 0])}
-    assert "attack_success" not in score_columns(columns, parts)["fgsm"]
+    assert "success_rate" not in score_columns(columns, parts)["fgsm"]
     unfooled = score_columns(columns, {"clean": outcomes([1, 1]), "fgsm": outcomes([1, 1])})["fgsm"]
-    assert unfooled["attack_success"] == 0.0 and unfooled["mean_l2"] is None
+    assert unfooled["success_rate"] == 0.0 and unfooled["mean_l2"] is None
 
 
 def test_warnings_of_autoattack_become_a_field():
@@ -73,6 +73,7 @@ def test_the_papers_average_takes_imagenet_c_as_100_minus_mce():
     alexnet += (82.6572, 81.9324, 56.4592, 85.3204, 64.6056, 71.784, 60.65)
     mce = sum(100 * 50 / error for error in alexnet) / len(CORRUPTIONS)
     assert aggregates["mce"] == pytest.approx(mce)
+    assert aggregates["relative_mce"] == 0.0  # corruptions add nothing to the clean error here
     assert aggregates["average"] == pytest.approx((10 * 50 + 100 - mce) / 11)
     assert "mean_corruption_error" not in aggregates and aggregates["mean_accuracy"] == 50.0
     del rows["patchfool"]

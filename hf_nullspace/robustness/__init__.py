@@ -15,8 +15,10 @@ from .attacks import (
 )
 from .classifier_check import check_classifier
 from .comparison import compare_reports
-from .corruptions import CORRUPTIONS, corrupt
+from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from .datasets import RobustnessDataset, dataset_for_model, load_robustness_dataset
 from .evaluation import evaluate_robustness, public_name
+from .imagenet import imagenet_wnids, masked_logits
 from .pixel_model import PixelModel
 from .profiles import PREVIEW, PROFILES, Column, Profile
 from .report import RobustnessReport, draw_figure

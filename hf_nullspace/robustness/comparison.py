@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .metrics import paired_bootstrap_interval
+from .metrics import paired_bootstrap
 from .report import RobustnessReport
 from .report_markdown import accuracy_text, table
 
@@ -45,12 +45,9 @@ def compare_reports(reports: Sequence[RobustnessReport]) -> str:
             theirs = other.outcomes[name]
             if not torch.equal(ours.indices, theirs.indices):
                 raise ValueError(f"Column {name!r} of the reports is of different images. Evaluate again.")
-            low, high = paired_bootstrap_interval(theirs.correct, ours.correct, seed=seed)
-            difference = other.columns[name]["accuracy"] - first.columns[name]["accuracy"]
+            difference, low, high = paired_bootstrap(theirs.correct, ours.correct, seed=seed)
             row[other.model_name] = accuracy_text(other.columns[name])
-            row[f"{other.model_name} - {first.model_name}"] = (
-                f"{difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-            )
+            row[f"{other.model_name} - {first.model_name}"] = f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
         rows.append(row)
     means = [
         {"mean": name} | {report.model_name: f"{report.aggregates[name]:.2f}" for report in reports}

@@ -119,6 +119,7 @@ def load_robustness_dataset(
     label_column_name: str = "label",
     max_images: int | None = None,
     seed: int = 42,
+    check_images: bool = True,
     skip_bad_images: bool = False,
     num_proc: int | None = None,
     **load_kwargs: Any,
@@ -145,6 +146,8 @@ def load_robustness_dataset(
         image_column_name, label_column_name (`str`, *optional*): Columns of a Hub dataset.
         max_images (`int`, *optional*): Draw so many pictures.
         seed (`int`, *optional*, defaults to 42): Seed of that draw.
+        check_images (`bool`, *optional*, defaults to `True`): Decode every picture once to see whether it can be read.
+            [`evaluate_robustness`] does without: it names such a picture when it comes to it.
         skip_bad_images (`bool`, *optional*, defaults to `False`): Leave out unreadable pictures, with a warning.
         num_proc (`int`, *optional*): Processes that check whether pictures can be read.
         load_kwargs: Passed on to `datasets.load_dataset` for a Hub dataset (`split`, `name`, `revision`, `token`, ...).
@@ -171,6 +174,10 @@ def load_robustness_dataset(
         title = f"{title} {corruption} {severity}"
     elif corruption is not None or severity is not None:
         raise ValueError(f"`corruption` and `severity` choose a part of imagenet-c; {title} has none.")
+    if labels_file is not None and name not in LISTED:
+        raise ValueError(f"`labels_file` is for {list(LISTED)}; {title} has class folders.")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"`max_images` must be at least 1, but got {max_images}.")
     classes = _expected_classes(name, class_subset)
     if not os.path.exists(source) and (os.path.isabs(source) or str(source).startswith(".")):
         raise FileNotFoundError(f"There is no folder {str(source)!r}. Name a local folder, or a dataset of the Hub.")
@@ -187,7 +194,8 @@ def load_robustness_dataset(
     dataset, class_indices = translate_labels(dataset, title, classes, id2label)
     if max_images is not None and max_images < len(dataset):
         dataset = dataset.shuffle(seed=seed).select(range(max_images))
-    dataset = drop_unreadable_images(dataset, "image", skip_bad_images, num_proc)
+    if check_images:
+        dataset = drop_unreadable_images(dataset, "image", skip_bad_images, num_proc)
     return RobustnessDataset(title, dataset, class_indices, "none" if name in UNCHANGED else "resize_256_crop_224")
 
 

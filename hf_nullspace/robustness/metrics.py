@@ -152,10 +152,20 @@ def expected_calibration_error(probabilities: np.ndarray, labels: Sequence[int],
             f"Rows of `probabilities` must be at least 0 and sum to 1, but range from {probabilities.min():.4g} with sums "
             f"from {sums.min():.4g} to {sums.max():.4g}. Apply softmax to logits first."
         )
+    return calibration_error(probabilities.max(1), _hits(probabilities.argmax(1), labels), num_bins)
+
+
+def calibration_error(confidence: np.ndarray, hits: np.ndarray, num_bins: int = 15) -> float:
+    """
+    [`expected_calibration_error`] from the largest probability of each image and whether its class was right.
+
+    Args:
+        confidence (`np.ndarray` of shape `(num_images,)`): Largest probabilities.
+        hits (`np.ndarray` of shape `(num_images,)`): 1 for right, 0 for wrong.
+        num_bins (`int`, *optional*, defaults to 15): Bins of (0, 1], closed above.
+    """
     if num_bins < 1:
         raise ValueError(f"`num_bins` must be at least 1, but got {num_bins}.")
-    hits = _hits(probabilities.argmax(1), labels)
-    confidence = probabilities.max(1)
     bins = (np.ceil(confidence * num_bins).astype(int) - 1).clip(0, num_bins - 1)
     gaps = np.bincount(bins, weights=hits - confidence, minlength=num_bins)
     return 100 * float(np.abs(gaps).sum() / len(hits))

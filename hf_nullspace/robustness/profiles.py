@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .attacks import ATTACKS, parse_epsilon
-from .corruptions import CORRUPTIONS
+from .corruptions import CORRUPTIONS, SEVERITIES
 from .datasets import ROBUSTNESS_DATASETS
 from .released import released_fgsm
 
@@ -257,7 +257,7 @@ STANDARD = Profile(
     "standard",
     (
         Column("clean", calibration=True),
-        *corruption_columns(tuple(CORRUPTIONS), (1, 2, 3, 4, 5), calibration=True),
+        *corruption_columns(CORRUPTIONS, SEVERITIES, calibration=True),
         Column("fgsm", attack="fgsm", settings=PIXEL_RADIUS),
         Column("pgd_linf", attack="pgd_linf", settings={**PIXEL_RADIUS, "steps": 20}, max_images=1000),
         Column("cw_l2", attack="cw_l2", settings=CW, max_images=1000),
@@ -265,21 +265,26 @@ STANDARD = Profile(
     note="Corruptions are C-style and generated here; they are not ImageNet-C.",
 )
 
-# The paper's columns beside C, in its order, with the attack or the dataset of each.
-PAPER_COLUMNS = (
-    Column("clean", calibration=True),
-    Column("patchfool", attack="patchfool", settings=PATCHFOOL),
-    Column("cw", attack="cw_l2", settings=CW),
-    Column("fgsm", attack="fgsm", settings=PIXEL_RADIUS),
-    *(
-        Column(name, dataset=name)
-        for name in ("damagenet", "imagenet-a", "imagenet-v2", "imagenet-r", "imagenet-sketch", "imagenet-stylized")
-    ),
-)
-
 PAPER = Profile(
     "paper",
-    (*PAPER_COLUMNS, *corruption_columns(tuple(CORRUPTIONS), (1, 2, 3, 4, 5), dataset=IMAGENET_C)),
+    (
+        Column("clean", calibration=True),
+        Column("patchfool", attack="patchfool", settings=PATCHFOOL),
+        Column("cw", attack="cw_l2", settings=CW),
+        Column("fgsm", attack="fgsm", settings=PIXEL_RADIUS),
+        *(
+            Column(name, dataset=name)
+            for name in (
+                "damagenet",
+                "imagenet-a",
+                "imagenet-v2",
+                "imagenet-r",
+                "imagenet-sketch",
+                "imagenet-stylized",
+            )
+        ),
+        *corruption_columns(CORRUPTIONS, SEVERITIES, dataset=IMAGENET_C),
+    ),
     note="The eleven columns of table 1 of arXiv 2403.10476; ImageNet-C counts as one. Attacks are in pixel space.",
 )
 

@@ -32,7 +32,7 @@ class RobustnessReport:
         model_name (`str`): The model.
         profile ([`Profile`]): What was measured.
         columns (`dict[str, dict]`): For each measured column: `accuracy` with the ends of its 95 % Wilson interval `low`
-            and `high` (all in per cent), `correct`, `count`; where asked `ece` in [0, 1]; for attacks `attack_success`
+            and `high` (all in per cent), `correct`, `count`; where asked `ece` in per cent; for attacks `success_rate`
             (per cent of the images that are right without it) and the mean distances `mean_l2` and `mean_linf` of the
             images that it turned wrong, in pixel units; for AutoAttack its `tier` and the kinds of `warnings`.
         summary (`dict[str, dict]`): `accuracy`, `low` and `high` of each bar of the figure: a measured column, or all

@@ -11,6 +11,7 @@ from .profiles import IMAGENET_C, Column, Profile
 AGGREGATE_NAMES = {
     "mean_corruption_error": "mean corruption error, generated here",
     "mce": "mCE on ImageNet-C (AlexNet = 100)",
+    "relative_mce": "relative mCE on ImageNet-C (AlexNet = 100)",
     "average": "Average of the paper's eleven columns",
     "mean_accuracy": "mean accuracy over columns, corruptions as one",
 }
@@ -68,10 +69,10 @@ def accuracy_text(row: dict[str, Any]) -> str:
 
 def _column_row(name: str, row: dict[str, Any]) -> dict[str, str]:
     cells = {"column": name, "accuracy": accuracy_text(row), "images": f"{row['correct']} of {row['count']}"}
-    named = {"ece": "ECE", "attack_success": "attack success (%)", "mean_l2": "mean L2", "mean_linf": "mean Linf"}
+    named = {"ece": "ECE (%)", "success_rate": "attack success (%)", "mean_l2": "mean L2", "mean_linf": "mean Linf"}
     for key, title in named.items():
         if row.get(key) is not None:
-            cells[title] = f"{row[key]:.2f}" if key == "attack_success" else f"{row[key]:.4f}"
+            cells[title] = f"{row[key]:.4f}" if key.startswith("mean") else f"{row[key]:.2f}"
     if "tier" in row:
         cells["tier"], cells["warnings"] = row["tier"], ", ".join(row["warnings"]) or "none"
     return cells

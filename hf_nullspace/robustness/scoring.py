@@ -9,10 +9,18 @@ from typing import Any
 import torch
 
 from .attacks.autoattack import WARNINGS
-from .corruptions import CORRUPTIONS
-from .metrics import expected_calibration_error, mean_corruption_error, paper_average, wilson_interval
+from .corruptions import CORRUPTIONS, SEVERITIES
+from .metrics import (
+    PAPER_COLUMNS,
+    attack_success,
+    calibration_error,
+    mean_corruption_error,
+    paper_average,
+    relative_mean_corruption_error,
+    wilson_interval,
+)
 from .outcomes import Outcomes
-from .profiles import IMAGENET_C, PAPER_COLUMNS, Column
+from .profiles import IMAGENET_C, Column
 
 
 # The bar that all corruptions of one kind share.
@@ -46,10 +54,10 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
     """
     correct, count = int(outcomes.correct.sum()), len(outcomes)
     low, high = wilson_interval(correct, count)
-    row: dict[str, Any] = {"accuracy": 100 * correct / count, "low": 100 * low, "high": 100 * high}
+    row: dict[str, Any] = {"accuracy": 100 * correct / count, "low": low, "high": high}
     row |= {"correct": correct, "count": count}
     if column.calibration:
-        row["ece"] = expected_calibration_error(outcomes.confidence, outcomes.correct)
+        row["ece"] = calibration_error(outcomes.confidence.double().numpy(), outcomes.correct.numpy())
     if column.attack == "autoattack":
         row["tier"] = column.settings.get("tier", "standard")
         bits = {
@@ -60,11 +68,10 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
         return row
     places = {index: place for place, index in enumerate(clean.indices.tolist())}
     if all(index in places for index in outcomes.indices.tolist()):
-        was_right = clean.correct[[places[index] for index in outcomes.indices.tolist()]]
-        fooled = was_right & ~outcomes.correct
-        row["attack_success"] = 100 * fooled.sum().item() / was_right.sum().item() if was_right.any() else None
-        for name in ("l2", "linf"):
-            row[f"mean_{name}"] = getattr(outcomes, name)[fooled].double().mean().item() if fooled.any() else None
+        before = clean.correct[[places[index] for index in outcomes.indices.tolist()]].int()
+        right = torch.ones_like(before)
+        success = attack_success(before, outcomes.correct.int(), right, outcomes.l2, outcomes.linf)
+        row |= {name: None if math.isnan(value) else value for name, value in success.items()}
     return row
 
 
@@ -106,7 +113,7 @@ def aggregate_columns(
     Means in per cent, each only where all of its columns were measured.
 
     `mean_corruption_error` is the plain mean error under generated corruptions; `mce` is that of the 15 published
-    corruptions of ImageNet-C at five severities, relative to AlexNet's; `average` is the paper's, over its eleven
+    corruptions of ImageNet-C at five severities, relative to AlexNet's, and `relative_mce` that of the errors beyond those of `clean`; `average` is the paper's, over its eleven
     columns; `mean_accuracy` is that of the bars of the figure, in which all corruptions are one.
     """
     aggregates = {}
@@ -119,12 +126,14 @@ def aggregate_columns(
         for column in columns
         if column.dataset == IMAGENET_C and column.name in rows
     }
-    if len(published) == 5 * len(CORRUPTIONS):
-        errors = {name: [published[name, severity] for severity in range(1, 6)] for name in CORRUPTIONS}
+    if len(published) == len(CORRUPTIONS) * len(SEVERITIES):
+        errors = {name: [published[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}
         aggregates["mce"] = mean_corruption_error(errors)
-        named = {column.name: rows[column.name]["accuracy"] for column in PAPER_COLUMNS if column.name in rows}
-        if len(named) == len(PAPER_COLUMNS):
-            aggregates["average"] = paper_average(named, aggregates["mce"])
+        if "clean" in rows:
+            aggregates["relative_mce"] = relative_mean_corruption_error(errors, 100 - rows["clean"]["accuracy"])
+        named = {name: rows[name]["accuracy"] for name in PAPER_COLUMNS if name in rows}
+        if len(named) == len(PAPER_COLUMNS) - 1:
+            aggregates["average"] = paper_average({**named, IMAGENET_C: aggregates["mce"]})
     if bars:
         aggregates["mean_accuracy"] = sum(bar["accuracy"] for bar in bars.values()) / len(bars)
     return aggregates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,19 +143,24 @@ class ShardRunner:
         disable = self.disable_tqdm or not self.accelerator.is_main_process
         with tqdm(total=sum(len(batch.indices) for batch in batches), unit="image", disable=disable) as progress:
             for shard in mine:
-                progress.set_description(shard.column.name)
-                begun, parts = time.perf_counter(), []
-                for indices in shard.batches:
-                    parts.append(self.measure(shard.column, *next(loaded), indices))
-                    progress.update(len(indices))
+                begun = time.perf_counter()
+                part = self._measure_shard(shard, loaded, progress)
                 elapsed = time.perf_counter() - begun
-                _insert(values, shard, torch.cat(parts))
+                _insert(values, shard, part)
                 seconds[places[shard.name]] = elapsed
                 if store is not None:
-                    store.save(shard.name, torch.cat(parts), elapsed)
+                    store.save(shard.name, part, elapsed)
         # Each row was filled by one process and is zero on the others, so the sum is exact.
         device = self.accelerator.device
         return tuple(self.accelerator.reduce(table.to(device), "sum").cpu() for table in (values, seconds))
+
+    def _measure_shard(self, shard: Shard, loaded: Iterator, progress: tqdm) -> torch.Tensor:
+        progress.set_description(shard.column.name)
+        parts = []
+        for indices in shard.batches:
+            parts.append(self.measure(shard.column, *next(loaded), indices))
+            progress.update(len(indices))
+        return torch.cat(parts)
 
     def measure(
         self, column: Column, pixels: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]
