@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
 from transformers.modelcard import extract_hyperparameters_from_trainer, parse_log_history
 
 from ..certificate import Certificate
@@ -23,6 +22,9 @@ FIGURES = {
     "noise_norm.png": "Norm of the certified noise by training step",
     REPORT_FIGURE_NAME: "Accuracy by column, with 95 % intervals",
 }
+
+# Whose versions Trainer's card lists.
+PACKAGES = ("transformers", "torch", "datasets", "tokenizers")
 
 
 def collect_training_facts(
@@ -65,5 +67,5 @@ def collect_training_facts(
         "figures": {name: FIGURES[name] for name in sorted(FIGURES) if Path(trainer.args.output_dir, name).is_file()},
         "hyperparameters": extract_hyperparameters_from_trainer(trainer),
         "metrics": {"last": last_metrics, "evaluations": evaluations},
-        "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+        "versions": {name: version(name) for name in PACKAGES},
     }
