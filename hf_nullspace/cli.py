@@ -50,7 +50,7 @@ class PushArguments:
 
     folder: str = field(metadata={"help": "Folder that finetuning wrote."})
     repo_id: str = field(metadata={"help": "user/repo, or a name of your own."})
-    private: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     commit_message: str = field(default="Upload folder with hf_nullspace", metadata={"help": "Message of the commit."})
 
 
@@ -144,6 +144,7 @@ def probe(argv: list[str]) -> None:
 def push(argv: list[str]) -> None:
     """Publish a folder that finetuning wrote: `push FOLDER REPO`."""
     push_args, hub_args = _parse_positional((PushArguments, HubArguments), argv, "push", ["folder", "repo_id"])
+    push_args.private = push_args.private or None  # otherwise as the owner's settings on the Hub say
     info = publish(**vars(push_args), **vars(hub_args))
     print(f"Published: {info.commit_url}")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from .certificate import Certificate, remove_hidden_mean
 from .configuration import NullspaceConfig
-from .uploading import upload_files
+from .uploading import open_repository, upload_files
 
 
 NOISE_TENSOR_NAME = "nullspace_noise.safetensors"
@@ -160,9 +160,8 @@ class NullspaceNoise:
             return upload_files(
                 folder,
                 [NOISE_TENSOR_NAME, NOISE_CONFIG_NAME],
-                repo_id,
+                open_repository(repo_id, private, token, revision),
                 commit_message=commit_message,
-                private=private,
                 token=token,
                 revision=revision,
             )

@@ -56,7 +56,9 @@ class NullspaceTrainer(Trainer):
 
     Every `noise_refresh_steps` optimizer steps a new noise is synthesised on the current weights, certified on images
     its synthesis did not see, logged under `noise/`, and written into every checkpoint. Evaluation and prediction never
-    see noise. Everything else is [`~transformers.Trainer`], with the same arguments.
+    see noise. What is pushed to the Hub holds the noise, the model card and a manifest of hashes too, and no pickle but
+    in checkpoints to resume from; a push that fails is logged with the command that repeats it, and training goes on.
+    Everything else is [`~transformers.Trainer`], with the same arguments.
 
     Args:
         args ([`NullspaceTrainingArguments`]):

@@ -61,6 +61,23 @@ def test_second_load_is_from_the_cache_and_offline_too(hub, noise, tmp_path, mon
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("fault", [{"cut": True}, {"delay": 0.2}], ids=["cut", "slow"])
+def test_a_download_that_stumbles_goes_on(hub, noise, fault):
+    noise.push_to_hub("user/noise")
+    hub.fail("GET /user/noise/resolve/", times=1, **fault)
+    assert torch.equal(NullspaceNoise.from_pretrained("user/noise").tensor, noise.tensor)
+    assert hub.faults[0].times == 0
+
+
+def test_a_download_that_fails_leaves_nothing_damaged(hub, noise):
+    noise.push_to_hub("user/noise")
+    hub.fail("GET /user/noise/resolve/.*safetensors", status=503)
+    with pytest.raises(HfHubHTTPError, match="503"):
+        NullspaceNoise.from_pretrained("user/noise")
+    hub.faults.clear()
+    assert torch.equal(NullspaceNoise.from_pretrained("user/noise").tensor, noise.tensor)
+
+
 def test_a_repository_without_noise_is_named(hub):
     from huggingface_hub import HfApi
 

@@ -161,7 +161,8 @@ def test_training_survives_the_hub(hub, make_trainer, logged, fault, arguments):
     assert not list(folder.glob("_publishing-*"))
     hub.faults.clear()
     for _ in range(2):  # the second push finds all there
-        publish(folder, "user/out")
+        publish(folder, "out")
+    assert 'from_pretrained("user/out")' in hub.files("user/out")["README.md"].decode()
     assert len(hub.messages("user/out")) == 1
     assert set(hub.files("user/out")) == MODEL_FILES
 

@@ -17,7 +17,7 @@ from huggingface_hub import CommitInfo, run_as_future
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
 
-from ..uploading import upload_files
+from ..uploading import open_repository, upload_files
 from .manifest import publishable_files, write_manifest
 from .model_card import FOLDER_PLACEHOLDER, TRAINING_NAME
 
@@ -47,7 +47,7 @@ def publish(
         folder (`str` or `os.PathLike`): What `NullspaceTrainer` wrote.
         repo_id (`str`): `"user/repo"`, or a name within the namespace of the token's owner.
         commit_message (`str`, *optional*): Message of the commit.
-        private, token, revision (*optional*): See [`upload_files`].
+        private, token, revision (*optional*): See [`open_repository`].
         further_files (`Sequence[str]`, *optional*): Files of sub-folders to publish as well, relative to `folder`.
 
     Raises:
@@ -57,15 +57,14 @@ def publish(
         raise FileNotFoundError(
             f"There is nothing to publish in {str(folder)!r}. Name a folder that `NullspaceTrainer` wrote."
         )
+    repo_id = open_repository(repo_id, private, token, revision)
     card = Path(folder, CARD_NAME)
-    if card.is_file() and "/" in repo_id:
+    if card.is_file():
         text = card.read_text(encoding="utf-8")
         card.write_text(text.replace(FOLDER_PLACEHOLDER, repo_id), encoding="utf-8")
     write_manifest(folder)
     paths = [*publishable_files(folder), *further_files]
-    return upload_files(
-        folder, paths, repo_id, commit_message=commit_message, private=private, token=token, revision=revision
-    )
+    return upload_files(folder, paths, repo_id, commit_message=commit_message, token=token, revision=revision)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Publisher:
     Args:
         folder (`str`): Output folder of the run.
         repo_id (`str`): Where to.
-        private, token, revision (*optional*): See [`upload_files`].
+        private, token, revision (*optional*): See [`open_repository`].
     """
 
     folder: str
