@@ -81,13 +81,14 @@ def test_ball_box_and_report(short, model, pixels, labels, tier, norm, epsilon):
 
 def test_split_and_seed(short, model, pixels, labels):
     model = model.double()
-    together = autoattack(model, pixels, labels, "1/255", tier="fast")
+    together = autoattack(model, pixels, labels, "6/255", tier="fast")
+    assert (together != pixels).flatten(1).any(1).sum() >= 2
     parts = [
-        autoattack(model, pixels[[place]], labels[[place]], "1/255", tier="fast", indices=[place])
+        autoattack(model, pixels[[place]], labels[[place]], "6/255", tier="fast", indices=[place])
         for place in range(4)
     ]
     assert torch.equal(torch.cat(parts), together)
-    assert not torch.equal(autoattack(model, pixels, labels, "1/255", tier="fast", seed=1), together)
+    assert not torch.equal(autoattack(model, pixels, labels, "6/255", tier="fast", seed=1), together)
 
 
 class Softmax(nn.Module):

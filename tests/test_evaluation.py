@@ -302,7 +302,20 @@ def test_published_datasets_are_resized_and_masked_as_their_protocol_says(run, m
         run(named, **{**options, "datasets": {"imagenet-c": sketch}})
 
 
-def test_bad_input_is_refused(run, dataset):
+class Probabilities(nn.Module):
+    """Gives probabilities where logits belong."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.model(pixel_values).logits.softmax(-1))
+
+
+def test_bad_input_is_refused(run, model, dataset):
+    with pytest.raises(ValueError, match="probabilities"):
+        run(Probabilities(model))
     with pytest.raises(ValueError, match="'digit'"):
         run(label_column_name="digit")
     with pytest.raises(ValueError, match="holds no images"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_nullspace.robustness.imagenet import (
+    _classes,
     imagenet_a_indices,
     imagenet_class_indices,
     imagenet_r_indices,
@@ -43,6 +44,14 @@ def test_cranes_are_told_apart_by_their_order():
     assert imagenet_class_indices(names) == list(range(1000))
     with pytest.raises(ValueError, match=r"\['crane'\] may be one of several"):
         imagenet_class_indices(["crane", "cloak"])
+
+
+def test_first_synonyms():
+    names = [synonyms.split(",")[0] for synonyms in _classes()["classes"].values()]
+    assert imagenet_class_indices(names) == list(range(1000))
+    assert imagenet_class_indices(["tench", "maillot"]) == [0, 638]
+    with pytest.raises(ValueError, match=r"\['cardigan'\] may be one of several"):
+        imagenet_class_indices(["cardigan", "tench"])
 
 
 def test_a_few_other_spellings_are_taken_by_their_place():

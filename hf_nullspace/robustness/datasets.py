@@ -181,7 +181,7 @@ def load_robustness_dataset(
     classes = _expected_classes(name, class_subset)
     if not os.path.exists(source) and (os.path.isabs(source) or str(source).startswith(".")):
         raise FileNotFoundError(f"There is no folder {str(source)!r}. Name a local folder, or a dataset of the Hub.")
-    if Path(source).is_dir() and not any(Path(source).glob("**/*.parquet")):
+    if _is_folder_of_pictures(Path(source)):
         folder = Path(source, corruption, str(severity)) if name == "imagenet-c" else Path(source)
         dataset = _read_folder(name, folder, classes, labels_file, class_subset is not None)
     else:
@@ -275,6 +275,11 @@ def _expected_classes(name: str, class_subset: Sequence[str] | None) -> list[int
     if outside or not chosen:
         raise ValueError(f"`class_subset` must name classes of {TITLES[name]}, but got {outside[:5] or 'none'}.")
     return chosen
+
+
+def _is_folder_of_pictures(source: Path) -> bool:
+    # Hub datasets keep parquet files at the top or in one folder; looking deeper would list every picture.
+    return source.is_dir() and not any(file for level in ("*", "*/*") for file in source.glob(f"{level}.parquet"))
 
 
 def _read_folder(

@@ -38,12 +38,14 @@ def imagenet_r_indices() -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _candidates() -> dict[str, list[int]]:
-    found = defaultdict(list)
+def _candidates() -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """The classes by WordNet id or all synonyms, and by first synonym."""
+    full, first = defaultdict(list), defaultdict(list)
     for index, (wnid, synonyms) in enumerate(_classes()["classes"].items()):
-        found[wnid].append(index)
-        found[synonyms.lower()].append(index)
-    return dict(found)
+        full[wnid].append(index)
+        full[synonyms.lower()].append(index)
+        first[synonyms.split(",")[0].lower()].append(index)
+    return dict(full), dict(first)
 
 
 def imagenet_class_indices(names: Sequence[str]) -> list[int]:
@@ -51,9 +53,9 @@ def imagenet_class_indices(names: Sequence[str]) -> list[int]:
     Which of ImageNet's classes each name stands for.
 
     Args:
-        names (`Sequence[str]`): WordNet ids (`"n01440764"`) or WordNet's synonyms (`"tench, Tinca tinca"`, as in
-            `config.id2label` of Transformers' classifiers). Where 1000 names stand in ImageNet's order, `"crane"` may
-            stand for its two classes and up to ten names may be spelt in another way.
+        names (`Sequence[str]`): WordNet ids (`"n01440764"`), WordNet's synonyms (`"tench, Tinca tinca"`, as in
+            `config.id2label` of Transformers' classifiers) or the first of them (`"tench"`). Where 1000 names stand in
+            ImageNet's order, `"crane"` may stand for its two classes and up to ten names may be spelt in another way.
 
     Returns:
         `list[int]`: Indices from 0 to 999.
@@ -61,10 +63,13 @@ def imagenet_class_indices(names: Sequence[str]) -> list[int]:
     Raises:
         `ValueError`: If a name is unknown or ambiguous, or two names stand for one class.
     """
-    candidates = _candidates()
-    matches = [candidates.get(str(name).strip().lower(), []) for name in names]
+    full, first = _candidates()
+    keys = [str(name).strip().lower() for name in names]
+    matches = [full.get(key) or first.get(key, []) for key in keys]
     unknown = [name for name, found in zip(names, matches, strict=True) if not found]
-    in_order = len(matches) == NUM_CLASSES and all(index in found for index, found in enumerate(matches) if found)
+    in_order = len(keys) == NUM_CLASSES and all(
+        index in [*matches[index], *first.get(key, [])] for index, key in enumerate(keys) if matches[index]
+    )
     if in_order and len(unknown) <= 10:
         if unknown:
             logger.warning(f"Taking {unknown} for ImageNet's classes at their places; the other names are in order.")

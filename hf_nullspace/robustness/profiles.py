@@ -235,7 +235,8 @@ PREVIEW = Profile(
     "preview",
     (
         Column("clean"),
-        *corruption_columns(("gaussian_noise", "defocus_blur", "contrast"), (3,)),
+        # These three need no scipy, which finetuning does without.
+        *corruption_columns(("gaussian_noise", "contrast", "jpeg_compression"), (3,)),
         Column("fgsm", attack="fgsm", settings=PIXEL_RADIUS),
     ),
     note="A first look: three corruptions and one weak attack.",

@@ -1,0 +1,47 @@
+"""`examples/attack_with_other_tools.py` as users run it, with whatever tools are installed."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+
+@pytest.fixture
+def example():
+    path = Path(__file__).parents[1] / "examples" / "attack_with_other_tools.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def arguments(make_vit, tmp_path):
+    """A model that sees every pixel, and four pictures."""
+    make_vit(classifier_scale=4.0, initializer_range=0.2).save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    for index, picture in enumerate(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)):
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{index}.png")
+    return [str(tmp_path / "model"), "--images", str(tmp_path / "pictures"), "--epsilon", "8/255"]
+
+
+def test_installed_tools_attack_and_others_are_named(example, arguments, capsys):
+    rates = example.main(arguments)
+    printed = capsys.readouterr().out
+    assert list(rates)[:2] == ["FGSM of hf_nullspace", "PGD of hf_nullspace"]
+    assert rates["PGD of hf_nullspace"] >= rates["FGSM of hf_nullspace"] > 0
+    for package in ("torchattacks", "foolbox", "pyautoattack"):
+        (line,) = [line for line in printed.splitlines() if f"of {package} " in line]
+        installed = importlib.util.find_spec(package) is not None
+        assert ("success" in line) == installed
+        assert (f"pip install {package}" in line) == (not installed)
+
+
+def test_model_needs_pictures(example, capsys):
+    with pytest.raises(SystemExit):
+        example.main(["some/model"])
+    assert "--images" in capsys.readouterr().err
