@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
-from transformers import Trainer
-from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
-from transformers.utils.hub import PushInProgress
 
 from .certificate import Certificate
 from .checkpointing import check_writable, load_model_weights
-from .hub import TAGS, Publisher, collect_training_facts, write_card, write_manifest
+from .hub import TAGS, PublishingTrainer, collect_training_facts, write_card, write_manifest
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
 from .noise_schedule import NoiseSchedule
@@ -50,7 +44,7 @@ LOGGED_FIELDS = (
 EVALUATED_FIELDS = ("probability_mse", "probability_mse_upper", "agreement", "permuted_agreement")
 
 
-class NullspaceTrainer(Trainer):
+class NullspaceTrainer(PublishingTrainer):
     """
     Finetunes any classifier with a patch projection on `CE(clean) + noise_weight * CE(noisy)`.
 
@@ -195,6 +189,7 @@ class NullspaceTrainer(Trainer):
                 disable_tqdm=self.args.disable_tqdm,
             )
         self.noise_schedule.update(noise, step)
+        self.card_extras.pop("evaluation_certificate", None)  # that of an earlier noise
         row = self.noise_schedule.history[-1]
         self.log({f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None})
 
@@ -302,7 +297,11 @@ class NullspaceTrainer(Trainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        tags = [*([tags] if isinstance(tags, str) else tags or []), *(self.model.model_tags or []), *TAGS]
+        tags = [
+            *([tags] if isinstance(tags, str) else tags or []),
+            *(getattr(self.model, "model_tags", None) or []),
+            *TAGS,
+        ]
         super().create_model_card(
             language=language,
             license=license,
@@ -320,63 +319,6 @@ class NullspaceTrainer(Trainer):
             facts = collect_training_facts(self, self.noise, self.noise_history, settings, name, **self.card_extras)
             write_card(self.args.output_dir, facts)
             write_manifest(self.args.output_dir)
-
-    # ---- Hub ----------------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        self.push_in_progress = None
-        with self._publisher(token=token, private=private).survive():
-            super().init_hf_repo(token, private)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs,
-    ) -> CommitInfo | Future | None:
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**kwargs)
-        self._finish_current_push()
-        publisher = self._publisher(token, private, revision)
-        return (publisher.publish if blocking else publisher.publish_in_background)(commit_message)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.accelerator.wait_for_everyone()  # each process has written its part of the checkpoint
-        strategy, pending = self.args.hub_strategy, self.push_in_progress
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
-            return
-        if pending is not None and not pending.is_done() and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.create_model_card()
-        steps = self.args.save_strategy == SaveStrategy.STEPS
-        progress = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
-        folders = {
-            HubStrategy.CHECKPOINT: "last-checkpoint",
-            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
-        }
-        job = self._publisher().publish_checkpoint_in_background(
-            checkpoint_folder, f"Training in progress, {progress}", folders.get(strategy)
-        )
-        self.push_in_progress = PushInProgress([*(pending.jobs if pending is not None else []), job])
-
-    def _publisher(
-        self, token: str | None = None, private: bool | None = None, revision: str | None = None
-    ) -> Publisher:
-        args = self.args
-        return Publisher(
-            folder=args.output_dir,
-            repo_id=self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name,
-            private=args.hub_private_repo if private is None else private,
-            token=args.hub_token if token is None else token,
-            revision=args.hub_revision if revision is None else revision,
-        )
 
     # ---- Saving and resuming ------------------------------------------------------------------------------------
 
