@@ -94,6 +94,8 @@ def hits(model, pixels, labels):
 
 def test_clean_is_the_hand_count(report):
     assert list(report.columns) == [column.name for column in PROFILE.columns]
+    assert report.run["preprocessing"]["size"] == {"height": 16, "width": 16}
+    assert report.run["preprocessing"]["resample"] == "bilinear"
     row = report.columns["clean"]
     assert (row["accuracy"], row["correct"], row["count"]) == (75.0, 15, COUNT)
     assert row["low"] == pytest.approx(53.13, abs=0.01) and row["high"] == pytest.approx(88.81, abs=0.01)

@@ -5,7 +5,7 @@ import torch
 
 from hf_nullspace.robustness import Column, Profile, shards
 from hf_nullspace.robustness.attacks.autoattack import AutoAttackReport
-from hf_nullspace.robustness.shards import attack_pixels, choose_images, plan_shards
+from hf_nullspace.robustness.shards import attack_pixels, choose_images, passes_per_image, plan_shards
 
 
 @pytest.mark.parametrize(("count", "batch_size", "sizes"), [(5, 2, [2, 2, 1]), (33, 2, [4] * 8 + [1]), (400, 1, None)])
@@ -30,6 +30,13 @@ def test_choice_of_images_is_nested_and_of_the_seed():
     ten, five = choose_images(100, 10, seed=1), choose_images(100, 5, seed=1)
     assert set(five) < set(ten) and ten == sorted(ten) and ten != choose_images(100, 10, seed=2)
     assert choose_images(4, 10, seed=1) == choose_images(4, None, seed=1) == [0, 1, 2, 3]
+
+
+def test_remaining_time_counts_the_passes_of_attacks():
+    pgd = Column("pgd", attack="pgd_linf", settings={"steps": 20})
+    assert [passes_per_image(column) for column in (Column("clean"), Column("fgsm", attack="fgsm"), pgd)] == [1, 5, 62]
+    assert passes_per_image(Column("cw", attack="cw_l2")) == 152
+    assert passes_per_image(Column("aa", attack="autoattack")) > 10_000
 
 
 def test_warnings_of_autoattack_become_bits(monkeypatch):

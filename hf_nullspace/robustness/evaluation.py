@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import nn
 from transformers.utils import logging
 
@@ -253,6 +254,8 @@ def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSo
     fields = {"resizing": protocols, "image_processor": type(image_processor).__name__}
     for name in PROCESSOR_FIELDS:
         value = getattr(image_processor, name, None)
+        if name == "resample" and isinstance(value, int):
+            value = Image.Resampling(value).name.lower()
         if value is not None:
             fields[name] = json.loads(json.dumps(value, default=dict))
     return fields

@@ -68,7 +68,7 @@ def accuracy_text(row: dict[str, Any]) -> str:
 
 
 def _column_row(name: str, row: dict[str, Any]) -> dict[str, str]:
-    cells = {"column": name, "accuracy": accuracy_text(row), "images": f"{row['correct']} of {row['count']}"}
+    cells = {"column": name, "accuracy": accuracy_text(row), "right": f"{row['correct']} of {row['count']}"}
     named = {"ece": "ECE (%)", "success_rate": "attack success (%)", "mean_l2": "mean L2", "mean_linf": "mean Linf"}
     for key, title in named.items():
         if row.get(key) is not None:
