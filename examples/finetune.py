@@ -86,7 +86,7 @@ def train_base(model, max_steps: int, args: NullspaceTrainingArguments, shared: 
     folder = Path(args.output_dir, "base")
     if resume and folder.is_dir():
         return type(model).from_pretrained(folder)
-    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=max_steps)
+    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=max_steps, push_to_hub=False)
     trainer = Trainer(model, base_args, **shared)
     trainer.train()
     trainer.save_model()
@@ -132,24 +132,27 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+        trainer.evaluate_noise()
 
     # ---- The control and the comparison ----
     models = {"nullspace": trainer.accelerator.unwrap_model(trainer.model)}
     if finetune_args.plain_control:
-        control_args = replace(args, output_dir=str(Path(args.output_dir, "plain")))
+        control_args = replace(args, output_dir=str(Path(args.output_dir, "plain")), push_to_hub=False)
         control = Trainer(copy.deepcopy(base), control_args, **shared)
         control.train()
         models = {"base": base.to(args.device), "plain": control.accelerator.unwrap_model(control.model), **models}
     test = splits["test" if is_digits else "validation"]
     test = test.select(range(min(len(test), finetune_args.max_robustness_samples)))
     measure = {"profile": "preview", "accelerator": trainer.accelerator, "disable_tqdm": args.disable_tqdm, **columns}
-    results = {
-        name: evaluate_robustness(model, processor, test, **measure).accuracies for name, model in models.items()
+    reports = {
+        name: evaluate_robustness(model, processor, test, model_name=name, **measure) for name, model in models.items()
     }
+    results = {name: measured.accuracies for name, measured in reports.items()}
     if trainer.is_world_process_zero():
+        trainer.card_extras["result_images"] = len(test)
+        reports["nullspace"].save(args.output_dir)
         report(trainer, results)
-    dataset = data_args.dataset_name or ("scikit-learn digits" if data_args.source is None else None)
-    kwargs = {"tasks": "image-classification", "dataset": dataset}
+    kwargs = {"tasks": "image-classification", **data_args.card_arguments()}
     if args.push_to_hub:
         trainer.push_to_hub(**kwargs)
     else:
@@ -166,7 +169,6 @@ def report(trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> N
     folder = Path(trainer.args.output_dir)
     if trainer.noise_history:
         plot_noise_history(trainer.noise_history, folder / FIGURE_NAME)
-        trainer.card_extras["figure"] = FIGURE_NAME
     print(f"\nAccuracy (%)\n\n{markdown_table(results)}\n\n{trainer.noise}")
     print(f"Everything is in {folder} ({trainer.args.world_size} process(es))")
 

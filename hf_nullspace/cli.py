@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ from .data_collator import NullspaceDataCollator
 from .digits import load_digits_splits, train_digits_model
 from .encoder_probing import EncoderProbeConfig
 from .evaluate_command import evaluate_models, parse_evaluate_arguments
+from .hub import publish
+from .hub import verify as verify_checkpoint
 from .loading import DataArguments, ModelArguments, load_data, load_model
 from .pictures import read_pictures
 from .probe_report import probe as probe_model
@@ -31,6 +34,35 @@ class OutputArguments:
 
     output_dir: str = field(default="outputs/noise", metadata={"help": "Folder that the noise is written into."})
     batch_size: int = field(default=32, metadata={"help": "Images of a synthesis step."})
+
+
+@dataclass
+class HubArguments:
+    """What a repository is accessed with."""
+
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit."})
+    token: str | None = field(default=None, metadata={"help": "Access token; by default the one logged in with."})
+
+
+@dataclass
+class PushArguments:
+    """What is published, and where."""
+
+    folder: str = field(metadata={"help": "Folder that finetuning wrote."})
+    repo_id: str = field(metadata={"help": "user/repo, or a name of your own."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    commit_message: str = field(default="Upload folder with hf_nullspace", metadata={"help": "Message of the commit."})
+
+
+@dataclass
+class VerifyArguments:
+    """What is verified, and on which pictures."""
+
+    repo_or_folder: str = field(metadata={"help": "user/repo, or a folder."})
+    images: str | None = field(default=None, metadata={"help": "Folder of pictures. Default: the digits."})
+    max_images: int | None = field(default=None, metadata={"help": "Measure on so many pictures at most."})
+    batch_size: int = field(default=64, metadata={"help": "Pictures at a time."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
 
 
 @dataclass
@@ -75,8 +107,14 @@ def finetune(argv: list[str]) -> None:
         processor,
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.create_model_card(tasks="image-classification")
+    trainer.evaluate()
+    trainer.evaluate_noise()
+    card = {"tasks": "image-classification", **data_args.card_arguments()}
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.save_model()
+        trainer.create_model_card(**card)
     print(trainer.noise)
 
 
@@ -101,6 +139,31 @@ def probe(argv: list[str]) -> None:
     report = probe_model(model, processor, pictures, probe_args.config(), batch_size=probe_args.batch_size)
     report.save(probe_args.output_dir)
     print(f"{report.to_markdown()}\n\nTables and figures are in {probe_args.output_dir}")
+
+
+def push(argv: list[str]) -> None:
+    """Publish a folder that finetuning wrote: `push FOLDER REPO`."""
+    push_args, hub_args = _parse_positional((PushArguments, HubArguments), argv, "push", ["folder", "repo_id"])
+    push_args.private = push_args.private or None  # otherwise as the owner's settings on the Hub say
+    info = publish(**vars(push_args), **vars(hub_args))
+    print(f"Published: {info.commit_url}")
+
+
+def verify(argv: list[str]) -> None:
+    """Download a checkpoint and check all it claims: `verify REPO_OR_FOLDER [--images DIR]`."""
+    verify_args, hub_args = _parse_positional((VerifyArguments, HubArguments), argv, "verify", ["repo_or_folder"])
+    verification = verify_checkpoint(**vars(verify_args), **vars(hub_args))
+    print(verification.to_markdown())
+    if verification.failed:
+        raise SystemExit(1)
+
+
+def _parse_positional(classes: tuple, argv: list[str], command: str, names: list[str]) -> tuple:
+    """The flags of `classes`; the first words are the values of `names`, whose flags may be left out."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))[: len(names)]
+    flags = [part for name, word in zip(names, words, strict=False) for part in (f"--{name}", word)]
+    parser = HfArgumentParser(classes, prog=f"hf-nullspace {command}")
+    return parser.parse_args_into_dataclasses([*flags, *argv[len(words) :]])
 
 
 def evaluate(argv: list[str]) -> None:
@@ -143,7 +206,7 @@ def load_probe_inputs(
 # The digits model is so small that a thorough search takes half a minute.
 DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.05, 0.1, 0.2, 0.3, 0.4, 0.8]}
 
-COMMANDS = {"evaluate": evaluate, "finetune": finetune, "probe": probe, "synthesize": synthesize}
+COMMANDS = {command.__name__: command for command in (evaluate, finetune, probe, push, synthesize, verify)}
 
 
 def _load(model_args: ModelArguments, data_args: DataArguments, seed: int):

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 
+# How the dataset is called in model cards.
+DIGITS_NAME = "scikit-learn digits"
+
+
 def load_digits_splits(seed: int = 42) -> DatasetDict:
     """
     The 1,797 handwritten digits that ship inside scikit-learn, as `train`, `validation` and `test` splits.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .data import check_columns, drop_unreadable_images, load_image_splits
-from .digits import build_digits_model, load_digits_splits
+from .digits import DIGITS_NAME, build_digits_model, load_digits_splits
 from .image_size import change_image_size
 
 
@@ -74,6 +75,14 @@ class DataArguments:
     def source(self) -> str | None:
         """The dataset that was named; `None` stands for the digits."""
         return self.dataset_name or self.train_dir or self.train_file
+
+    def card_arguments(self) -> dict[str, str | None]:
+        """What `create_model_card` is told of the data: names, never folders of this machine."""
+        if self.source is None:
+            return {"dataset": DIGITS_NAME, "dataset_tags": "digits", "license": "apache-2.0"}
+        if self.dataset_name is None or Path(self.dataset_name).exists():
+            return {"dataset": Path(self.source).name}
+        return {"dataset": self.dataset_name, "dataset_tags": self.dataset_name}
 
 
 def load_data(args: DataArguments, seed: int, **load_kwargs) -> tuple[DatasetDict, list[str]]:

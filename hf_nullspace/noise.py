@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import CommitInfo, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .certificate import Certificate, remove_hidden_mean
 from .configuration import NullspaceConfig
+from .uploading import open_repository, upload_files
 
 
 NOISE_TENSOR_NAME = "nullspace_noise.safetensors"
@@ -150,6 +152,39 @@ class NullspaceNoise:
         """SHA-256 of the tensor's bytes: two noises have the same one only if they are bitwise equal."""
         return hashlib.sha256(self.tensor.numpy().tobytes()).hexdigest()
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload nullspace noise",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> CommitInfo:
+        """
+        Uploads the two files of [`~NullspaceNoise.save_pretrained`] to the Hub.
+
+        Args:
+            repo_id (`str`): `"user/repo"`, or a name within the namespace of the token's owner; made if need be.
+            commit_message (`str`, *optional*): Message of the commit.
+            private (`bool`, *optional*): Whether a new repository is private.
+            token (`str` or `bool`, *optional*): Access token; by default the one logged in with.
+            revision (`str`, *optional*): Branch to commit to; made if need be.
+
+        Raises:
+            `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_files(
+                folder,
+                [NOISE_TENSOR_NAME, NOISE_CONFIG_NAME],
+                open_repository(repo_id, private, token, revision),
+                commit_message=commit_message,
+                token=token,
+                revision=revision,
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensor, JSON-serialisable."""
         return {
@@ -183,24 +218,21 @@ class NullspaceNoise:
                 Where downloads are cached.
 
         Raises:
-            `FileNotFoundError`: If the folder holds no noise.
+            `FileNotFoundError`: If the folder or repository holds no noise.
             `ValueError`: If its two files are damaged or do not belong together.
         """
-        paths = []
-        for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME):
-            path = Path(pretrained_model_name_or_path) / name
-            if not Path(pretrained_model_name_or_path).is_dir():
-                path = Path(
-                    hf_hub_download(
-                        str(pretrained_model_name_or_path), name, revision=revision, token=token, cache_dir=cache_dir
-                    )
-                )
+        folder, names = Path(pretrained_model_name_or_path), (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME)
+        if not folder.is_dir():
+            # Both files of one commit: between two downloads the branch may move.
+            options = {"revision": revision, "token": token, "cache_dir": cache_dir, "allow_patterns": list(names)}
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **options))
+        paths = [folder / name for name in names]
+        for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"There is no {name} in {pretrained_model_name_or_path}; a folder written by "
+                    f"There is no {path.name} in {pretrained_model_name_or_path}; a folder written by "
                     "`NullspaceNoise.save_pretrained` or by `NullspaceTrainer` holds one."
                 )
-            paths.append(path)
         try:
             tensor = load_file(paths[0])["noise"]
             values = json.loads(paths[1].read_text(encoding="utf-8"))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from .certificate import Certificate
 from .checkpointing import (
     begin_checkpoint,
     check_whole,
@@ -24,11 +23,12 @@ from .checkpointing import (
     saving,
 )
 from .evaluation_loss import count_real_rows, mean_over_processes
-from .hub import TAGS, add_card_section, build_card_section
+from .hub import TAGS, PublishingTrainer, collect_training_facts, write_card, write_manifest
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
 from .noise_forward import ForwardPlan, check_not_checkpointed
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
+from .probing import measure_noise
 from .randomness import preserved_random_state
 from .sharding import check_backend
 from .synthesis import synthesize_noise
@@ -53,14 +53,19 @@ LOGGED_FIELDS = (
     "seconds",
 )
 
+# What `evaluate_noise` logs.
+EVALUATED_FIELDS = ("probability_mse", "probability_mse_upper", "agreement", "permuted_agreement")
 
-class NullspaceTrainer(Trainer):
+
+class NullspaceTrainer(PublishingTrainer):
     """
     Finetunes any classifier with a patch projection on `CE(clean) + noise_weight * CE(noisy)`.
 
     Every `noise_refresh_steps` optimizer steps a new noise is synthesised on the current weights, certified on images
     its synthesis did not see, logged under `noise/`, and written into every checkpoint. Evaluation and prediction never
-    see noise. Everything else is [`~transformers.Trainer`], with the same arguments.
+    see noise. What is pushed to the Hub holds the noise, the model card and a manifest of hashes too, and no pickle but
+    in checkpoints to resume from; a push that fails is logged with the command that repeats it, and training goes on.
+    Everything else is [`~transformers.Trainer`], with the same arguments.
 
     Args:
         args ([`NullspaceTrainingArguments`]):
@@ -68,7 +73,7 @@ class NullspaceTrainer(Trainer):
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank; `None` before the first round.
-        card_extras (`dict`): `results` and `figure` of [`~hub.build_card_section`], for the model card.
+        card_extras (`dict`): `results` and `result_images` of [`~hub.collect_training_facts`], for the card.
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
@@ -217,6 +222,7 @@ class NullspaceTrainer(Trainer):
             )
         check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step)
+        self.card_extras.pop("evaluation_certificate", None)  # that of an earlier noise
         row = self.noise_schedule.history[-1]
         self.log({f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None})
 
@@ -270,6 +276,34 @@ class NullspaceTrainer(Trainer):
             loss = mean_over_processes(self.accelerator, loss, real, rows, counts_all)
         return loss, logits, labels
 
+    def evaluate_noise(self, eval_dataset=None) -> Certificate | None:
+        """
+        Measures the current noise on evaluation images; every process must call it. The model card shows the result.
+
+        The noise's own certificate is of training images. Weights that fit those closely are changed more by the same
+        noise on images they were not trained on.
+
+        Args:
+            eval_dataset (`Dataset`, *optional*): Defaults to the trainer's.
+
+        Returns:
+            [`Certificate`], or `None` before the first round and where there is no evaluation set.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.noise is None or dataset is None:
+            return None
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        certificate = measure_noise(
+            model,
+            self.noise,
+            self.get_eval_dataloader(dataset),
+            accelerator=self.accelerator,
+            patch_projection=self.args.patch_projection,
+        )
+        self.card_extras["evaluation_certificate"] = certificate
+        self.log({f"eval_noise_{name}": float(getattr(certificate, name)) for name in EVALUATED_FIELDS})
+        return certificate
+
     # ---- Logging ------------------------------------------------------------------------------------------------
 
     def _buffer_noisy_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
@@ -299,7 +333,11 @@ class NullspaceTrainer(Trainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        tags = [*([tags] if isinstance(tags, str) else tags or []), *TAGS]
+        tags = [
+            *([tags] if isinstance(tags, str) else tags or []),
+            *(getattr(self.model, "model_tags", None) or []),
+            *TAGS,
+        ]
         super().create_model_card(
             language=language,
             license=license,
@@ -313,8 +351,10 @@ class NullspaceTrainer(Trainer):
         )
         if self.is_world_process_zero():
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
-            section = build_card_section(self.noise, self.noise_history, settings, **self.card_extras)
-            add_card_section(Path(self.args.output_dir, "README.md"), section)
+            name = dataset if isinstance(dataset, str) else ", ".join(dataset or []) or None
+            facts = collect_training_facts(self, self.noise, self.noise_history, settings, name, **self.card_extras)
+            write_card(self.args.output_dir, facts)
+            write_manifest(self.args.output_dir)
 
     # ---- Saving and resuming ------------------------------------------------------------------------------------
 

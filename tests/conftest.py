@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on more 
 
 import pytest
 import torch
+from hub_server import HubServer
 from transformers import AutoModelForImageClassification, SegformerConfig, ViTConfig, ViTForImageClassification
 
 from hf_nullspace import Certificate
@@ -118,3 +119,10 @@ def overlapping_model():
         num_labels=3,
     )
     return AutoModelForImageClassification.from_config(config).eval()
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A Hub of this test's own, which the clients in this process talk to as the user `user`."""
+    with HubServer() as server:
+        yield server.use_in(monkeypatch, str(tmp_path_factory.mktemp("hub")))

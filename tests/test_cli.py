@@ -32,3 +32,20 @@ def test_usage_lists_the_commands(argv, code, capsys):
     assert exit_info.value.code == code
     out = capsys.readouterr().out
     assert all(name in out for name in COMMANDS)
+
+
+def test_flags_of_the_hub_commands_follow_the_words():
+    from hf_nullspace.cli import HubArguments, PushArguments, _parse_positional
+
+    words = ["outputs/digits", "user/digits", "--private", "--revision", "next"]
+    push, hub = _parse_positional((PushArguments, HubArguments), words, "push", ["folder", "repo_id"])
+    assert (push.folder, push.repo_id, push.private) == ("outputs/digits", "user/digits", True)
+    assert (hub.revision, hub.token) == ("next", None)
+
+
+@pytest.mark.parametrize("command", ["push", "verify"])
+def test_hub_commands_ask_for_what_they_need(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([command])
+    assert exit_info.value.code == 2
+    assert "the following arguments are required" in capsys.readouterr().err

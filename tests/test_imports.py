@@ -51,7 +51,7 @@ FLOORS = {
         "frozen",
         "sensitivity",
     ],
-    0: ["patch_embedding", "configuration", "objectives", "randomness"],
+    0: ["patch_embedding", "configuration", "objectives", "randomness", "uploading"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HEAVY = ("datasets", "evaluate", "matplotlib", "scipy", "sklearn")

@@ -1,3 +1,8 @@
-"""What goes to the Hub beside the weights."""
+"""What goes to the Hub beside the weights, and how it is checked."""
 
-from .model_card import TAGS, add_card_section, build_card_section, markdown_table
+from .manifest import MANIFEST_NAME, compare_with_manifest, publishable_files, write_manifest
+from .model_card import TAGS, TRAINING_NAME, markdown_table, write_card
+from .publishing import Publisher, publish
+from .publishing_trainer import PublishingTrainer
+from .training_facts import collect_training_facts
+from .verification import Verification, verify

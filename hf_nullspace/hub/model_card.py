@@ -1,50 +1,70 @@
-"""The part of a model card that says what nullspace finetuning did: numbers in, Markdown out."""
+"""The model card: what was measured in, README with valid metadata out; every number of it is also in a JSON file."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from ..noise import NullspaceNoise
 
 
 TAGS = ("nullspace", "robustness", "vision", "arxiv:2403.10476")
+PIPELINE_TAG = "image-classification"
+TRAINING_NAME = "nullspace_training.json"
+
+# Stands for the repository until one is known.
+FOLDER_PLACEHOLDER = "path/to/this/folder"
+
+# Trainer writes what it does not know as headings without content.
+EMPTY_SECTIONS = re.compile(r"^## [^\n]+\n+More information needed\n+", re.MULTILINE)
 
 
-def build_card_section(
-    noise: NullspaceNoise | None,
-    history: list[dict[str, Any]],
-    settings: dict[str, Any],
-    results: dict[str, dict[str, float]] | None = None,
-    figure: str | None = None,
-) -> str:
+def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
     """
-    Renders the section, from values that were measured and nothing else.
+    Completes the card that `Trainer` wrote into `folder`, and writes `facts` beside it as `nullspace_training.json`.
 
     Args:
-        noise ([`NullspaceNoise`] or `None`): The bank that is saved beside the model.
-        history (`list[dict]`): `trainer.noise_history`.
-        settings (`dict`): Name and value of each setting to list.
-        results (`dict[str, dict[str, float]]`, *optional*): For each model, accuracy in per cent by column.
-        figure (`str`, *optional*): File name of the noise-norm figure, relative to the card.
-
-    Returns:
-        `str`: Markdown.
+        folder (`str` or `Path`):
+            Folder with the `README.md`.
+        facts (`dict`):
+            What is said, JSON-serialisable: `dataset` (name or `None`), `model_type`, `patch_projection`, `is_local_base`, `bank_size`, `certificate` and
+            `evaluation_certificate` (each a `dict` or `None`), `rounds` (`trainer.noise_history`), `settings`,
+            `results` (accuracy in per cent by column for each model, or `None`), `result_images` (how many), `figures`
+            (caption by file name), `hyperparameters`, `metrics` and `versions`.
     """
+    folder = Path(folder)
+    card = ModelCard.load(folder / "README.md")
+    (tag,) = (card.data.datasets or [None])[:1]
+    facts = {**facts, "dataset": facts["dataset"] or tag}
+    (folder / TRAINING_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    # Trainer links to a base model even where there is none, and calls it training from scratch where it is a folder.
+    origin = "was finetuned from a local checkpoint on" if facts["is_local_base"] else "was trained from scratch on"
+    for found in (
+        "is a fine-tuned version of [](https://huggingface.co/) on",
+        "was trained from scratch on",
+    ):
+        card.text = card.text.replace(f"This model {found}", f"This model {origin}")
+    heading = "## Training procedure"
+    before, found, after = EMPTY_SECTIONS.sub("", card.text).partition(heading)
+    card.text = f"{before.rstrip()}\n\n{render_section(facts)}\n\n{found}{after}"
+    card.data.pipeline_tag = PIPELINE_TAG
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, facts["model_type"]]))
+    card.data.model_name = card.data.model_name or folder.name
+    card.data.eval_results = eval_results(facts, tag) or None
+    card.save(folder / "README.md")
+
+
+def render_section(facts: dict[str, Any]) -> str:
+    """The Markdown that says what nullspace finetuning did; `facts` as for [`write_card`]."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("model_card_template.md").render(
-        certificate=noise.certificate.to_dict() if noise is not None else None,
-        bank_size=len(noise.tensor) if noise is not None else 0,
-        history=history,
-        settings=settings,
-        table=markdown_table(results) if results else None,
-        figure=figure,
-    )
+    table = markdown_table(facts["results"]) if facts["results"] else None
+    template = environment.get_template("model_card_template.md")
+    return template.render(**facts, table=table, folder=FOLDER_PLACEHOLDER).strip()
 
 
 def markdown_table(results: dict[str, dict[str, float]]) -> str:
@@ -56,15 +76,24 @@ def markdown_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def add_card_section(path: Path, section: str) -> None:
-    """Adds `section` to the card that `Trainer` wrote, ahead of its training procedure."""
-    card = ModelCard.load(path)
-    # Trainer links to a base model even where there is none.
-    card.text = card.text.replace(
-        "This model is a fine-tuned version of [](https://huggingface.co/) on",
-        "This model was trained from scratch on",
-    )
-    heading = "## Training procedure"
-    before, found, after = card.text.partition(heading)
-    card.text = f"{before.rstrip()}\n\n{section.strip()}\n\n{found}{after}"
-    card.save(path)
+def eval_results(facts: dict[str, Any], dataset_type: str | None = None) -> list[EvalResult]:
+    """The published model's measured metrics, for `model-index`; `facts` as for [`write_card`]."""
+    values = {f"accuracy ({name})": value for name, value in (facts["results"] or {}).get("nullspace", {}).items()}
+    last = facts["metrics"]["last"] or {}
+    if "Accuracy" in last:
+        values["accuracy (evaluation)"] = 100 * last["Accuracy"]
+    certificate = facts["evaluation_certificate"]
+    if certificate is not None:
+        values["unchanged predictions under the noise"] = 100 * certificate["agreement"]
+    dataset = facts["dataset"] or "unknown"
+    return [
+        EvalResult(
+            task_type=PIPELINE_TAG,
+            dataset_type=dataset_type or dataset,
+            dataset_name=dataset,
+            metric_type="accuracy" if name.startswith("accuracy") else "agreement",
+            metric_name=name,
+            metric_value=round(value, 2),
+        )
+        for name, value in values.items()
+    ]

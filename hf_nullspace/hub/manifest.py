@@ -1,0 +1,97 @@
+"""Which files of a folder are published, and the hashes that a download is checked against."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from huggingface_hub.utils.sha import sha_fileobj
+
+
+MANIFEST_NAME = "nullspace_manifest.json"
+
+# Weights, results, figures, and the code of models that bring their own. `training_args.bin` is none of these: it is a
+# pickle, holds the token and the folders of the machine, and nothing reads it.
+PUBLISHED_SUFFIXES = (".csv", ".json", ".md", ".png", ".py", ".safetensors")
+
+# Of use to a resumed run only, and the first names folders of the machine; what is published to resume from a
+# checkpoint has its own.
+LOCAL_NAMES = ("trainer_state.json", "nullspace_schedule.json")
+
+
+def publishable_files(folder: str | os.PathLike) -> list[str]:
+    """
+    Names of the files in `folder` that are published: weights, results, figures and the card, without hidden ones,
+    without sub-folders, and never a pickle.
+    """
+    return sorted(
+        path.name
+        for path in Path(folder).iterdir()
+        if path.is_file()
+        and path.suffix in PUBLISHED_SUFFIXES
+        and not path.name.startswith((".", "_"))
+        and path.name not in LOCAL_NAMES
+    )
+
+
+def write_manifest(folder: str | os.PathLike) -> None:
+    """Writes `nullspace_manifest.json` into `folder`: size and SHA-256 of each file that is published."""
+    files = {}
+    for name in publishable_files(folder):
+        if name != MANIFEST_NAME:
+            path = Path(folder, name)
+            files[name] = {"size": path.stat().st_size, "sha256": file_hash(path)}
+    text = json.dumps({"version": 1, "files": files}, indent=2) + "\n"
+    Path(folder, MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
+    """
+    The files that the manifest of `folder` lists, with their `size` and `sha256`.
+
+    Raises:
+        `FileNotFoundError`: If the folder has no manifest.
+        `ValueError`: If it is damaged.
+    """
+    path = Path(folder, MANIFEST_NAME)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {MANIFEST_NAME}, so nothing says what the files should be. `hf-nullspace push FOLDER REPO` "
+            "publishes a folder with one."
+        )
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        outside = [name for name in files if Path(name).name != name]
+        if outside:
+            raise ValueError(f"it names files of other folders: {outside}")
+        return {name: {"size": int(row["size"]), "sha256": str(row["sha256"])} for name, row in files.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{MANIFEST_NAME} is damaged: {error!r}.") from error
+
+
+def compare_with_manifest(folder: str | os.PathLike) -> dict[str, str]:
+    """
+    Compares `folder` with its manifest.
+
+    Returns:
+        `dict[str, str]`: For each file of the manifest, what is wrong with it; an empty text where nothing is.
+    """
+    problems = {}
+    for name, row in read_manifest(folder).items():
+        path = Path(folder, name)
+        if not path.is_file():
+            problems[name] = "is missing"
+        elif path.stat().st_size != row["size"]:
+            problems[name] = f"has {path.stat().st_size} bytes, published were {row['size']}"
+        elif file_hash(path) != row["sha256"]:
+            problems[name] = "has another SHA-256 than was published"
+        else:
+            problems[name] = ""
+    return problems
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return sha_fileobj(file).hex()

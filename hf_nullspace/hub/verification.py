@@ -1,0 +1,237 @@
+"""Checks what a published checkpoint claims: its files, its noise, its certificate and its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import snapshot_download
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+
+from ..certificate import Certificate
+from ..digits import DIGITS_NAME, load_digits_splits
+from ..frozen import FrozenClassifier, frozen
+from ..injection import tokens_shape
+from ..noise import NullspaceNoise
+from ..pictures import read_pictures, to_pixel_values
+from ..probing import measure_noise
+from ..robustness import RobustnessReport, evaluate_robustness
+from ..robustness.profiles import EVALUATION_SET
+from ..robustness.report import REPORT_NAME
+from .claims import Claim, claims_table, compare_certificates, compare_columns
+from .file_checks import check_consistency, check_files, check_noise, check_report, read_facts
+from .manifest import PUBLISHED_SUFFIXES
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Verification:
+    """
+    Result of [`verify`].
+
+    Args:
+        source (`str`): The repository or folder.
+        claims (`tuple[Claim]`): Each claim with its check.
+    """
+
+    source: str
+    claims: tuple[Claim, ...]
+
+    @property
+    def failed(self) -> list[Claim]:
+        """The claims that do not hold."""
+        return [claim for claim in self.claims if claim.holds is False]
+
+    def to_markdown(self) -> str:
+        """The table, and the failed claims below it."""
+        checked = [claim for claim in self.claims if claim.holds is not None]
+        lines = [f"{self.source}: {len(checked) - len(self.failed)} of {len(checked)} claims hold"]
+        lines += [f"- {claim.name}: {claim.reason}" for claim in self.failed]
+        return claims_table(self.claims) + "\n\n" + "\n".join(lines)
+
+
+def verify(
+    repo_or_folder: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    max_images: int | None = None,
+    batch_size: int = 64,
+) -> Verification:
+    """
+    Downloads a checkpoint and checks all it claims.
+
+    The hashes of its files; that the noise fits the model and has the norms its certificate says; that card and
+    certificate agree with `nullspace_training.json`; and, measured anew, the certificate and the columns of the
+    robustness report. A measured claim fails where its 95 % interval and that of the new measurement do not overlap or,
+    on the very images of the claim, where more than one image in a hundred differs. Hashes guard against damage and
+    single edits; who rewrites the manifest too meets the measurements.
+
+    Args:
+        repo_or_folder (`str` or `os.PathLike`): `"user/repo"`, or a folder that `NullspaceTrainer` wrote.
+        images (`str` or `os.PathLike`, *optional*): Folder of pictures to measure on. By default the digits, which the
+            checkpoint must have been trained on.
+        revision (`str`, *optional*): Branch, tag or commit.
+        token (`str` or `bool`, *optional*): Access token, for private repositories.
+        cache_dir (`str` or `os.PathLike`, *optional*): Where downloads are cached.
+        max_images (`int`, *optional*): Measure on the first so many images only.
+        batch_size (`int`, *optional*, defaults to 64): Images at a time.
+
+    Returns:
+        [`Verification`].
+
+    Raises:
+        `ValueError`: If no images are named for a checkpoint that was not trained on the digits.
+
+    Example:
+
+    ```python
+    >>> verification = verify("user/robust-vit", images="photos")  # doctest: +SKIP
+    >>> verification.failed  # doctest: +SKIP
+    []
+    ```
+    """
+    folder = Path(repo_or_folder)
+    if not folder.is_dir():
+        patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        folder = Path(
+            snapshot_download(str(repo_or_folder), allow_patterns=patterns, ignore_patterns=["*/*"], **options)
+        )
+    claims = check_files(folder)
+    try:
+        noise, facts = NullspaceNoise.from_pretrained(folder), read_facts(folder)
+        evaluated = facts["evaluation_certificate"] and Certificate.from_dict(facts["evaluation_certificate"])
+        report = RobustnessReport.load(folder) if Path(folder, REPORT_NAME).is_file() else None
+        model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        processor = AutoImageProcessor.from_pretrained(folder)
+        claims += check_consistency(folder, noise, facts) + check_noise(noise)
+        claims += check_report(report, facts, model) if report is not None else []
+    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        claims.append(Claim("files that fit together", False, reason=str(error)))
+        return Verification(str(repo_or_folder), tuple(claims))
+    images_of = PublishedImages(facts["dataset"], noise.config.seed, images, max_images)
+    patch_projection = facts["patch_projection"]
+    claims += measure_certificate(
+        model, processor, noise, evaluated or noise.certificate, images_of, batch_size, patch_projection
+    )
+    if report is not None:
+        claims += measure_report(model, processor, report, images_of, batch_size)
+    return Verification(str(repo_or_folder), tuple(claims))
+
+
+@dataclass(frozen=True)
+class PublishedImages:
+    """
+    The images that claims are measured on: those given, or those of the digits that the claims were made of.
+
+    Args:
+        dataset (`str` or `None`): Name of the dataset that the checkpoint was trained on.
+        seed (`int`): Seed of its splits.
+        folder (`str` or `os.PathLike`, *optional*): The given images.
+        max_images (`int`, *optional*): Take so many at most.
+    """
+
+    dataset: str | None
+    seed: int
+    folder: str | os.PathLike | None = None
+    max_images: int | None = None
+
+    def __post_init__(self):
+        if self.folder is None and self.dataset != DIGITS_NAME:
+            raise ValueError(
+                f"The checkpoint was trained on {self.dataset or 'images that it does not name'}, which this package "
+                "does not bring. Name a folder of such pictures with `--images`; with one sub-folder for each class, "
+                "the report is measured too."
+            )
+
+    def pictures(self) -> Sequence[Image.Image]:
+        """Pictures for the certificate."""
+        if self.folder is not None:
+            return read_pictures(self.folder, self.max_images)
+        return load_digits_splits(self.seed)["validation"][: self.max_images]["image"]
+
+    def labelled(self, count: int) -> Dataset | None:
+        """Pictures with labels for a report of `count` images; `None` where they have no labels."""
+        if self.folder is None:
+            dataset = load_digits_splits(self.seed)["test"]
+            return dataset.select(range(min(count, len(dataset), self.max_images or count)))
+        from datasets import load_dataset
+
+        dataset = load_dataset("imagefolder", data_files={"test": f"{self.folder}/**"}, split="test")
+        if "label" not in dataset.column_names:
+            return None
+        # The files are sorted by class, so the first ones would be of few classes.
+        return dataset.shuffle(seed=self.seed).select(range(min(len(dataset), self.max_images or len(dataset))))
+
+
+def measure_certificate(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    noise: NullspaceNoise,
+    claimed: Certificate,
+    images: PublishedImages,
+    batch_size: int,
+    patch_projection: str | None,
+) -> list[Claim]:
+    """
+    What the noise does to the model as published, against the certificate.
+
+    That is the evaluation certificate where there is one: training goes on after a noise is certified.
+    """
+    pictures = images.pictures()
+    found = tuple(noise.tensor.shape[1:])
+    expected = expected_shape(model, to_pixel_values(pictures[:1], processor), patch_projection)
+    reason = "" if found == expected else "it does not fit the model's patch embeddings"
+    shape = Claim("shape of the noise (patches, hidden)", not reason, str(found), str(expected), reason)
+    if reason:
+        return [shape]
+    batches = [
+        {"pixel_values": to_pixel_values(pictures[first : first + batch_size], processor)}
+        for first in range(0, len(pictures), batch_size)
+    ]
+    return [
+        shape,
+        *compare_certificates(claimed, measure_noise(model, noise, batches, patch_projection=patch_projection)),
+    ]
+
+
+def measure_report(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    report: RobustnessReport,
+    images: PublishedImages,
+    batch_size: int,
+) -> list[Claim]:
+    """Every column of the report, measured again under its own profile."""
+    dataset = images.labelled(report.run["num_images"][EVALUATION_SET])
+    if dataset is None:
+        return [Claim("accuracy of the report", None, reason="the pictures have no labels")]
+    measured = evaluate_robustness(model, processor, dataset, report.profile, batch_size=batch_size, disable_tqdm=True)
+    same_images = measured.run["datasets"] == report.run["datasets"]
+    return [
+        Claim(f"accuracy (%), {name}", None, reason=measured.not_measured[name])
+        if name not in measured.columns
+        else compare_columns(f"accuracy (%), {name}", row, measured.columns[name], same_images)
+        for name, row in report.columns.items()
+    ]
+
+
+def expected_shape(
+    model: PreTrainedModel, pixel_values: torch.Tensor, patch_projection: str | None
+) -> tuple[int, int]:
+    """Number of patches and hidden size of the model's patch embeddings."""
+    with frozen(model):
+        embeddings, _ = FrozenClassifier(model, patch_projection).embed({"pixel_values": pixel_values})
+    return tuple(tokens_shape(embeddings))

@@ -1,0 +1,103 @@
+"""Every number of every model card is in a JSON file beside it, and the cards are valid and complete."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_nullspace.hub import TRAINING_NAME
+from hf_nullspace.hub.model_card import eval_results, render_section
+
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+PAGES = sorted(CARDS.rglob("*.md"))
+FINISHED = sorted(path.parent for path in CARDS.rglob(TRAINING_NAME))
+NUMBER = re.compile(r"(?<![\w.:/+-])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w/-]|\.\d)")
+
+
+def numbers_of(text: str) -> list[str]:
+    """The numbers that a page states: not those of code, links, file names, headings of the metadata, or the reference."""
+    text = re.sub(r"^---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->|https?://\S+", " ", text, flags=re.DOTALL)
+    text = re.sub(r"\b(ViT-[SB]/16|ImageNet-C|SHA-256|Linf|arXiv \S+)", " ", text)
+    return NUMBER.findall(text)
+
+
+def values_of(content) -> list:
+    """Every leaf of a JSON value, and the numbers inside its texts."""
+    if isinstance(content, dict):
+        return [leaf for value in content.values() for leaf in values_of(value)]
+    if isinstance(content, list):
+        return [leaf for value in content for leaf in values_of(value)]
+    return [content, *NUMBER.findall(content.replace("=", " "))] if isinstance(content, str) else [content]
+
+
+def is_among(number: str, values: list) -> bool:
+    """Whether a value, or a hundred times it, is this number when it is rounded as far."""
+    if number.count(".") > 1:
+        return number in values
+    decimals = len(number.partition(".")[2].partition("e")[0])
+    for value in values:
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            continue
+        for scaled in (value, 100 * value):
+            digits = number.lstrip("-0.").replace(".", "").partition("e")[0]
+            forms = (f"{scaled:.{decimals}f}", f"{scaled:.4g}", f"{scaled:.{max(1, len(digits))}g}")
+            if number in forms or float(number) == scaled:
+                return True
+    return False
+
+
+def json_values(folder: Path) -> list:
+    files = sorted(folder.glob("*.json"))
+    return [value for path in files for value in values_of(json.loads(path.read_text(encoding="utf-8")))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CARDS)))
+def test_every_number_is_in_the_results(page):
+    values = json_values(page.parent)
+    assert [number for number in numbers_of(page.read_text(encoding="utf-8")) if not is_among(number, values)] == []
+
+
+def test_a_number_that_was_not_measured_is_found():
+    assert numbers_of("Accuracy 93.33 and 1e-08, `12`, [x](y-3.png), step 40.") == ["93.33", "1e-08", "40"]
+    values = values_of({"accuracy": [0.93331], "text": "epsilon=1e-08", "step": 40})
+    assert all(is_among(number, values) for number in ("93.33", "0.9333", "1e-08", "40"))
+    assert not any(is_among(number, values) for number in ("93.34", "41", "0.93", "1e-07") if number != "0.93")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CARDS)))
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not link.startswith("http") and not (page.parent / link).is_file()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.name)
+def test_finished_cards_have_valid_metadata_and_the_rendered_section(hub, folder):
+    card = ModelCard.load(folder / "README.md")
+    card.validate()
+    facts = json.loads((folder / TRAINING_NAME).read_text(encoding="utf-8"))
+    assert {result.metric_name: result.metric_value for result in card.data.eval_results} == {
+        result.metric_name: result.metric_value for result in eval_results(facts)
+    }
+    assert render_section(facts) in card.content
+    assert {"nullspace", "robustness", "vision", "vit", "arxiv:2403.10476"} <= set(card.data.tags)
+    assert card.data.license and card.data.datasets and card.data.pipeline_tag == "image-classification"
+    for name in facts["figures"]:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_there_is_a_finished_card():
+    assert [folder.name for folder in FINISHED] == ["digits"]
+
+
+def test_pages_say_that_nothing_is_published():
+    for page in (CARDS / "README.md", CARDS / "imagenet" / "README.md", CARDS / "digits" / "README.md"):
+        assert re.search(
+            r"[Nn]othing has been published|None of these has been trained or published", page.read_text()
+        )
