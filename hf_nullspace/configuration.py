@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 
-DEFAULT_LEARNING_RATES = {"boundary": 0.2, "paper": 0.1}
+DEFAULT_LEARNING_RATES = {"boundary": 0.3, "paper": 0.1}
+DEFAULT_MAX_STEPS = {"boundary": 24, "paper": 100}
 FAILURE_POLICIES = ("shrink", "skip", "error")
 
 
@@ -25,15 +26,16 @@ class NullspaceConfig:
             `"boundary"` moves along the boundary of epsilon towards larger noise; `"paper"` is algorithm 1, which goes
             down from a large random start until a batch meets epsilon.
         learning_rate (`float`, *optional*):
-            For `"boundary"` the relative size of a step, 0.2 by default. For `"paper"` that of AdamW, 0.1 by default.
+            For `"boundary"` the relative size of a step, 0.3 by default. For `"paper"` that of AdamW, 0.1 by default.
         max_token_ratio (`float` or `None`, *optional*, defaults to 4.0):
             For `"boundary"`: largest norm of a token as a multiple of the median over the tokens, so that a few
             background tokens do not hold all of it. `None` lifts the limit.
         noise_limit (`float`, *optional*, defaults to 3.0):
             For `"paper"`: the noise starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings
             (algorithm 1, line 3).
-        max_steps (`int`, *optional*, defaults to 100):
-            Most optimizer steps for one noise.
+        max_steps (`int`, *optional*):
+            Most steps of the search for one noise, each of one batch there and back. By default 24 for `"boundary"` and
+            100 for `"paper"`.
         norm_weight (`float`, *optional*, defaults to 0.0):
             For `"paper"`: `lambda` of the objective `logit_distance - lambda * log(norm)` (figure 2).
         bank_size (`int`, *optional*, defaults to 1):
@@ -70,7 +72,7 @@ class NullspaceConfig:
     learning_rate: float | None = None
     max_token_ratio: float | None = 4.0
     noise_limit: float = 3.0
-    max_steps: int = 100
+    max_steps: int | None = None
     norm_weight: float = 0.0
     bank_size: int = 1
     num_images: int = 256
@@ -84,6 +86,8 @@ class NullspaceConfig:
             raise ValueError(f"`method` must be one of {list(DEFAULT_LEARNING_RATES)}, but got {self.method!r}.")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATES[self.method])
+        if self.max_steps is None:
+            object.__setattr__(self, "max_steps", DEFAULT_MAX_STEPS[self.method])
         ratio = self.max_token_ratio
         if ratio is not None and not (_is_number(ratio) and math.isfinite(ratio) and ratio >= 1):
             raise ValueError(f"`max_token_ratio` must be `None` or a number of at least 1, but got {ratio!r}.")

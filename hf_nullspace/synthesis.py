@@ -23,6 +23,10 @@ from .randomness import keyed_generator, preserved_random_state
 logger = logging.get_logger(__name__)
 
 
+# Relative width to which the largest certified scale is found: each halving costs another pass over the held-out images.
+SCALE_TOLERANCE = 0.05
+
+
 class NoiseNotConvergedError(RuntimeError):
     """Raised under `on_failure="error"` when a noise cannot be certified within epsilon."""
 
@@ -126,6 +130,7 @@ def _scale_to_boundary(
         lambda scale: measure_probability_mse(classifier, held_out, scale * noise, config.confidence)[1],
         config.epsilon,
         max_scale=max(largest, 1.0) if config.method == "boundary" else 1.0,
+        tolerance=SCALE_TOLERANCE,
     )
     return scale * noise if scale else noise
 

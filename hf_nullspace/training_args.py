@@ -87,10 +87,10 @@ class NullspaceTrainingArguments(TrainingArguments):
         metadata={"help": "Largest norm of a token of the noise, as a multiple of the median over tokens."},
     )
     noise_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the noise; 0.2 for boundary and 0.1 for paper."}
+        default=None, metadata={"help": "Learning rate of the noise; 0.3 for boundary and 0.1 for paper."}
     )
-    noise_max_steps: int = field(
-        default=NullspaceConfig.max_steps, metadata={"help": "Most optimizer steps for one noise."}
+    noise_max_steps: int | None = field(
+        default=None, metadata={"help": "Most steps of the search for one noise; 24 for boundary and 100 for paper."}
     )
     noise_norm_weight: float = field(
         default=NullspaceConfig.norm_weight,

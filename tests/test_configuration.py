@@ -16,7 +16,8 @@ INVALID = [
     *[("method", value) for value in ("released", "Paper", None)],
     *[("max_token_ratio", value) for value in (0.99, -4, math.nan, math.inf, "4", True)],
     *[("norm_weight", value) for value in (-0.1, math.nan, math.inf, "0", False, None)],
-    *[(name, value) for name in COUNTS for value in (0, -3, 1.5, "2", True, None)],
+    *[(name, value) for name in COUNTS for value in (0, -3, 1.5, "2", True)],
+    *[(name, None) for name in COUNTS[1:]],
     *[("confidence", value) for value in (0.49, 1.0, math.nan, "0.9", None)],
     *[("on_failure", value) for value in ("retry", "Shrink", None)],
     *[("seed", value) for value in (1.0, "42", True, None)],
@@ -53,7 +54,7 @@ def test_json_round_trip(changes):
     assert NullspaceConfig.from_dict(values) == config
 
 
-@pytest.mark.parametrize("method, learning_rate", [("boundary", 0.2), ("paper", 0.1)])
+@pytest.mark.parametrize("method, learning_rate", [("boundary", 0.3), ("paper", 0.1)])
 def test_defaults(method, learning_rate):
     config = NullspaceConfig(method=method)
     assert (config.epsilon, config.noise_limit, config.learning_rate) == (0.03, 3.0, learning_rate)

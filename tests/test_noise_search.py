@@ -2,9 +2,11 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from hf_nullspace import NullspaceConfig, inject_noise
 from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
@@ -115,6 +117,31 @@ def test_boundary_search_ends_near_epsilon(model, pixels, batch_size, epsilon):
 def test_boundary_search_finds_larger_noise_than_it_starts_from(model, pixels):
     norms = [search(boundary_search, model, pixels, max_steps=steps)[0].norm() for steps in (1, 60)]
     assert norms[1] > 2 * norms[0]
+
+
+class HalfBlind(nn.Module):
+    """A classifier that reads half of the hidden axis of its patch embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(num_channels=3)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.projection, self.head = nn.Conv2d(3, 32, 8, 8), nn.Linear(16, 5)
+        self.head.weight.data *= 20
+
+    def forward(self, pixel_values):
+        hidden = self.projection(pixel_values).flatten(2).mean(2)
+        return SimpleNamespace(logits=self.head(hidden[:, :16]))
+
+
+def test_boundary_search_avoids_the_directions_that_are_read(pixels):
+    model = HalfBlind().eval()
+    noise, _, _ = search(boundary_search, model, pixels)
+    read = torch.linalg.qr(model.head.weight.detach().T)[0]
+    seen = len(noise[0]) * (noise[..., :16].mean(1) @ read).square().sum()
+    # The mean over 4 tokens, in 5 directions of 32: of a random noise, 4 % of its square.
+    assert seen < 0.001 * noise.square().sum()
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.5, 4.0])
