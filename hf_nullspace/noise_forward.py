@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .injection import NoiseInjector
 from .patch_embedding import PatchProjection
+from .randomness import preserved_random_state
 
 
 logger = logging.get_logger(__name__)
@@ -36,7 +37,7 @@ class TwofoldForward(nn.Module):
         injector ([`NoiseInjector`]): The injector of the classifier.
         noise (`torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise.
         check (`bool`, *optional*, defaults to `False`): Whether to compare the losses of the halves with the loss that
-            the model gives for both. It takes a device sync, so once in a training run will do.
+            the model gives for both. It takes a device sync, so one pass before a training run will do.
     """
 
     def __init__(
@@ -109,14 +110,17 @@ class ForwardPlan:
             loss_of (`Callable`): Takes the model, or a stand-in for it, and whether this is the noisy pass.
             model, unwrapped, injector, noise: As in [`TwofoldForward`].
         """
+        if self.concatenates and not self._is_checked:
+            # What it draws is given back: a resumed run checks again, an uninterrupted one does not.
+            with preserved_random_state():  # with gradients on, or torch.compile would make another graph
+                try:
+                    loss_of(TwofoldForward(model, unwrapped, injector, noise, check=True), False)
+                except NotConcatenableError as reason:
+                    self._run_sequentially(str(reason))
+            self._is_checked = True
         if self.concatenates:
-            halves = TwofoldForward(model, unwrapped, injector, noise, check=not self._is_checked)
-            try:
-                losses = loss_of(halves, False), loss_of(halves, True)
-                self._is_checked = True
-                return losses
-            except NotConcatenableError as reason:
-                self._run_sequentially(str(reason))
+            halves = TwofoldForward(model, unwrapped, injector, noise)
+            return loss_of(halves, False), loss_of(halves, True)
         clean = loss_of(model, False)
         with injector.inject(noise):
             return clean, loss_of(model, True)
