@@ -235,7 +235,7 @@ def measure_time_to_norm(bench: Bench, target: float) -> dict:
         return time.perf_counter() - start, norm
 
     released, _ = seconds_of(lambda: bench.released(bench.args.seed)[0])
-    for steps in (2, 4, 8, 16, 32, 64, bench.args.num_steps):
+    for steps in (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, bench.args.num_steps):
         seconds, norm = seconds_of(lambda steps=steps: bench.ours(bench.args.seed, steps=steps))
         if norm >= target:
             break
