@@ -35,6 +35,8 @@ PROFILE = Profile(
         Column("noise_3", corruption="gaussian_noise", severity=3, max_images=10),
         Column("fgsm", attack="fgsm", settings={"epsilon": "8/255"}),
         Column("pgd", attack="pgd_linf", settings={"epsilon": "1/255", "steps": 2}, max_images=10),
+        Column("cw", attack="cw_l2", settings={"steps": 3}, max_images=10),
+        Column("patchfool", attack="patchfool", settings={"steps": 3}, max_images=10),
     ),
 )
 
@@ -172,7 +174,7 @@ def test_same_picture_twice_gets_two_noises(run, pictures):
 
 
 def test_model_and_global_generators_are_put_back(run, make_vit):
-    model = make_vit()
+    model = make_vit(hidden_dropout_prob=0.5)
     model.train()
     model.vit.embeddings.requires_grad_(False)
     trainable = [weight.requires_grad for weight in model.parameters()]
@@ -183,6 +185,14 @@ def test_model_and_global_generators_are_put_back(run, make_vit):
     assert [weight for weight in model.parameters() if weight.grad is not None] == []
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_dropout_left_on_is_said_and_off_meanwhile(run, make_vit, caplog):
+    model = make_vit(hidden_dropout_prob=0.5)
+    expected = run(model)
+    assert "training mode" not in caplog.text
+    assert run(model.train()) == expected
+    assert caplog.text.count("ViTForImageClassification was in training mode") == 1
 
 
 # ---- Kept and resumed ----
@@ -302,6 +312,31 @@ def test_published_datasets_are_resized_and_masked_as_their_protocol_says(run, m
     assert report.run["preprocessing"]["resizing"] == {PREPROCESSINGS["none"]: ["imagenet-sketch", "imagenet-c"]}
     with pytest.raises(ValueError, match="75 parts"):
         run(named, **{**options, "datasets": {"imagenet-c": sketch}})
+
+
+def test_classes_that_do_not_compete_are_no_way_out_for_an_attack(run, model, pixels, pictures):
+    """Of these pictures the model sees many as a class that no picture has, which is neither a mistake nor a success."""
+    kept = (1, 3)
+    with torch.no_grad():
+        logits = PixelModel(model, PROCESSOR)(pixels)
+    labels = torch.tensor(kept)[logits[:, kept].argmax(-1)]
+    assert (logits.argmax(-1) != labels).sum() >= 5
+    dataset = Dataset.from_dict({"image": pictures, "label": labels.tolist()})
+    columns = [Column(name, attack=name, settings={"steps": 5}) for name in ("pgd_linf", "cw_l2", "patchfool")]
+    profile = Profile("masked", (Column("clean"), Column("fgsm", attack="fgsm"), *columns))
+    report = run(images=RobustnessDataset("two classes", dataset, kept, "none"), profile=profile)
+    assert report.columns["clean"]["accuracy"] == 100.0
+    for name in list(report.columns)[1:]:
+        outcomes = report.outcomes[name]
+        assert (outcomes.l2 > 0).all(), f"{name} left pictures alone"
+        assert set(outcomes.prediction.tolist()) <= set(kept)
+        assert torch.equal(outcomes.prediction == labels, outcomes.correct)
+    narrow = PixelModel(model, PROCESSOR)
+    narrow.class_indices = kept
+    assert torch.equal(narrow(pixels), logits[:, kept])
+    places = (labels == kept[1]).long()
+    fooled = narrow(fgsm(narrow, pixels, places, 8 / 255)).argmax(-1) != places
+    assert torch.equal(~report.outcomes["fgsm"].correct, fooled)
 
 
 class Probabilities(nn.Module):

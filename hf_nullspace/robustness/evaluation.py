@@ -68,7 +68,7 @@ def evaluate_robustness(
 
     Args:
         model (`nn.Module`):
-            The classifier; in evaluation mode meanwhile, and put back as it was.
+            The classifier; in evaluation mode meanwhile, with a warning where it was not, and put back as it was.
         image_processor (`Callable`):
             Its image processor.
         dataset (`datasets.Dataset` or [`RobustnessDataset`]):
@@ -129,6 +129,10 @@ def evaluate_robustness(
         report = _finished_report(Path(output_dir), manifest, accelerator)
         if report is not None:
             return report
+    if accelerator.is_main_process and any(module.training for module in model.modules()):
+        logger.warning(
+            f"{type(model).__name__} was in training mode, where dropout is on; it is measured in evaluation mode."
+        )
     shards = plan_shards(profile, sources, batch_size)
     store = None if output_dir is None else ShardStore(Path(output_dir, PARTIAL_FOLDER))
     with preserved_random_state(), frozen(model):

@@ -29,6 +29,11 @@ class PixelModel(nn.Module):
         image_processor ([`~transformers.BaseImageProcessor`]): Gives `image_mean` and `image_std`, `rescale_factor`
             where the model reads another range than [0, 1], and the size of the pictures.
 
+    Attributes:
+        class_indices (`Sequence[int]` or `None`): The classes that compete, where a dataset has only some of the model's:
+            logits are those of these classes, in this order, so that no attack is aimed at the others. `None`, as at
+            first, is all of them.
+
     Raises:
         `ValueError`: If the processor's mean or standard deviation does not fit the channels that the model reads.
 
@@ -43,6 +48,7 @@ class PixelModel(nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
+        self.class_indices: Sequence[int] | None = None
         self.image_size = processed_size(image_processor)
         mean, std = _statistics(image_processor, _num_channels(model))
         # `pixel * scale + offset` is what the processor normalises.
@@ -62,13 +68,18 @@ class PixelModel(nn.Module):
             pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures with values in [0, 1].
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_labels)`: The logits, in float32.
+            `torch.Tensor` of shape `(batch_size, num_labels)`: The logits of the classes that compete, in float32.
 
         Raises:
             `ValueError`: If a pixel lies outside [0, 1], or the shape is not the one above.
             `TypeError`: If the model's output has no `logits`.
         """
-        return self.output(pixels).logits.float()
+        return self.logits_of(self.output(pixels))
+
+    def logits_of(self, output: ModelOutput) -> torch.Tensor:
+        """The logits in what [`~PixelModel.output`] gave; see [`~PixelModel.forward`]."""
+        logits = output.logits.float()
+        return logits if self.class_indices is None else logits[:, list(self.class_indices)]
 
     def output(self, pixels: torch.Tensor, **kwargs: Any) -> ModelOutput:
         """
