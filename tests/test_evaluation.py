@@ -2,18 +2,16 @@
 
 import copy
 import json
-import os
 import platform
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import killed_evaluation
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from launching import CONTEXT
 from PIL import Image as PILImage
 from torch import nn
 from transformers import ViTImageProcessorPil
@@ -202,13 +200,14 @@ def test_killed_three_times_and_resumed_is_the_uninterrupted_run(run, model, dat
     model.save_pretrained(tmp_path / "model")
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "profile.json").write_text(json.dumps(PROFILE.to_dict()))
-    command = [sys.executable, str(Path(__file__).with_name("killed_evaluation.py")), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr[-2000:]
-    deaths = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
-    assert [code for code, _ in deaths] == [-signal.SIGKILL] * 3
-    files = [count for _, count in deaths]
-    assert files[0] < files[1] < files[2], "each run went on where the one before it was"
+    shards = []
+    for name, appears in (("fgsm.00001", False), ("patchfool.00000", True), ("robustness.md", False)):
+        process = CONTEXT.Process(target=killed_evaluation.main, args=(str(tmp_path), name, appears))
+        process.start()
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
+        shards.append(len(list((tmp_path / "out" / PARTIAL_FOLDER).glob("*.safetensors"))))
+    assert shards[0] < shards[1] < shards[2], "each run went on where the one before it was"
     resumed = run(output_dir=tmp_path / "out", model_name=report.model_name)
     assert resumed == report
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
