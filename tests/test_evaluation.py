@@ -4,12 +4,14 @@ import copy
 import json
 import platform
 import signal
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import killed_evaluation
 import numpy as np
 import pytest
 import torch
+from altered_logits import AlteredLogits
 from datasets import ClassLabel, Dataset, Features, Image
 from launching import CONTEXT
 from PIL import Image as PILImage
@@ -252,6 +254,13 @@ def test_another_evaluation_in_the_folder_is_refused(run, make_vit, tmp_path, fi
         run(output_dir=tmp_path, profile="preview")
 
 
+def test_versions_are_those_of_what_the_columns_use(run, report):
+    assert report.run["versions"]["scipy"] == version("scipy")
+    assert "pyautoattack" not in report.run["versions"]
+    clean = run(profile=Profile("one", (Column("clean"),)))
+    assert clean.run["versions"]["pillow"] == version("pillow") and "scipy" not in clean.run["versions"]
+
+
 def test_written_files_name_no_place(run, tmp_path):
     report = run(output_dir=tmp_path / "out")
     assert report.model_name == "ViTForImageClassification"
@@ -338,20 +347,9 @@ def test_classes_that_do_not_compete_are_no_way_out_for_an_attack(run, model, pi
     assert torch.equal(~report.outcomes["fgsm"].correct, fooled)
 
 
-class Probabilities(nn.Module):
-    """Gives probabilities where logits belong."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.model(pixel_values).logits.softmax(-1))
-
-
 def test_bad_input_is_refused(run, model, dataset):
     with pytest.raises(ValueError, match="probabilities"):
-        run(Probabilities(model))
+        run(AlteredLogits(model, lambda logits: logits.softmax(-1)))
     with pytest.raises(ValueError, match="'digit'"):
         run(label_column_name="digit")
     with pytest.raises(ValueError, match="holds no images"):
