@@ -347,6 +347,14 @@ def test_classes_that_do_not_compete_are_no_way_out_for_an_attack(run, model, pi
     assert torch.equal(~report.outcomes["fgsm"].correct, fooled)
 
 
+def test_labels_and_classes_that_do_not_fit_are_refused(run, pictures):
+    dataset = Dataset.from_dict({"image": pictures, "label": [1, 2] * 10})
+    with pytest.raises(ValueError, match=r"labels \[2\].*2 `class_indices`"):
+        run(images=RobustnessDataset("other labels", dataset, (1, 3), "none"))
+    with pytest.raises(ValueError, match="some of the 5 labels of the model"):
+        run(images=RobustnessDataset("more classes", dataset, (1, 2, 7), "none"))
+
+
 def test_bad_input_is_refused(run, model, dataset):
     with pytest.raises(ValueError, match="probabilities"):
         run(AlteredLogits(model, lambda logits: logits.softmax(-1)))

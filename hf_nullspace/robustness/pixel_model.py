@@ -11,6 +11,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import ModelOutput
 
 from ..patch_embedding import find_patch_projection
+from .imagenet import checked_class_indices
 
 
 class PixelModel(nn.Module):
@@ -71,7 +72,8 @@ class PixelModel(nn.Module):
             `torch.Tensor` of shape `(batch_size, num_labels)`: The logits of the classes that compete, in float32.
 
         Raises:
-            `ValueError`: If a pixel lies outside [0, 1], or the shape is not the one above.
+            `ValueError`: If a pixel lies outside [0, 1], the shape is not the one above, or the model does not have a
+                class of `class_indices`.
             `TypeError`: If the model's output has no `logits`.
         """
         return self.logits_of(self.output(pixels))
@@ -79,7 +81,9 @@ class PixelModel(nn.Module):
     def logits_of(self, output: ModelOutput) -> torch.Tensor:
         """The logits in what [`~PixelModel.output`] gave; see [`~PixelModel.forward`]."""
         logits = output.logits.float()
-        return logits if self.class_indices is None else logits[:, list(self.class_indices)]
+        if self.class_indices is None:
+            return logits
+        return logits[:, checked_class_indices(logits, self.class_indices)]
 
     def output(self, pixels: torch.Tensor, **kwargs: Any) -> ModelOutput:
         """
