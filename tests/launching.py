@@ -1,16 +1,10 @@
-"""Starts a script in one process or two, as users do, on the CPU; or a function in a process that can be killed."""
+"""Starts a script in one process or two, as users do, on the CPU."""
 
-import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
-
-
-# Forks a server that has imported everything, so that a process starts in a moment.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hf_nullspace", "datasets", "transformers.models.vit.modeling_vit"])
 
 
 def free_port() -> int:

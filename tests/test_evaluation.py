@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing
 import platform
 import signal
 from importlib.metadata import version
@@ -13,7 +14,6 @@ import pytest
 import torch
 from altered_logits import AlteredLogits
 from datasets import ClassLabel, Dataset, Features, Image
-from launching import CONTEXT
 from PIL import Image as PILImage
 from torch import nn
 from transformers import ViTImageProcessorPil
@@ -24,6 +24,10 @@ from hf_nullspace.robustness.datasets import PREPROCESSINGS, RobustnessDataset
 from hf_nullspace.robustness.evaluation import PARTIAL_FOLDER
 from hf_nullspace.robustness.imagenet import imagenet_wnids
 
+
+# One server for all tests that start processes; it has imported everything, so that one starts in a moment.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["hf_nullspace", "datasets", "transformers.models.vit.modeling_vit"])
 
 COUNT = 20
 PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16})

@@ -1,5 +1,6 @@
 """Killed with SIGKILL at any moment and resumed, a run ends with the weights and the noise it would have had."""
 
+import multiprocessing
 import random
 import signal
 import time
@@ -7,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import CONTEXT, free_port
+from launching import free_port
 from safetensors.torch import load_file
 
+
+# Forks a server that has imported everything, so that a run starts in a moment.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["hf_nullspace", "transformers.models.vit.modeling_vit"])
 
 RUNS = {
     "plain": {},
