@@ -4,9 +4,9 @@ Attacks a Transformers classifier with torchattacks, foolbox and AutoAttack, whi
 package's own attacks: all of them take a `PixelModel` as it is.
 
 Without arguments nothing is downloaded: a small ViT is trained on the handwritten digits that ship inside scikit-learn.
-A success is a picture whose predicted class changes.
+A success is a picture whose predicted class changes; distances are means over all pictures.
 
-    python examples/attack_with_other_tools.py
+    python examples/attack_with_other_tools.py --max_images 200
     python examples/attack_with_other_tools.py google/vit-base-patch16-224 --images photos --epsilon 1/255
 """
 
@@ -15,17 +15,22 @@ import sys
 from collections.abc import Callable
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
 from hf_nullspace.digits import load_digits_splits, train_digits_model
 from hf_nullspace.pictures import read_pictures
-from hf_nullspace.robustness import PixelModel, check_classifier, fgsm, frozen, parse_epsilon, pgd_linf
+from hf_nullspace.robustness import PixelModel, check_classifier, cw_l2, fgsm, frozen, parse_epsilon, pgd_linf
 
 
-def torchattacks_pgd(model: PixelModel, pixels: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
-    import torchattacks
+def by_torchattacks(name: str, settings: Callable[[float], dict[str, float]]) -> Callable:
+    """An attack of torchattacks, with the settings that belong to a radius."""
 
-    return torchattacks.PGD(model, eps=epsilon, alpha=epsilon / 4, steps=10)(pixels, labels)
+    def attack(model: PixelModel, pixels: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
+        import torchattacks
+
+        return getattr(torchattacks, name)(model, **settings(epsilon))(pixels, labels)
+
+    return attack
 
 
 def foolbox_pgd(model: PixelModel, pixels: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -44,10 +49,13 @@ def autoattack_apgd(model: PixelModel, pixels: torch.Tensor, labels: torch.Tenso
 
 ATTACKS: dict[str, Callable] = {
     "FGSM of hf_nullspace": fgsm,
+    "FGSM of torchattacks": by_torchattacks("FGSM", lambda epsilon: {"eps": epsilon}),
     "PGD of hf_nullspace": pgd_linf,
-    "PGD of torchattacks": torchattacks_pgd,
+    "PGD of torchattacks": by_torchattacks("PGD", lambda epsilon: {"eps": epsilon, "alpha": epsilon / 4, "steps": 10}),
     "PGD of foolbox": foolbox_pgd,
     "APGD-CE of pyautoattack": autoattack_apgd,
+    "CW of hf_nullspace": lambda model, pixels, labels, epsilon: cw_l2(model, pixels, labels),
+    "CW of torchattacks": by_torchattacks("CW", lambda epsilon: {"c": 1, "steps": 50, "lr": 0.01}),
 }
 
 
@@ -56,10 +64,11 @@ def main(argv: list[str]) -> dict[str, float]:
     parser.add_argument("model_name_or_path", nargs="?", help="Hub id or folder. Default: a small ViT for digits.")
     parser.add_argument("--images", help="Folder of pictures; needed with a model of your own.")
     parser.add_argument("--max_images", type=int, default=32, help="Attack this many pictures.")
-    parser.add_argument("--epsilon", default="4/255", help="Radius of the Linf ball, in pixel units.")
+    parser.add_argument("--epsilon", default="4/255", help="Radius of the Linf ball, in pixel units; CW has none.")
     parser.add_argument("--digits_max_steps", type=int, default=400, help="Training steps of the digits model.")
     args = parser.parse_args(argv)
     epsilon = parse_epsilon(args.epsilon)
+    set_seed(42)  # the other tools draw from the global generator
 
     # ---- Model and pictures ----
     if args.model_name_or_path is None:
@@ -87,8 +96,11 @@ def main(argv: list[str]) -> dict[str, float]:
                 print(f"{name:25} skipped: `pip install {error.name}`")
                 continue
             rates[name] = (pixel_model(attacked).argmax(-1) != labels).double().mean().item() * 100
-            distance = (attacked - pixels).abs().max().item() * 255
-            print(f"{name:25} success {rates[name]:5.1f} %, largest change {distance:.2f}/255")
+            change = (attacked - pixels).flatten(1)
+            print(
+                f"{name:25} success {rates[name]:5.1f} %, largest change of a pixel {change.abs().max() * 255:6.2f}/255, "
+                f"L2 {change.norm(dim=1).mean():.3f}"
+            )
     return rates
 
 

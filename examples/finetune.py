@@ -145,7 +145,8 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     test = test.select(range(min(len(test), finetune_args.max_robustness_samples)))
     measure = {"profile": "preview", "accelerator": trainer.accelerator, "disable_tqdm": args.disable_tqdm, **columns}
     reports = {
-        name: evaluate_robustness(model, processor, test, model_name=name, **measure) for name, model in models.items()
+        name: evaluate_robustness(model.eval(), processor, test, model_name=name, **measure)
+        for name, model in models.items()
     }
     results = {name: measured.accuracies for name, measured in reports.items()}
     if trainer.is_world_process_zero():

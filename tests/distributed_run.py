@@ -27,6 +27,8 @@ PROFILE = Profile(
         Column("clean", calibration=True),
         Column("noise", corruption="gaussian_noise", severity=3),
         Column("pgd", attack="pgd_linf", settings={"epsilon": "2/255", "steps": 2}, max_images=7),
+        Column("cw", attack="cw_l2", settings={"steps": 2}, max_images=7),
+        Column("patchfool", attack="patchfool", settings={"steps": 2}, max_images=7),
     ),
 )
 

@@ -3,11 +3,10 @@
 import json
 import logging
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from altered_logits import AlteredLogits
 from transformers import ViTImageProcessorPil
 
 from hf_nullspace.robustness import PixelModel, autoattack, run_autoattack
@@ -91,17 +90,8 @@ def test_split_and_seed(short, model, pixels, labels):
     assert not torch.equal(autoattack(model, pixels, labels, "6/255", tier="fast", seed=1), together)
 
 
-class Softmax(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.model(pixel_values).logits.softmax(-1))
-
-
 def test_warnings_become_fields(short, model, pixels, labels, capfd):
-    model.model = Softmax(model.model)
+    model.model = AlteredLogits(model.model, lambda logits: logits.softmax(-1))
     caught = []
     handler = logging.Handler()
     handler.emit = caught.append

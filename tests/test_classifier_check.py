@@ -1,11 +1,10 @@
 """`check_classifier` finds what would make a robustness number wrong, and lets sound classifiers pass."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from altered_logits import AlteredLogits
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTImageProcessorPil
 
 from hf_nullspace.robustness import PixelModel, check_classifier
@@ -13,17 +12,6 @@ from hf_nullspace.robustness import PixelModel, check_classifier
 
 def processor_of(size):
     return ViTImageProcessorPil(size={"height": size, "width": size})
-
-
-class Wrapped(nn.Module):
-    """A classifier whose logits go through `change`."""
-
-    def __init__(self, model, change):
-        super().__init__()
-        self.model, self.change = model, change
-
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.change(self.model(pixel_values).logits))
 
 
 def check(model, size=16, **arguments):
@@ -58,8 +46,8 @@ def test_model_that_takes_other_sizes_is_only_warned_of(caplog):
 
 def test_probabilities_are_refused(make_vit):
     with pytest.raises(ValueError, match="are probabilities"):
-        check(Wrapped(make_vit(), lambda logits: logits.softmax(-1)))
-    check(Wrapped(make_vit(), lambda logits: logits.log_softmax(-1)))
+        check(AlteredLogits(make_vit(), lambda logits: logits.softmax(-1)))
+    check(AlteredLogits(make_vit(), lambda logits: logits.log_softmax(-1)))
 
 
 def test_dropout_left_on_is_refused(make_vit):
@@ -71,7 +59,7 @@ def test_dropout_left_on_is_refused(make_vit):
 
 def test_randomness_in_evaluation_mode_is_refused(make_vit):
     with pytest.raises(ValueError, match="differ by .*random numbers in evaluation mode"):
-        check(Wrapped(make_vit(), lambda logits: logits + 0.01 * torch.rand_like(logits)).eval())
+        check(AlteredLogits(make_vit(), lambda logits: logits + 0.01 * torch.rand_like(logits)).eval())
 
 
 def test_logits_that_are_not_finite_are_refused(make_vit):

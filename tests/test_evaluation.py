@@ -2,17 +2,17 @@
 
 import copy
 import json
-import os
+import multiprocessing
 import platform
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from importlib.metadata import version
 from types import SimpleNamespace
 
+import killed_evaluation
 import numpy as np
 import pytest
 import torch
+from altered_logits import AlteredLogits
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from torch import nn
@@ -25,6 +25,10 @@ from hf_nullspace.robustness.evaluation import PARTIAL_FOLDER
 from hf_nullspace.robustness.imagenet import imagenet_wnids
 
 
+# One server for all tests that start processes; it has imported everything, so that one starts in a moment.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["hf_nullspace", "datasets", "transformers.models.vit.modeling_vit"])
+
 COUNT = 20
 PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16})
 PROFILE = Profile(
@@ -35,6 +39,8 @@ PROFILE = Profile(
         Column("noise_3", corruption="gaussian_noise", severity=3, max_images=10),
         Column("fgsm", attack="fgsm", settings={"epsilon": "8/255"}),
         Column("pgd", attack="pgd_linf", settings={"epsilon": "1/255", "steps": 2}, max_images=10),
+        Column("cw", attack="cw_l2", settings={"steps": 3}, max_images=10),
+        Column("patchfool", attack="patchfool", settings={"steps": 3}, max_images=10),
     ),
 )
 
@@ -172,7 +178,7 @@ def test_same_picture_twice_gets_two_noises(run, pictures):
 
 
 def test_model_and_global_generators_are_put_back(run, make_vit):
-    model = make_vit()
+    model = make_vit(hidden_dropout_prob=0.5)
     model.train()
     model.vit.embeddings.requires_grad_(False)
     trainable = [weight.requires_grad for weight in model.parameters()]
@@ -185,6 +191,14 @@ def test_model_and_global_generators_are_put_back(run, make_vit):
     assert (np.random.get_state()[1] == numpy_state).all()
 
 
+def test_dropout_left_on_is_said_and_off_meanwhile(run, make_vit, caplog):
+    model = make_vit(hidden_dropout_prob=0.5)
+    expected = run(model)
+    assert "training mode" not in caplog.text
+    assert run(model.train()) == expected
+    assert caplog.text.count("ViTForImageClassification was in training mode") == 1
+
+
 # ---- Kept and resumed ----
 
 
@@ -192,13 +206,14 @@ def test_killed_three_times_and_resumed_is_the_uninterrupted_run(run, model, dat
     model.save_pretrained(tmp_path / "model")
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "profile.json").write_text(json.dumps(PROFILE.to_dict()))
-    command = [sys.executable, str(Path(__file__).with_name("killed_evaluation.py")), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr[-2000:]
-    deaths = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
-    assert [code for code, _ in deaths] == [-signal.SIGKILL] * 3
-    files = [count for _, count in deaths]
-    assert files[0] < files[1] < files[2], "each run went on where the one before it was"
+    shards = []
+    for name, appears in (("fgsm.00001", False), ("patchfool.00000", True), ("robustness.md", False)):
+        process = CONTEXT.Process(target=killed_evaluation.main, args=(str(tmp_path), name, appears))
+        process.start()
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
+        shards.append(len(list((tmp_path / "out" / PARTIAL_FOLDER).glob("*.safetensors"))))
+    assert shards[0] < shards[1] < shards[2], "each run went on where the one before it was"
     resumed = run(output_dir=tmp_path / "out", model_name=report.model_name)
     assert resumed == report
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -241,6 +256,13 @@ def test_another_evaluation_in_the_folder_is_refused(run, make_vit, tmp_path, fi
         run(output_dir=tmp_path, batch_size=4)
     with pytest.raises(ValueError, match="profile"):
         run(output_dir=tmp_path, profile="preview")
+
+
+def test_versions_are_those_of_what_the_columns_use(run, report):
+    assert report.run["versions"]["scipy"] == version("scipy")
+    assert "pyautoattack" not in report.run["versions"]
+    clean = run(profile=Profile("one", (Column("clean"),)))
+    assert clean.run["versions"]["pillow"] == version("pillow") and "scipy" not in clean.run["versions"]
 
 
 def test_written_files_name_no_place(run, tmp_path):
@@ -304,20 +326,42 @@ def test_published_datasets_are_resized_and_masked_as_their_protocol_says(run, m
         run(named, **{**options, "datasets": {"imagenet-c": sketch}})
 
 
-class Probabilities(nn.Module):
-    """Gives probabilities where logits belong."""
+def test_classes_that_do_not_compete_are_no_way_out_for_an_attack(run, model, pixels, pictures):
+    """Of these pictures the model sees many as a class that no picture has, which is neither a mistake nor a success."""
+    kept = (1, 3)
+    with torch.no_grad():
+        logits = PixelModel(model, PROCESSOR)(pixels)
+    labels = torch.tensor(kept)[logits[:, kept].argmax(-1)]
+    assert (logits.argmax(-1) != labels).sum() >= 5
+    dataset = Dataset.from_dict({"image": pictures, "label": labels.tolist()})
+    columns = [Column(name, attack=name, settings={"steps": 5}) for name in ("pgd_linf", "cw_l2", "patchfool")]
+    profile = Profile("masked", (Column("clean"), Column("fgsm", attack="fgsm"), *columns))
+    report = run(images=RobustnessDataset("two classes", dataset, kept, "none"), profile=profile)
+    assert report.columns["clean"]["accuracy"] == 100.0
+    for name in list(report.columns)[1:]:
+        outcomes = report.outcomes[name]
+        assert (outcomes.l2 > 0).all(), f"{name} left pictures alone"
+        assert set(outcomes.prediction.tolist()) <= set(kept)
+        assert torch.equal(outcomes.prediction == labels, outcomes.correct)
+    narrow = PixelModel(model, PROCESSOR)
+    narrow.class_indices = kept
+    assert torch.equal(narrow(pixels), logits[:, kept])
+    places = (labels == kept[1]).long()
+    fooled = narrow(fgsm(narrow, pixels, places, 8 / 255)).argmax(-1) != places
+    assert torch.equal(~report.outcomes["fgsm"].correct, fooled)
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
 
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.model(pixel_values).logits.softmax(-1))
+def test_labels_and_classes_that_do_not_fit_are_refused(run, pictures):
+    dataset = Dataset.from_dict({"image": pictures, "label": [1, 2] * 10})
+    with pytest.raises(ValueError, match=r"labels \[2\].*2 `class_indices`"):
+        run(images=RobustnessDataset("other labels", dataset, (1, 3), "none"))
+    with pytest.raises(ValueError, match="some of the 5 labels of the model"):
+        run(images=RobustnessDataset("more classes", dataset, (1, 2, 7), "none"))
 
 
 def test_bad_input_is_refused(run, model, dataset):
     with pytest.raises(ValueError, match="probabilities"):
-        run(Probabilities(model))
+        run(AlteredLogits(model, lambda logits: logits.softmax(-1)))
     with pytest.raises(ValueError, match="'digit'"):
         run(label_column_name="digit")
     with pytest.raises(ValueError, match="holds no images"):

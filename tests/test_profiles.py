@@ -1,6 +1,7 @@
 """Evaluation profiles: JSON round trip, a hash of what changes a number, and refusals before anything runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,13 @@ def test_a_profile_is_found_by_name_and_file(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         resolve_profile(path)
+
+
+def test_profile_of_the_readme_is_one():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    profile = Profile.from_dict(json.loads(text.split("<!-- own profile -->\n```json")[1].split("```")[0]))
+    assert [column.attack for column in profile.columns] == [None, None, "pgd_linf", "patchfool", "autoattack"]
+    assert [name for name in PROFILES if f"| `{name}` |" in text] == list(PROFILES)
 
 
 @pytest.mark.parametrize(

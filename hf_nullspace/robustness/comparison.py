@@ -67,8 +67,8 @@ def _check(first: RobustnessReport, report: RobustnessReport) -> None:
         )
     if report.run["datasets"] != first.run["datasets"]:
         raise ValueError(
-            f"{report.model_name!r} and {first.model_name!r} were measured on different images. Evaluate both on the "
-            "same dataset."
+            f"{report.model_name!r} and {first.model_name!r} were measured on different images, or number their classes "
+            "differently. Evaluate both on the same dataset, with the same `id2label`."
         )
     if report.outcomes is None:
         raise ValueError(

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def evaluate_robustness(
 
     Args:
         model (`nn.Module`):
-            The classifier; in evaluation mode meanwhile, and put back as it was.
+            The classifier; in evaluation mode meanwhile, with a warning where it was not, and put back as it was.
         image_processor (`Callable`):
             Its image processor.
         dataset (`datasets.Dataset` or [`RobustnessDataset`]):
@@ -122,13 +123,17 @@ def evaluate_robustness(
         "num_images": {source.name: len(source) for source in sources.values()},
         "batch_size": batch_size,
         "preprocessing": describe_preprocessing(image_processor, sources),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": package_versions(profile),
     }
     manifest = {"profile": profile.hash, **run}
     if output_dir is not None:
         report = _finished_report(Path(output_dir), manifest, accelerator)
         if report is not None:
             return report
+    if accelerator.is_main_process and any(module.training for module in model.modules()):
+        logger.warning(
+            f"{type(model).__name__} was in training mode, where dropout is on; it is measured in evaluation mode."
+        )
     shards = plan_shards(profile, sources, batch_size)
     store = None if output_dir is None else ShardStore(Path(output_dir, PARTIAL_FOLDER))
     with preserved_random_state(), frozen(model):
@@ -259,6 +264,16 @@ def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSo
         if value is not None:
             fields[name] = json.loads(json.dumps(value, default=dict))
     return fields
+
+
+def package_versions(profile: Profile) -> dict[str, str]:
+    """Versions of Python and of all packages that can change a number of the profile, where they are installed."""
+    optional = {
+        "scipy": any(column.corruption is not None and column.dataset != IMAGENET_C for column in profile.columns),
+        "pyautoattack": any(column.attack == "autoattack" for column in profile.columns),
+    }
+    names = [*PACKAGES, *(name for name, is_used in optional.items() if is_used and find_spec(name))]
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def public_name(name: str) -> str:

@@ -108,12 +108,23 @@ def masked_logits(logits: torch.Tensor, class_indices: Sequence[int] | None) -> 
     """
     if class_indices is None:
         return logits
+    kept = checked_class_indices(logits, class_indices)
+    mask = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    mask[kept] = False
+    return logits.masked_fill(mask, float("-inf"))
+
+
+def checked_class_indices(logits: torch.Tensor, class_indices: Sequence[int]) -> torch.Tensor:
+    """
+    The indices of some classes as a tensor beside `logits`, whose last axis has all classes.
+
+    Raises:
+        `ValueError`: If an index lies outside the labels, or none is given.
+    """
     kept = torch.as_tensor(class_indices, dtype=torch.long, device=logits.device)
     if kept.numel() == 0 or kept.min() < 0 or kept.max() >= logits.shape[-1]:
         raise ValueError(
             f"`class_indices` must name some of the {logits.shape[-1]} labels of the model, but got "
             f"{sorted(kept.tolist())[-5:]} as the highest. Does the model have ImageNet's 1000 classes?"
         )
-    mask = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    mask[kept] = False
-    return logits.masked_fill(mask, float("-inf"))
+    return kept

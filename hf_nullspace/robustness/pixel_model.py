@@ -11,6 +11,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import ModelOutput
 
 from ..patch_embedding import find_patch_projection
+from .imagenet import checked_class_indices
 
 
 class PixelModel(nn.Module):
@@ -29,6 +30,11 @@ class PixelModel(nn.Module):
         image_processor ([`~transformers.BaseImageProcessor`]): Gives `image_mean` and `image_std`, `rescale_factor`
             where the model reads another range than [0, 1], and the size of the pictures.
 
+    Attributes:
+        class_indices (`Sequence[int]` or `None`): The classes that compete, where a dataset has only some of the model's:
+            logits are those of these classes, in this order, so that no attack is aimed at the others. `None`, as at
+            first, is all of them.
+
     Raises:
         `ValueError`: If the processor's mean or standard deviation does not fit the channels that the model reads.
 
@@ -43,6 +49,7 @@ class PixelModel(nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
+        self.class_indices: Sequence[int] | None = None
         self.image_size = processed_size(image_processor)
         mean, std = _statistics(image_processor, _num_channels(model))
         # `pixel * scale + offset` is what the processor normalises.
@@ -62,13 +69,21 @@ class PixelModel(nn.Module):
             pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures with values in [0, 1].
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_labels)`: The logits, in float32.
+            `torch.Tensor` of shape `(batch_size, num_labels)`: The logits of the classes that compete, in float32.
 
         Raises:
-            `ValueError`: If a pixel lies outside [0, 1], or the shape is not the one above.
+            `ValueError`: If a pixel lies outside [0, 1], the shape is not the one above, or the model does not have a
+                class of `class_indices`.
             `TypeError`: If the model's output has no `logits`.
         """
-        return self.output(pixels).logits.float()
+        return self.logits_of(self.output(pixels))
+
+    def logits_of(self, output: ModelOutput) -> torch.Tensor:
+        """The logits in what [`~PixelModel.output`] gave; see [`~PixelModel.forward`]."""
+        logits = output.logits.float()
+        if self.class_indices is None:
+            return logits
+        return logits[:, checked_class_indices(logits, self.class_indices)]
 
     def output(self, pixels: torch.Tensor, **kwargs: Any) -> ModelOutput:
         """

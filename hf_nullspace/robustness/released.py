@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -15,8 +17,8 @@ def released_fgsm(
     labels: torch.Tensor,
     *,
     epsilon: float | str = "8/225",
-    seed: int = 0,
-    indices: torch.Tensor | None = None,
+    seed: int = 42,
+    indices: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """
     FGSM as the code released with arXiv 2403.10476 computes it: on *normalised* tensors, clamped to [0, 1] afterwards.
@@ -29,7 +31,7 @@ def released_fgsm(
         pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Clean pictures in [0, 1].
         labels (`torch.Tensor` of shape `(batch_size,)`): Their true classes.
         epsilon (`float` or `str`, *optional*, defaults to `"8/225"`): Step in units of the normalised tensor.
-        seed, indices: Unused: the attack draws nothing. They are those of every attack.
+        seed, indices: Not used, since nothing is random; taken because every attack takes them.
 
     Returns:
         `torch.Tensor`: The attacked pictures in pixels, which lie in [0, 1] wherever `mean + std <= 1`.

@@ -113,8 +113,9 @@ def aggregate_columns(
     Means in per cent, each only where all of its columns were measured.
 
     `mean_corruption_error` is the plain mean error under generated corruptions; `mce` is that of the 15 published
-    corruptions of ImageNet-C at five severities, relative to AlexNet's, and `relative_mce` that of the errors beyond those of `clean`; `average` is the paper's, over its eleven
-    columns; `mean_accuracy` is that of the bars of the figure, in which all corruptions are one.
+    corruptions of ImageNet-C at five severities, relative to AlexNet's, and `relative_mce` that of the errors beyond
+    those of `clean`; `average` is the paper's, over its eleven columns; `mean_accuracy` is that of the bars of the figure,
+    in which all corruptions are one.
     """
     aggregates = {}
     columns = [column for column in columns if not (column.corruption and column.attack)]

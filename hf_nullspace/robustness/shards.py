@@ -16,7 +16,6 @@ from ..randomness import keyed_generator
 from .attacks import run_autoattack
 from .attacks.autoattack import WARNINGS
 from .column_images import ColumnBatch, ColumnImages, column_loader
-from .imagenet import masked_logits
 from .outcomes import FIELDS, ShardStore
 from .pixel_model import PixelModel
 from .processes import on_main_process
@@ -191,6 +190,11 @@ class ShardRunner:
             labels (`torch.Tensor` of shape `(batch_size,)`): Their classes.
             indices (`Sequence[int]`): Their places in the dataset.
         """
+        classes = self.images.sources[column.name].class_indices
+        self.model.class_indices = classes
+        if classes is not None:
+            places = {label: place for place, label in enumerate(classes)}
+            labels = torch.tensor([places[label] for label in labels.tolist()])
         pixels, labels = pixels.to(self.model.mean.device), labels.to(self.model.mean.device)
         attacked, warnings = pixels, 0
         with self.accelerator.autocast():
@@ -199,10 +203,12 @@ class ShardRunner:
                 attacked, warnings = attack_pixels(column.attack, self.model, pixels, labels, settings)
             with torch.no_grad():
                 logits = self.model(attacked)
-        logits = masked_logits(logits, self.images.sources[column.name].class_indices)
         confidence, prediction = logits.softmax(-1).max(-1)
+        correct = prediction == labels
+        if classes is not None:
+            prediction = torch.tensor(classes, device=prediction.device)[prediction]
         change = (attacked - pixels).flatten(1)
-        fields = (prediction, prediction == labels, confidence, change.norm(dim=1), change.abs().amax(1))
+        fields = (prediction, correct, confidence, change.norm(dim=1), change.abs().amax(1))
         fields += (torch.full_like(confidence, warnings),)
         return torch.stack([value.float() for value in fields], dim=1).cpu()
 

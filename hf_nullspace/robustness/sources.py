@@ -95,7 +95,8 @@ def image_source(
         image_column_name, label_column_name (`str`, *optional*): The columns of a `datasets.Dataset`.
 
     Raises:
-        `ValueError`: If a column or the class list is missing, there are no images, or a class is not one of the model's.
+        `ValueError`: If a column or the class list is missing, there are no images, a class is not one of the model's, or a
+            label not one of `class_indices`.
     """
     if not isinstance(dataset, RobustnessDataset):
         columns = getattr(dataset, "column_names", None)
@@ -115,6 +116,10 @@ def image_source(
             id2label = dict(enumerate(classes))
         columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
         dataset = dataset_for_model(raw, id2label, name=name, **columns)
-    return ImageSource(
-        name, dataset.dataset, list(dataset.dataset["label"]), dataset.class_indices, dataset.preprocessing
-    )
+    labels = list(dataset.dataset["label"])
+    if dataset.class_indices is not None and (outside := sorted(set(labels) - set(dataset.class_indices))):
+        raise ValueError(
+            f"{name!r} has labels {outside[:5]} that are not among its {len(dataset.class_indices)} `class_indices`. Correct "
+            "either."
+        )
+    return ImageSource(name, dataset.dataset, labels, dataset.class_indices, dataset.preprocessing)

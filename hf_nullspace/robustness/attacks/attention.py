@@ -63,7 +63,7 @@ def attentions_of(model: PixelModel, pixels: torch.Tensor) -> tuple[torch.Tensor
                 f"{columns} patches; PatchFool needs (batch_size, heads, tokens, tokens) with all patches among the "
                 "tokens, so windowed and pooled attention (Swin, PVT) is not supported. Leave this attack out."
             )
-    return output.logits.float(), [attention.float().mean(1)[..., -rows * columns :] for attention in attentions]
+    return model.logits_of(output), [attention.float().mean(1)[..., -rows * columns :] for attention in attentions]
 
 
 def patch_size(model: PixelModel) -> tuple[int, int]:

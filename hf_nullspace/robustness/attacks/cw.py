@@ -31,8 +31,9 @@ def cw_l2(
     `||x' - x||^2 + c * max(logit of the label - largest other logit, -kappa)` over pictures written as a tanh, which
     keeps them in the pixel box.
 
-    No ball bounds it, so an accuracy under it says something only beside the mean L2 norm of the changes. The misclassified copy nearest to the picture comes back, and where there is none, the one nearest to
-    being misclassified. Black and white pixels stay almost as they are, since a tanh is flat there.
+    No ball bounds it, so an accuracy under it says something only beside the mean L2 norm of the changes. The
+    misclassified copy nearest to the picture comes back, and where there is none, the one nearest to being misclassified.
+    Black and white pixels stay almost as they are, since a tanh is flat there.
 
     Args:
         model ([`PixelModel`]): The classifier under attack.
