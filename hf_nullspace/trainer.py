@@ -73,7 +73,7 @@ class NullspaceTrainer(PublishingTrainer):
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank; `None` before the first round.
-        card_extras (`dict`): `results` and `result_images` of [`~hub.collect_training_facts`], for the card.
+        card_extras (`dict`): What [`~hub.card_results`] gives, for the card.
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
