@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from hf_nullspace.hub import TRAINING_NAME
+from hf_nullspace.hub.model_card import FOLDER_PLACEHOLDER, name_repository
 
 
 RESULTS = (TRAINING_NAME, "all_results.json", "nullspace_noise.json", "robustness.json", "robustness.md")
@@ -31,7 +32,8 @@ def collect(run: Path, pages: Path, command: str) -> Path:
     heading = f"\n# {run.name}\n"
     if heading not in card.text:
         raise ValueError(f"The card in {str(run)!r} has no heading {heading.strip()!r} to put the note below.")
-    card.text = card.text.replace(heading, heading + NOTE.format(command=command, name=run.name), 1)
+    text = name_repository(card.text, FOLDER_PLACEHOLDER)
+    card.text = text.replace(heading, heading + NOTE.format(command=command, name=run.name), 1)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in (*RESULTS, *facts["figures"]):

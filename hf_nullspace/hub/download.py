@@ -8,7 +8,6 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -64,6 +63,6 @@ def download(
         where = f"revision {revision!r} of {name!r}" if revision else repr(name)
         reason = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise OSError(f"{reason}, and {where} is not in the cache. Try again with a network.") from error
-    except HfHubHTTPError as error:
-        raise OSError(f"The Hub did not hand out {name!r}: {error}. Try again later.") from error
+    except Exception as error:  # HTTP libraries raise kinds of their own
+        raise OSError(f"Downloading {name!r} failed: {error} ({type(error).__name__}). Try again later.") from error
     return folder, folder.name

@@ -20,6 +20,9 @@ TRAINING_NAME = "nullspace_training.json"
 # Stands for the repository until one is known.
 FOLDER_PLACEHOLDER = "path/to/this/folder"
 
+# Where the card names its repository.
+REPOSITORY = re.compile(r"""(?<=model=")[^"]+(?=")|(?<=from_pretrained\(")[^"]+(?=")|(?<=hf-nullspace verify )\S+""")
+
 # Trainer writes what it does not know as headings without content.
 EMPTY_SECTIONS = re.compile(r"^## [^\n]+\n+More information needed\n+", re.MULTILINE)
 
@@ -69,6 +72,11 @@ def render_section(facts: dict[str, Any]) -> str:
     template = environment.get_template("model_card_template.md")
     unclear = undecided(differences or {})
     return template.render(**facts, table=table, undecided=unclear, folder=FOLDER_PLACEHOLDER).strip()
+
+
+def name_repository(text: str, name: str) -> str:
+    """The text of a card with the repository's name in its examples, whatever they named before."""
+    return REPOSITORY.sub(lambda _: name, text)
 
 
 def markdown_table(

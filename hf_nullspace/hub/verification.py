@@ -196,13 +196,17 @@ class PublishedImages:
         if not self.folders:
             dataset = load_digits_splits(self.seed)["test"]
             return dataset.select(range(min(count, len(dataset), self.max_images or count)))
-        from datasets import load_dataset
+        from datasets import concatenate_datasets, load_dataset
 
-        dataset = load_dataset(
-            "imagefolder", data_files={"test": [f"{folder}/**" for folder in self.folders]}, split="test"
-        )
-        if "label" not in dataset.column_names:
+        parts = [
+            load_dataset("imagefolder", data_files={"test": f"{folder}/**"}, split="test") for folder in self.folders
+        ]
+        if not all("label" in part.column_names for part in parts):
             return None
+        classes = [part.features["label"].names for part in parts]
+        if any(names != classes[0] for names in classes):
+            raise ValueError(f"The folders of `--images` have different classes: {classes}. Verify with each alone.")
+        dataset = concatenate_datasets(parts)
         # The files are sorted by class, so the first ones would be of few classes.
         return dataset.shuffle(seed=self.seed).select(range(min(len(dataset), self.max_images or len(dataset))))
 
