@@ -198,7 +198,8 @@ class NullspaceTrainer(PublishingTrainer):
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
         noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
         self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
-        if self.args.activation_checkpointing:
+        # The oldest supported transformers, 5.17, has the older name only.
+        if getattr(self.args, "activation_checkpointing", self.args.gradient_checkpointing):
             check_not_checkpointed(model, self.injector.projection)
 
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:

@@ -90,6 +90,10 @@ class Publisher:
         words += ["--revision", self.revision] if self.revision else []
         return shlex.join(words)
 
+    def open(self) -> str:
+        """Makes the repository if need be, and returns its full id; see [`open_repository`]."""
+        return open_repository(self.repo_id, self.private, self.token, self.revision)
+
     @contextmanager
     def survive(self) -> Iterator[None]:
         """Logs whatever goes wrong inside, and goes on: hours of training count for more than an upload."""
