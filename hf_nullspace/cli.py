@@ -154,7 +154,7 @@ def verify(argv: list[str]) -> None:
     verify_args, hub_args = _parse_positional((VerifyArguments, HubArguments), argv, "verify", ["repo_or_folder"])
     try:
         verification = verify_checkpoint(**vars(verify_args), **vars(hub_args))
-    except (OSError, ValueError) as error:  # 1 says that a claim is wrong, 2 that none could be checked
+    except (ImportError, OSError, ValueError) as error:  # 1 says that a claim is wrong, 2 that none could be checked
         print(f"hf-nullspace verify: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     print(verification.to_markdown())
