@@ -27,7 +27,7 @@ from hf_nullspace import (
 )
 from hf_nullspace.checkpointing import last_whole_checkpoint
 from hf_nullspace.data import image_transform
-from hf_nullspace.hub import markdown_table
+from hf_nullspace.hub import card_results, markdown_table
 from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
 from hf_nullspace.plotting import plot_noise_history
 
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
     }
     results = {name: measured.accuracies for name, measured in reports.items()}
     if trainer.is_world_process_zero():
-        trainer.card_extras["result_images"] = len(test)
+        trainer.card_extras.update(card_results(reports))
         reports["nullspace"].save(args.output_dir)
         report(trainer, results)
     kwargs = {"tasks": "image-classification", **data_args.card_arguments()}
@@ -163,14 +163,14 @@ def main(argv: list[str]) -> dict[str, dict[str, float]]:
 
 def report(trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> None:
     """Prints the table; writes it, the history of the noise and its figure."""
-    trainer.card_extras["results"] = results
     trainer.save_metrics(
         "robustness", {f"{name}_{key}": value for name, row in results.items() for key, value in row.items()}
     )
     folder = Path(trainer.args.output_dir)
     if trainer.noise_history:
         plot_noise_history(trainer.noise_history, folder / FIGURE_NAME)
-    print(f"\nAccuracy (%)\n\n{markdown_table(results)}\n\n{trainer.noise}")
+    table = markdown_table(*(trainer.card_extras[name] for name in ("results", "intervals", "differences")))
+    print(f"\nAccuracy (%)\n\n{table}\n\n{trainer.noise}")
     print(f"Everything is in {folder} ({trainer.args.world_size} process(es))")
 
 

@@ -59,7 +59,7 @@ class VerifyArguments:
     """What is verified, and on which pictures."""
 
     repo_or_folder: str = field(metadata={"help": "user/repo, or a folder."})
-    images: str | None = field(default=None, metadata={"help": "Folder of pictures. Default: the digits."})
+    images: list[str] | None = field(default=None, metadata={"help": "Folders of pictures. Default: the digits."})
     max_images: int | None = field(default=None, metadata={"help": "Measure on so many pictures at most."})
     batch_size: int = field(default=64, metadata={"help": "Pictures at a time."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
@@ -150,9 +150,13 @@ def push(argv: list[str]) -> None:
 
 
 def verify(argv: list[str]) -> None:
-    """Download a checkpoint and check all it claims: `verify REPO_OR_FOLDER [--images DIR]`."""
+    """Download a checkpoint and check all it claims: `verify REPO_OR_FOLDER [--images DIR ...]`."""
     verify_args, hub_args = _parse_positional((VerifyArguments, HubArguments), argv, "verify", ["repo_or_folder"])
-    verification = verify_checkpoint(**vars(verify_args), **vars(hub_args))
+    try:
+        verification = verify_checkpoint(**vars(verify_args), **vars(hub_args))
+    except (ImportError, OSError, ValueError) as error:  # 1 says that a claim is wrong, 2 that none could be checked
+        print(f"hf-nullspace verify: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     print(verification.to_markdown())
     if verification.failed:
         raise SystemExit(1)

@@ -73,7 +73,7 @@ class NullspaceTrainer(PublishingTrainer):
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank; `None` before the first round.
-        card_extras (`dict`): `results` and `result_images` of [`~hub.collect_training_facts`], for the card.
+        card_extras (`dict`): What [`~hub.card_results`] gives, for the card.
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
@@ -198,7 +198,8 @@ class NullspaceTrainer(PublishingTrainer):
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
         noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
         self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
-        if self.args.activation_checkpointing:
+        # The oldest supported transformers, 5.17, has the older name only.
+        if getattr(self.args, "activation_checkpointing", self.args.gradient_checkpointing):
             check_not_checkpointed(model, self.injector.projection)
 
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:

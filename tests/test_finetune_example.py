@@ -80,7 +80,7 @@ def test_digits_write_everything_beside_the_model(digits):
     noise = NullspaceNoise.from_pretrained(folder)
     assert noise.tensor.shape == (1, 16, 96)
     card = (folder / "README.md").read_text()
-    assert f"| nullspace | {results['nullspace']['clean']:.2f} |" in card
+    assert f"| nullspace | {results['nullspace']['clean']:.2f} [" in card
     assert f"{noise.certificate.norm:.4g}" in card
     assert "This model was trained from scratch on the scikit-learn digits dataset." in card
     with Image.open(folder / "noise_norm.png") as figure:

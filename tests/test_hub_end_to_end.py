@@ -2,21 +2,27 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hub_server import HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from launching import launch
 from PIL import Image
 from test_finetune_example import EXAMPLE, QUICK
+from test_model_cards import check_card, check_page
 from test_publishing import MODEL_FILES, assert_nothing_private
 
 from hf_nullspace.cli import main
 from hf_nullspace.hub import MANIFEST_NAME
+from hf_nullspace.hub.download import download
+from hf_nullspace.hub.model_card import eval_results
+from hf_nullspace.hub.verification import PublishedImages
 
 
 LOAD = """
@@ -54,6 +60,7 @@ def hub(published, monkeypatch, tmp_path):
     branch = server.repositories["user/digits"].branches["main"]
     commits = len(branch)
     yield server.use_in(monkeypatch, str(tmp_path))
+    server.faults.clear()
     del branch[commits:]
 
 
@@ -63,14 +70,15 @@ def edit(hub):
     return lambda: hub.repositories["user/digits"].add("main", "edit", dict(hub.files("user/digits"))).files
 
 
-def verify(capsys, *options: str) -> tuple[int, str]:
-    """Exit code and output of `hf-nullspace verify`."""
+def verify(capsys, *options: str, repo_or_folder: str = "user/digits") -> tuple[int, str]:
+    """Exit code and output of `hf-nullspace verify`; with the code 2, what it says on the other stream."""
     try:
-        main(["verify", "user/digits", *options])
+        main(["verify", repo_or_folder, *options])
         code = 0
     except SystemExit as error:
         code = error.code
-    return code, capsys.readouterr().out
+    printed = capsys.readouterr()
+    return code, printed.err if code == 2 else printed.out
 
 
 def rewrite_manifest(files: dict[str, bytes]) -> None:
@@ -157,8 +165,10 @@ def test_one_byte_of_the_noise(edit, capsys):
     ("place", "field", "value", "failing"),
     [
         ("certificate", "norm", 1e3, "norm"),
-        ("certificate", "converged", False, "certified within epsilon"),
-        ("evaluation_certificate", "permuted_agreement", 0.5, "permuted_agreement"),
+        pytest.param("certificate", "converged", False, "certified within epsilon", marks=pytest.mark.slow),
+        pytest.param(
+            "evaluation_certificate", "permuted_agreement", 0.5, "permuted_agreement", marks=pytest.mark.slow
+        ),
         ("evaluation_certificate", "probability_mse", 1.5, "probability_mse"),
     ],
 )
@@ -183,7 +193,7 @@ def test_one_number_of_the_report(edit, capsys, tmp_path):
     row = report["columns"]["contrast_3"]
     row["accuracy"] -= 2.0
     files["robustness.json"] = json.dumps(report).encode()
-    code, printed = verify(capsys)
+    code, printed = verify(capsys, "--max_images", "8")
     assert code == 1
     assert "- file robustness.json: has" in printed
     assert "accuracy, counts and nullspace_training.json differ in ['contrast_3']" in printed
@@ -209,12 +219,12 @@ def test_one_number_without_the_others(edit, capsys, tmp_path):
     card = ModelCard(files["README.md"].decode())
     card.data.eval_results[0].metric_value += 1
     files["README.md"] = str(card).encode()
-    code, printed = verify(capsys, "--max_images", "32")
+    code, printed = verify(capsys, "--max_images", "8")
     assert code == 1
     assert "- file README.md: has" in printed
     assert "- file nullspace_training.json: has" in printed
     rewrite_manifest(files)
-    code, printed = verify(capsys, "--max_images", "32", "--cache_dir", str(tmp_path / "again"))
+    code, printed = verify(capsys, "--max_images", "8", "--cache_dir", str(tmp_path / "again"))
     assert code == 1
     assert "- file" not in printed
     assert "nullspace_noise.json and nullspace_training.json differ in ['agreement']" in printed
@@ -242,6 +252,141 @@ def test_other_images_are_measured_too(hub, capsys, tmp_path, classes):
     assert "| agreement |" in printed
     assert ("not checked: the pictures have no labels" in printed) == (not any(classes))
     assert ("| accuracy (%), clean |" in printed) == all(classes)
+
+
+def test_several_folders_count_as_one(hub, capsys, tmp_path):
+    for index, name in enumerate(("first", "second")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), 3 * (100 * index,)).save(tmp_path / name / "only.png")
+    images = PublishedImages(None, 0, (tmp_path / "first", tmp_path / "second"))
+    assert [picture.getpixel((0, 0))[0] for picture in images.pictures()] == [0, 100]
+    _, printed = verify(capsys, "--images", str(tmp_path / "first"), str(tmp_path / "second"))
+    assert "| agreement |" in printed
+    assert "not checked: the pictures have no labels" in printed
+
+
+def test_without_a_report(edit, capsys):
+    files = edit()
+    facts = json.loads(files["nullspace_training.json"])
+    del files["robustness.json"]
+    manifest = json.loads(files[MANIFEST_NAME])
+    del manifest["files"]["robustness.json"]
+    files[MANIFEST_NAME] = json.dumps(manifest).encode()
+    code, printed = verify(capsys, "--max_images", "8")
+    assert code == 1
+    assert "- accuracy of the report: there is no robustness.json, but the card states accuracies" in printed
+    facts["results"] = facts["intervals"] = facts["differences"] = None
+    card = ModelCard(files["README.md"].decode())
+    card.data.eval_results = eval_results(facts)
+    files = edit()
+    files.update({"README.md": str(card).encode(), "nullspace_training.json": json.dumps(facts).encode()})
+    rewrite_manifest(files)
+    code, printed = verify(capsys, "--max_images", "8")
+    assert code == 0, printed
+    assert "| accuracy of the report |  |  | not checked: there is no robustness.json |" in printed
+
+
+def test_without_noise(edit, capsys):
+    files = edit()
+    facts = json.loads(files["nullspace_training.json"])
+    facts.update(certificate=None, evaluation_certificate=None, bank_size=0)
+    card = ModelCard(files["README.md"].decode())
+    card.data.eval_results = eval_results(facts)
+    files.update({"README.md": str(card).encode(), "nullspace_training.json": json.dumps(facts).encode()})
+    manifest = json.loads(files[MANIFEST_NAME])
+    for name in ("nullspace_noise.json", "nullspace_noise.safetensors"):
+        del files[name], manifest["files"][name]
+    files[MANIFEST_NAME] = json.dumps(manifest).encode()
+    rewrite_manifest(files)
+    code, printed = verify(capsys, "--max_images", "8")
+    assert code == 0, printed
+    assert "| certificate |  |  | not checked: it was trained without noise |" in printed
+    assert "| accuracy (%), clean |" in printed
+
+
+def test_of_a_newer_format(edit, capsys):
+    files = edit()
+    files[MANIFEST_NAME] = json.dumps({**json.loads(files[MANIFEST_NAME]), "version": 2}).encode()
+    code, printed = verify(capsys)
+    assert code == 2
+    assert "is of format 2; this hf_nullspace reads format 1. Upgrade it with `pip install -U hf_nullspace`" in printed
+
+
+def test_trained_on_images_that_nobody_has(edit, capsys):
+    files = edit()
+    facts = json.loads(files["nullspace_training.json"])
+    facts["dataset"] = "holiday photos"
+    files["nullspace_training.json"] = json.dumps(facts).encode()
+    assert verify(capsys)[0] == 1, "a file that changed fails without any image"
+    files = edit()
+    card = ModelCard(files["README.md"].decode())
+    card.data.eval_results = eval_results(facts)
+    files["README.md"] = str(card).encode()
+    rewrite_manifest(files)
+    code, printed = verify(capsys)
+    assert code == 2
+    assert "trained on holiday photos, which this package does not bring" in printed
+    assert "`--images`" in printed
+    code, printed = verify(capsys, "--images", "no/such/folder")
+    assert code == 2
+    assert printed.endswith(
+        "hf-nullspace verify: There is no folder 'no/such/folder'. Name a folder that holds pictures.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("repo_or_folder", "options", "message"),
+    [
+        ("user/digits", ["--revision", "absent"], "'user/digits' has no revision 'absent'"),
+        ("user/absent", [], "neither a folder nor a repository 'user/absent'"),
+        ("outputs/no/such/folder", [], "neither a folder here nor the name of a repository"),
+        ("user/digits", ["--token", "hf_wrong"], "'user/digits'"),
+    ],
+)
+def test_what_cannot_be_had_is_said(hub, capsys, repo_or_folder, options, message):
+    code, printed = verify(capsys, *options, repo_or_folder=repo_or_folder)
+    assert code == 2
+    assert message in printed
+    assert len(printed.splitlines()) < 10, "no traceback"
+
+
+@pytest.mark.parametrize("fault", [{"cut": True}, {"status": 503}], ids=["cut", "5xx"])
+def test_a_download_that_fails_is_said(hub, capsys, fault):
+    hub.fail("GET /user/digits/resolve/.*/config.json", **fault)
+    code, printed = verify(capsys)
+    assert code == 2
+    assert "Downloading 'user/digits' failed: " in printed
+
+
+@pytest.mark.parametrize("offline", [True, False], ids=["offline mode", "no server"])
+def test_without_a_network_the_cache_is_used(hub, capsys, tmp_path, monkeypatch, offline):
+    cache, commit = ["--cache_dir", str(tmp_path / "cache")], hub.repositories["user/digits"].find("main").oid
+    download("user/digits", cache_dir=tmp_path / "cache")
+    with HubServer() as closed:
+        closed.use_in(monkeypatch, str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    code, printed = verify(capsys, *cache, "--max_images", "8")
+    assert code == 0
+    assert f"user/digits, commit {commit}: " in printed
+    code, printed = verify(capsys, "--cache_dir", str(tmp_path / "empty"))
+    assert code == 2
+    reason = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the Hub cannot be reached"
+    assert f"{reason}, and 'user/digits' is not in the cache." in printed
+
+
+def test_a_page_of_the_run_has_all_its_numbers(hub, published, tmp_path):
+    script = Path(__file__).parents[1] / "model_cards" / "collect.py"
+    collect = runpy.run_path(str(script))["collect"]
+    page = collect(published[1], tmp_path, "python examples/finetune.py")
+    check_page(page / "README.md")
+    check_page(page / "robustness.md")
+    check_card(page)
+    text = (page / "README.md").read_text(encoding="utf-8")
+    assert "**Nothing has been published yet.**" in text
+    facts = json.loads((page / "nullspace_training.json").read_text(encoding="utf-8"))
+    assert set(facts["differences"]) == set(facts["results"]["plain"]) == set(facts["intervals"]["base"])
+    assert "| nullspace - plain |" in text
+    assert not list(page.glob("*.safetensors"))
 
 
 def test_push_command_finds_all_there(hub, published, capsys):

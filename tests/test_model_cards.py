@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,20 @@ from hf_nullspace.hub.model_card import eval_results, render_section
 CARDS = Path(__file__).parents[1] / "model_cards"
 PAGES = sorted(CARDS.rglob("*.md"))
 FINISHED = sorted(path.parent for path in CARDS.rglob(TRAINING_NAME))
-NUMBER = re.compile(r"(?<![\w.:/+-])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w/-]|\.\d)")
+NUMBER = re.compile(r"(?<![\w.:/+-])[+-]?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w/-]|\.\d)")
+
+
+def prose_of(text: str) -> str:
+    """A page without its metadata, code, links, file names, and names with a digit."""
+    text = re.sub(r"^---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->|https?://\S+", " ", text, flags=re.DOTALL)
+    text = re.sub(r"\b(ViT-[SB]/16|ImageNet-C|SHA-256|L2|Linf|arXiv \S+)", " ", text)
+    return text
 
 
 def numbers_of(text: str) -> list[str]:
-    """The numbers that a page states: not those of code, links, file names, headings of the metadata, or the reference."""
-    text = re.sub(r"^---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->|https?://\S+", " ", text, flags=re.DOTALL)
-    text = re.sub(r"\b(ViT-[SB]/16|ImageNet-C|SHA-256|Linf|arXiv \S+)", " ", text)
-    return NUMBER.findall(text)
+    """The numbers that a page states."""
+    return NUMBER.findall(prose_of(text))
 
 
 def values_of(content) -> list:
@@ -36,7 +42,7 @@ def values_of(content) -> list:
 
 def is_among(number: str, values: list) -> bool:
     """Whether a value, or a hundred times it, is this number when it is rounded as far."""
-    if number.count(".") > 1:
+    if number.count(".") > 1:  # a version
         return number in values
     decimals = len(number.partition(".")[2].partition("e")[0])
     for value in values:
@@ -45,8 +51,14 @@ def is_among(number: str, values: list) -> bool:
         except (TypeError, ValueError):
             continue
         for scaled in (value, 100 * value):
-            digits = number.lstrip("-0.").replace(".", "").partition("e")[0]
-            forms = (f"{scaled:.{decimals}f}", f"{scaled:.4g}", f"{scaled:.{max(1, len(digits))}g}")
+            digits = number.lstrip("+-0.").replace(".", "").partition("e")[0]
+            sign = "+" if number.startswith("+") else ""
+            forms = (
+                f"{scaled:{sign}.{decimals}f}",
+                f"{scaled:.{decimals}f}",
+                f"{scaled:.4g}",
+                f"{scaled:.{max(1, len(digits))}g}",
+            )
             if number in forms or float(number) == scaled:
                 return True
     return False
@@ -57,10 +69,30 @@ def json_values(folder: Path) -> list:
     return [value for path in files for value in values_of(json.loads(path.read_text(encoding="utf-8")))]
 
 
+def check_page(page: Path) -> None:
+    """Every number is in a JSON file beside the page, and every word with a digit that is no number is a name there."""
+    values, text = json_values(page.parent), page.read_text(encoding="utf-8")
+    assert [number for number in numbers_of(text) if not is_among(number, values)] == []
+    words = re.findall(r"[\w.+/-]*\d[\w.+/-]*", NUMBER.sub(" ", prose_of(text)))
+    names = " ".join(path.read_text(encoding="utf-8") for path in page.parent.glob("*.json"))
+    assert [word for word in words if word not in names] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CARDS)))
 def test_every_number_is_in_the_results(page):
-    values = json_values(page.parent)
-    assert [number for number in numbers_of(page.read_text(encoding="utf-8")) if not is_among(number, values)] == []
+    check_page(page)
+
+
+@pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.name)
+def test_a_changed_number_is_found(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    page = tmp_path / "copy" / "README.md"
+    text = page.read_text(encoding="utf-8")
+    for number in ("93.33", "0.04451", "121.6"):
+        number = next(found for found in numbers_of(text) if "." in found and len(found) == len(number))
+        page.write_text(text.replace(number, number[:-1] + str((int(number[-1]) + 1) % 10)), encoding="utf-8")
+        with pytest.raises(AssertionError):
+            check_card(page.parent)
 
 
 def test_a_number_that_was_not_measured_is_found():
@@ -79,8 +111,13 @@ def test_links_lead_to_files(page):
 
 @pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.name)
 def test_finished_cards_have_valid_metadata_and_the_rendered_section(hub, folder):
+    check_card(folder)
+    ModelCard.load(folder / "README.md").validate()
+
+
+def check_card(folder: Path) -> None:
+    """The metadata, the section and the figures of a card are those of the results beside it."""
     card = ModelCard.load(folder / "README.md")
-    card.validate()
     facts = json.loads((folder / TRAINING_NAME).read_text(encoding="utf-8"))
     assert {result.metric_name: result.metric_value for result in card.data.eval_results} == {
         result.metric_name: result.metric_value for result in eval_results(facts)

@@ -1,14 +1,18 @@
 """Pushing to the Hub from a training run: what arrives, what stays here, and what happens when the Hub does not work."""
 
+import io
 import json
 import re
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
+import torch
+from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard, snapshot_download
-from safetensors.torch import load
+from PIL import Image
+from safetensors.torch import load, save
 
 from hf_nullspace import NullspaceDataCollator, NullspaceNoise, NullspaceTrainer, NullspaceTrainingArguments
 from hf_nullspace.hub import Publisher, compare_with_manifest, publish
@@ -63,13 +67,33 @@ def logged(caplog):
 
 
 def assert_nothing_private(files: dict[str, bytes]) -> None:
-    """No token and no folder of this machine in any file, and not its name in any text."""
-    secrets = ["hf_owner", str(Path.home()), "/tmp/", str(Path.cwd())]
+    """No token and no folder of this machine in any byte, and not its name in any text, header or figure's metadata."""
+    secrets = ["hf_owner", str(Path.home()), tempfile.gettempdir(), str(Path.cwd()), str(Path(__file__).parents[1])]
     for name, content in files.items():
         found = [secret for secret in secrets if secret.encode() in content]
-        if not name.endswith((".safetensors", ".png")):
-            found += re.findall(rf"\b{re.escape(socket.gethostname())}\b", content.decode())
+        if name.endswith(".safetensors"):
+            text = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
+        elif name.endswith(".png"):
+            text = str(Image.open(io.BytesIO(content)).info)
+        else:
+            text = "" if name.endswith(PICKLES) else content.decode()
+        found += re.findall(rf"\b{re.escape(socket.gethostname())}\b", text)
         assert not found, (name, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.md", f"see {Path.home()}/runs".encode()),
+        ("config.json", b'{"token": "hf_owner"}'),
+        ("robustness.json", f'{{"host": "{socket.gethostname()}"}}'.encode()),
+        ("noise.safetensors", save({"noise": torch.zeros(1)}, metadata={"host": socket.gethostname()})),
+        ("scheduler.pt", f"PK {tempfile.gettempdir()}/out".encode()),
+    ],
+)
+def test_what_is_private_is_found(name, content):
+    with pytest.raises(AssertionError, match=name):
+        assert_nothing_private({name: content})
 
 
 def test_push_at_the_end_publishes_all_and_nothing_else(hub, make_trainer):
@@ -84,6 +108,8 @@ def test_push_at_the_end_publishes_all_and_nothing_else(hub, make_trainer):
     assert set(files) == MODEL_FILES
     assert hub.repositories["user/out"].private
     assert_nothing_private(files)
+    ours = [path for path in Path(trainer.args.output_dir).rglob("*") if path.is_file() and path.suffix != ".bin"]
+    assert_nothing_private({str(path.relative_to(trainer.args.output_dir)): path.read_bytes() for path in ours})
     assert load(files["nullspace_noise.safetensors"])["noise"].equal(trainer.noise.tensor)
     card = ModelCard(files["README.md"].decode())
     card.validate()
@@ -98,6 +124,23 @@ def test_push_at_the_end_publishes_all_and_nothing_else(hub, make_trainer):
     assert result.metric_value == round(100 * facts["evaluation_certificate"]["agreement"], 2)
     assert facts["evaluation_certificate"]["num_images"] == 16
     assert 'NullspaceNoise.from_pretrained("user/out")' in card.content
+
+
+def test_a_base_model_is_named_and_a_local_one_is_not(hub, make_trainer, make_vit, tmp_path):
+    trainer = make_trainer(max_steps=2, save_strategy="no")
+    trainer.model.config._name_or_path = "somebody/base"
+    hub.repositories["somebody/base"] = Repository(private=False)
+    trainer.train()
+    trainer.push_to_hub(dataset="digits")
+    assert ModelCard(hub.files("user/out")["README.md"].decode()).data.base_model == "somebody/base"
+    make_vit().save_pretrained(tmp_path / "base")
+    trainer.model.config._name_or_path = str(tmp_path / "base")
+    trainer.push_to_hub(dataset="digits")
+    files = hub.files("user/out")
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model is None
+    assert "finetuned from a local checkpoint on the digits dataset" in card.content
+    assert_nothing_private(files)
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
@@ -115,7 +158,7 @@ def test_intermediate_pushes_include_noise_and_card(hub, make_trainer, strategy)
     assert sorted({name.split("/")[0] for name in files if "/" in name}) == folders[strategy]
     assert not any(name.endswith("training_args.bin") for name in files)
     assert not any(name.endswith(PICKLES) for name in files if "/" not in name)
-    assert_nothing_private({name: content for name, content in files.items() if not name.endswith(PICKLES)})
+    assert_nothing_private(files)
     for commit, step in zip(hub.repositories["user/out"].branches["main"][1:], (2, 4), strict=True):
         assert json.loads(commit.files["nullspace_training.json"])["rounds"][-1]["step"] == step - 2
     assert not list(Path(trainer.args.output_dir).glob("_publishing-*"))
@@ -142,10 +185,12 @@ def test_a_published_checkpoint_resumes(hub, make_trainer, tmp_path):
         ({"pattern": "/commit/", "cut": True}, {}),
         (None, {"hub_token": "hf_wrong"}),
         (None, {"hub_model_id": "somebody/out"}),
+        (None, {"hub_model_id": "somebody/taken"}),
     ],
-    ids=["down", "5xx", "cut upload", "cut commit", "wrong token", "name taken"],
+    ids=["down", "5xx", "cut upload", "cut commit", "wrong token", "name of another", "name taken"],
 )
 def test_training_survives_the_hub(hub, make_trainer, logged, fault, arguments):
+    hub.repositories["somebody/taken"] = Repository(private=False)
     if fault is not None:
         hub.fail(**fault)
     trainer = make_trainer(hub_strategy="every_save", **arguments)

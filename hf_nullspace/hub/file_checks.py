@@ -14,8 +14,10 @@ from ..certificate import token_norms
 from ..noise import NOISE_CONFIG_NAME, NullspaceNoise
 from ..robustness import RobustnessReport
 from ..robustness.outcomes import model_fingerprint
+from ..robustness.report import REPORT_NAME
+from .card_results import MODEL_NAME
 from .claims import Claim, compare_values
-from .manifest import MANIFEST_NAME, compare_with_manifest
+from .manifest import MANIFEST_NAME, NewerFormatError, compare_with_manifest
 from .model_card import TRAINING_NAME, eval_results
 
 
@@ -28,28 +30,39 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path) -> list[Claim]:
-    """One claim for each file that the manifest lists."""
+    """
+    One claim for each file that the manifest lists.
+
+    Raises:
+        [`NewerFormatError`]: If this version of the package cannot read the files.
+    """
     try:
         return [
             Claim(f"file {name}", not problem, reason=problem)
             for name, problem in compare_with_manifest(folder).items()
         ]
+    except NewerFormatError:
+        raise
     except (FileNotFoundError, ValueError) as error:
         return [Claim(f"file {MANIFEST_NAME}", False, reason=str(error))]
 
 
-def check_consistency(folder: Path, noise: NullspaceNoise, facts: dict[str, Any]) -> list[Claim]:
-    """That the files which repeat a number say the same."""
+def check_certificate(noise: NullspaceNoise, facts: dict[str, Any]) -> Claim:
+    """That the certificate of the card is the one beside the noise."""
     certificate = noise.certificate.to_dict()
     differing = [name for name, value in certificate.items() if (facts["certificate"] or {}).get(name) != value]
     reason = f"{NOISE_CONFIG_NAME} and {TRAINING_NAME} differ in {differing}" if differing else ""
-    claims = [Claim(f"{TRAINING_NAME} has the certificate of the noise", not differing, reason=reason)]
+    return Claim(f"{TRAINING_NAME} has the certificate of the noise", not differing, reason=reason)
+
+
+def check_card(folder: Path, facts: dict[str, Any]) -> Claim:
+    """That the card's metadata has the numbers of `nullspace_training.json`."""
     expected = {result.metric_name: result.metric_value for result in eval_results(facts, "")}
     card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True)
     found = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     reason = f"the card and {TRAINING_NAME} differ in {wrong}" if wrong else ""
-    return [*claims, Claim("the card has the measured metrics", not wrong, reason=reason)]
+    return Claim("the card has the measured metrics", not wrong, reason=reason)
 
 
 def check_noise(noise: NullspaceNoise) -> list[Claim]:
@@ -75,11 +88,29 @@ def check_report(report: RobustnessReport, facts: dict[str, Any], model: PreTrai
     """That the report was measured with these weights, and its numbers agree with one another and with the card's."""
     same = report.run["model"] == model_fingerprint(model)
     claims = [Claim("weights of the report", same, reason="" if same else "it was measured with other weights")]
+
+    def of_model(part: str) -> dict[str, Any]:
+        return (facts[part] or {}).get(MODEL_NAME) or {}
+
     wrong = [
         name
         for name, row in report.columns.items()
         if not math.isclose(row["accuracy"], 100 * row["correct"] / row["count"])
-        or not math.isclose(row["accuracy"], ((facts["results"] or {}).get("nullspace") or {}).get(name, math.nan))
+        or not math.isclose(row["accuracy"], of_model("results").get(name, math.nan))
+        or of_model("intervals").get(name, [row["low"], row["high"]]) != [row["low"], row["high"]]
     ]
     reason = f"accuracy, counts and {TRAINING_NAME} differ in {wrong}" if wrong else ""
     return [*claims, Claim(f"{TRAINING_NAME} has the accuracies of the report", not wrong, reason=reason)]
+
+
+def check_without_report(facts: dict[str, Any]) -> Claim:
+    """Without a report there are no accuracies to check; a card that states some all the same is refused."""
+    stated = (facts["results"] or {}).get(MODEL_NAME)
+    reason = f"there is no {REPORT_NAME}" + (", but the card states accuracies" if stated else "")
+    return Claim("accuracy of the report", False if stated else None, reason=reason)
+
+
+def list_controls(facts: dict[str, Any]) -> list[Claim]:
+    """The accuracies that nobody but the publisher can measure."""
+    controls = ", ".join(name for name in facts["results"] or {} if name != MODEL_NAME)
+    return [Claim(f"accuracy of the controls ({controls})", None, reason="not published")] if controls else []

@@ -11,6 +11,9 @@ from huggingface_hub.utils.sha import sha_fileobj
 
 MANIFEST_NAME = "nullspace_manifest.json"
 
+# Of the published files together; another number means that this version of the package cannot read them.
+FORMAT_VERSION = 1
+
 # Weights, results, figures, and the code of models that bring their own. `training_args.bin` is none of these: it is a
 # pickle, holds the token and the folders of the machine, and nothing reads it.
 PUBLISHED_SUFFIXES = (".csv", ".json", ".md", ".png", ".py", ".safetensors")
@@ -18,6 +21,10 @@ PUBLISHED_SUFFIXES = (".csv", ".json", ".md", ".png", ".py", ".safetensors")
 # Of use to a resumed run only, and the first names folders of the machine; what is published to resume from a
 # checkpoint has its own.
 LOCAL_NAMES = ("trainer_state.json", "nullspace_schedule.json")
+
+
+class NewerFormatError(ValueError):
+    """The published files are of a format that this version of the package does not know."""
 
 
 def publishable_files(folder: str | os.PathLike) -> list[str]:
@@ -42,7 +49,7 @@ def write_manifest(folder: str | os.PathLike) -> None:
         if name != MANIFEST_NAME:
             path = Path(folder, name)
             files[name] = {"size": path.stat().st_size, "sha256": file_hash(path)}
-    text = json.dumps({"version": 1, "files": files}, indent=2) + "\n"
+    text = json.dumps({"version": FORMAT_VERSION, "files": files}, indent=2) + "\n"
     Path(folder, MANIFEST_NAME).write_text(text, encoding="utf-8")
 
 
@@ -52,7 +59,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
 
     Raises:
         `FileNotFoundError`: If the folder has no manifest.
-        `ValueError`: If it is damaged.
+        `ValueError`: If it is damaged, or of another format than this version of the package writes.
     """
     path = Path(folder, MANIFEST_NAME)
     if not path.is_file():
@@ -61,11 +68,19 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
             "publishes a folder with one."
         )
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, files = content["version"], content["files"]
+        if version != FORMAT_VERSION:
+            raise NewerFormatError(
+                f"{MANIFEST_NAME} is of format {version!r}; this hf_nullspace reads format {FORMAT_VERSION}. Upgrade it "
+                "with `pip install -U hf_nullspace`."
+            )
         outside = [name for name in files if Path(name).name != name]
         if outside:
             raise ValueError(f"it names files of other folders: {outside}")
         return {name: {"size": int(row["size"]), "sha256": str(row["sha256"])} for name, row in files.items()}
+    except NewerFormatError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{MANIFEST_NAME} is damaged: {error!r}.") from error
 

@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from .card_results import CONTROL_NAME, MODEL_NAME, undecided
+
 
 TAGS = ("nullspace", "robustness", "vision", "arxiv:2403.10476")
 PIPELINE_TAG = "image-classification"
@@ -17,6 +19,9 @@ TRAINING_NAME = "nullspace_training.json"
 
 # Stands for the repository until one is known.
 FOLDER_PLACEHOLDER = "path/to/this/folder"
+
+# Where the card names its repository.
+REPOSITORY = re.compile(r"""(?<=model=")[^"]+(?=")|(?<=from_pretrained\(")[^"]+(?=")|(?<=hf-nullspace verify )\S+""")
 
 # Trainer writes what it does not know as headings without content.
 EMPTY_SECTIONS = re.compile(r"^## [^\n]+\n+More information needed\n+", re.MULTILINE)
@@ -30,9 +35,9 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
         folder (`str` or `Path`):
             Folder with the `README.md`.
         facts (`dict`):
-            What is said, JSON-serialisable: `dataset` (name or `None`), `model_type`, `patch_projection`, `is_local_base`, `bank_size`, `certificate` and
-            `evaluation_certificate` (each a `dict` or `None`), `rounds` (`trainer.noise_history`), `settings`,
-            `results` (accuracy in per cent by column for each model, or `None`), `result_images` (how many), `figures`
+            What is said, JSON-serialisable: `dataset` (name or `None`), `model_type`, `patch_projection`,
+            `is_local_base`, `bank_size`, `certificate` and `evaluation_certificate` (each a `dict` or `None`), `rounds`
+            (`trainer.noise_history`), `settings`, the fields of [`card_results`] (each may be `None`), `figures`
             (caption by file name), `hyperparameters`, `metrics` and `versions`.
     """
     folder = Path(folder)
@@ -62,17 +67,40 @@ def render_section(facts: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    table = markdown_table(facts["results"]) if facts["results"] else None
+    results, differences = facts["results"], facts["differences"]
+    table = markdown_table(results, facts["intervals"], differences) if results else None
     template = environment.get_template("model_card_template.md")
-    return template.render(**facts, table=table, folder=FOLDER_PLACEHOLDER).strip()
+    unclear = undecided(differences or {})
+    return template.render(**facts, table=table, undecided=unclear, folder=FOLDER_PLACEHOLDER).strip()
 
 
-def markdown_table(results: dict[str, dict[str, float]]) -> str:
-    """A Markdown table with a row for each model, its columns those of the first; values in per cent."""
+def name_repository(text: str, name: str) -> str:
+    """The text of a card with the repository's name in its examples, whatever they named before."""
+    return REPOSITORY.sub(lambda _: name, text)
+
+
+def markdown_table(
+    results: dict[str, dict[str, float]],
+    intervals: dict[str, dict[str, list[float]]] | None = None,
+    differences: dict[str, list[float]] | None = None,
+) -> str:
+    """
+    A Markdown table with a row for each model, its columns those of the first, and one for the differences; all in per
+    cent, the arguments as [`card_results`] gives them.
+    """
     columns = list(next(iter(results.values())))
     lines = ["| model | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for name, row in results.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[column]:.2f}" for column in columns) + " |")
+        cells = [f"{row[column]:.2f}" for column in columns]
+        if intervals:
+            ends = [intervals[name][column] for column in columns]
+            cells = [f"{cell} [{low:.2f}, {high:.2f}]" for cell, (low, high) in zip(cells, ends, strict=True)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if differences:
+        cells = [
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*differences[name]) if name in differences else "" for name in columns
+        ]
+        lines.append(f"| {MODEL_NAME} - {CONTROL_NAME} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..uploading import open_repository, upload_files
 from .manifest import publishable_files, write_manifest
-from .model_card import FOLDER_PLACEHOLDER, TRAINING_NAME
+from .model_card import TRAINING_NAME, name_repository
 
 
 logger = logging.get_logger(__name__)
@@ -60,8 +60,7 @@ def publish(
     repo_id = open_repository(repo_id, private, token, revision)
     card = Path(folder, CARD_NAME)
     if card.is_file():
-        text = card.read_text(encoding="utf-8")
-        card.write_text(text.replace(FOLDER_PLACEHOLDER, repo_id), encoding="utf-8")
+        card.write_text(name_repository(card.read_text(encoding="utf-8"), repo_id), encoding="utf-8")
     write_manifest(folder)
     paths = [*publishable_files(folder), *further_files]
     return upload_files(folder, paths, repo_id, commit_message=commit_message, token=token, revision=revision)
@@ -90,6 +89,10 @@ class Publisher:
         words += ["--private"] if self.private else []
         words += ["--revision", self.revision] if self.revision else []
         return shlex.join(words)
+
+    def open(self) -> str:
+        """Makes the repository if need be, and returns its full id; see [`open_repository`]."""
+        return open_repository(self.repo_id, self.private, self.token, self.revision)
 
     @contextmanager
     def survive(self) -> Iterator[None]:

@@ -24,8 +24,10 @@ class PublishingTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         self.push_in_progress = None
-        with self._publisher(token=token, private=private).survive():
-            super().init_hf_repo(token, private)
+        publisher = self._publisher(token, private)
+        if self.is_world_process_zero():
+            with publisher.survive():
+                self.hub_model_id = publisher.open()
 
     def push_to_hub(
         self,

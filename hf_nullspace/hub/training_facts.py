@@ -35,6 +35,8 @@ def collect_training_facts(
     dataset: str | None = None,
     evaluation_certificate: Certificate | None = None,
     results: dict[str, dict[str, float]] | None = None,
+    intervals: dict[str, dict[str, list[float]]] | None = None,
+    differences: dict[str, list[float]] | None = None,
     result_images: int | None = None,
 ) -> dict[str, Any]:
     """
@@ -47,8 +49,7 @@ def collect_training_facts(
         settings (`dict`): Name and value of each setting to list.
         dataset (`str`, *optional*): Name of the dataset.
         evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
-        results (`dict[str, dict[str, float]]`, *optional*): For each model, accuracy in per cent by column.
-        result_images (`int`, *optional*): Number of images that `results` were measured on.
+        results, intervals, differences, result_images (*optional*): See [`card_results`].
     """
     _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
     config = trainer.model.config
@@ -63,6 +64,8 @@ def collect_training_facts(
         "rounds": rounds,
         "settings": settings,
         "results": results,
+        "intervals": intervals,
+        "differences": differences,
         "result_images": result_images,
         "figures": {name: FIGURES[name] for name in sorted(FIGURES) if Path(trainer.args.output_dir, name).is_file()},
         "hyperparameters": extract_hyperparameters_from_trainer(trainer),

@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
@@ -18,15 +17,24 @@ from ..certificate import Certificate
 from ..digits import DIGITS_NAME, load_digits_splits
 from ..frozen import FrozenClassifier, frozen
 from ..injection import tokens_shape
-from ..noise import NullspaceNoise
+from ..noise import NOISE_CONFIG_NAME, NOISE_TENSOR_NAME, NullspaceNoise
 from ..pictures import read_pictures, to_pixel_values
 from ..probing import measure_noise
 from ..robustness import RobustnessReport, evaluate_robustness
 from ..robustness.profiles import EVALUATION_SET
 from ..robustness.report import REPORT_NAME
 from .claims import Claim, claims_table, compare_certificates, compare_columns
-from .file_checks import check_consistency, check_files, check_noise, check_report, read_facts
-from .manifest import PUBLISHED_SUFFIXES
+from .download import download
+from .file_checks import (
+    check_card,
+    check_certificate,
+    check_files,
+    check_noise,
+    check_report,
+    check_without_report,
+    list_controls,
+    read_facts,
+)
 
 
 if TYPE_CHECKING:
@@ -39,7 +47,7 @@ class Verification:
     Result of [`verify`].
 
     Args:
-        source (`str`): The repository or folder.
+        source (`str`): The repository, with its commit, or the folder.
         claims (`tuple[Claim]`): Each claim with its check.
     """
 
@@ -61,7 +69,7 @@ class Verification:
 
 def verify(
     repo_or_folder: str | os.PathLike,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -80,8 +88,8 @@ def verify(
 
     Args:
         repo_or_folder (`str` or `os.PathLike`): `"user/repo"`, or a folder that `NullspaceTrainer` wrote.
-        images (`str` or `os.PathLike`, *optional*): Folder of pictures to measure on. By default the digits, which the
-            checkpoint must have been trained on.
+        images (`str`, `os.PathLike` or a sequence of them, *optional*): Folder of pictures to measure on, or several
+            that count as one. By default the digits, which the checkpoint must have been trained on.
         revision (`str`, *optional*): Branch, tag or commit.
         token (`str` or `bool`, *optional*): Access token, for private repositories.
         cache_dir (`str` or `os.PathLike`, *optional*): Where downloads are cached.
@@ -92,7 +100,9 @@ def verify(
         [`Verification`].
 
     Raises:
-        `ValueError`: If no images are named for a checkpoint that was not trained on the digits.
+        `ValueError`: If no images are named for a checkpoint that was not trained on the digits, or if a newer version
+            of the package published it.
+        `OSError`: If the repository or the images cannot be had.
 
     Example:
 
@@ -102,33 +112,46 @@ def verify(
     []
     ```
     """
-    folder = Path(repo_or_folder)
-    if not folder.is_dir():
-        patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]
-        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        folder = Path(
-            snapshot_download(str(repo_or_folder), allow_patterns=patterns, ignore_patterns=["*/*"], **options)
-        )
+    folder, commit = download(repo_or_folder, revision=revision, token=token, cache_dir=cache_dir)
+    source = str(repo_or_folder) if commit is None else f"{repo_or_folder}, commit {commit}"
     claims = check_files(folder)
     try:
-        noise, facts = NullspaceNoise.from_pretrained(folder), read_facts(folder)
+        facts = read_facts(folder)
+        noise = read_noise(folder, facts)
         evaluated = facts["evaluation_certificate"] and Certificate.from_dict(facts["evaluation_certificate"])
         report = RobustnessReport.load(folder) if Path(folder, REPORT_NAME).is_file() else None
         model = AutoModelForImageClassification.from_pretrained(folder).eval()
         processor = AutoImageProcessor.from_pretrained(folder)
-        claims += check_consistency(folder, noise, facts) + check_noise(noise)
-        claims += check_report(report, facts, model) if report is not None else []
+        claims.append(check_card(folder, facts))
+        if noise is not None:
+            claims += [check_certificate(noise, facts), *check_noise(noise)]
+        claims += [check_without_report(facts)] if report is None else check_report(report, facts, model)
+        images_of = PublishedImages(facts["dataset"], facts["settings"]["seed"], folders_of(images), max_images)
     except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         claims.append(Claim("files that fit together", False, reason=str(error)))
-        return Verification(str(repo_or_folder), tuple(claims))
-    images_of = PublishedImages(facts["dataset"], noise.config.seed, images, max_images)
-    patch_projection = facts["patch_projection"]
-    claims += measure_certificate(
-        model, processor, noise, evaluated or noise.certificate, images_of, batch_size, patch_projection
-    )
+        return Verification(source, tuple(claims))
+    if any(claim.holds is False for claim in claims) and not images_of.exist:
+        return Verification(source, tuple(claims))
+    images_of.check()
+    if noise is None:
+        claims.append(Claim("certificate", None, reason="it was trained without noise"))
+    else:
+        projection, claimed = facts["patch_projection"], evaluated or noise.certificate
+        claims += measure_certificate(model, processor, noise, claimed, images_of, batch_size, projection)
     if report is not None:
         claims += measure_report(model, processor, report, images_of, batch_size)
-    return Verification(str(repo_or_folder), tuple(claims))
+    return Verification(source, (*claims, *list_controls(facts)))
+
+
+def read_noise(folder: Path, facts: dict[str, Any]) -> NullspaceNoise | None:
+    """The noise of a checkpoint; `None` if it was trained without, and claims none."""
+    has_none = not any(Path(folder, name).is_file() for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME))
+    return None if has_none and facts["certificate"] is None else NullspaceNoise.from_pretrained(folder)
+
+
+def folders_of(images: str | os.PathLike | Sequence[str | os.PathLike] | None) -> tuple[str | os.PathLike, ...]:
+    """The folders that were named."""
+    return () if images is None else (images,) if isinstance(images, (str, os.PathLike)) else tuple(images)
 
 
 @dataclass(frozen=True)
@@ -139,17 +162,23 @@ class PublishedImages:
     Args:
         dataset (`str` or `None`): Name of the dataset that the checkpoint was trained on.
         seed (`int`): Seed of its splits.
-        folder (`str` or `os.PathLike`, *optional*): The given images.
+        folders (`tuple`, *optional*): Where the given images are.
         max_images (`int`, *optional*): Take so many at most.
     """
 
     dataset: str | None
     seed: int
-    folder: str | os.PathLike | None = None
+    folders: tuple[str | os.PathLike, ...] = ()
     max_images: int | None = None
 
-    def __post_init__(self):
-        if self.folder is None and self.dataset != DIGITS_NAME:
+    @property
+    def exist(self) -> bool:
+        """Whether images were given, or are those that the package can find."""
+        return bool(self.folders) or self.dataset == DIGITS_NAME
+
+    def check(self) -> None:
+        """Raises a `ValueError` if there are no images."""
+        if not self.exist:
             raise ValueError(
                 f"The checkpoint was trained on {self.dataset or 'images that it does not name'}, which this package "
                 "does not bring. Name a folder of such pictures with `--images`; with one sub-folder for each class, "
@@ -158,20 +187,26 @@ class PublishedImages:
 
     def pictures(self) -> Sequence[Image.Image]:
         """Pictures for the certificate."""
-        if self.folder is not None:
-            return read_pictures(self.folder, self.max_images)
+        if self.folders:
+            return [picture for folder in self.folders for picture in read_pictures(folder)][: self.max_images]
         return load_digits_splits(self.seed)["validation"][: self.max_images]["image"]
 
     def labelled(self, count: int) -> Dataset | None:
         """Pictures with labels for a report of `count` images; `None` where they have no labels."""
-        if self.folder is None:
+        if not self.folders:
             dataset = load_digits_splits(self.seed)["test"]
             return dataset.select(range(min(count, len(dataset), self.max_images or count)))
-        from datasets import load_dataset
+        from datasets import concatenate_datasets, load_dataset
 
-        dataset = load_dataset("imagefolder", data_files={"test": f"{self.folder}/**"}, split="test")
-        if "label" not in dataset.column_names:
+        parts = [
+            load_dataset("imagefolder", data_files={"test": f"{folder}/**"}, split="test") for folder in self.folders
+        ]
+        if not all("label" in part.column_names for part in parts):
             return None
+        classes = [part.features["label"].names for part in parts]
+        if any(names != classes[0] for names in classes):
+            raise ValueError(f"The folders of `--images` have different classes: {classes}. Verify with each alone.")
+        dataset = concatenate_datasets(parts)
         # The files are sorted by class, so the first ones would be of few classes.
         return dataset.shuffle(seed=self.seed).select(range(min(len(dataset), self.max_images or len(dataset))))
 

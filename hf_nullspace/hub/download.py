@@ -1,0 +1,68 @@
+"""A published repository as a folder, or an error that says why there is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .manifest import PUBLISHED_SUFFIXES
+
+
+def download(
+    repo_or_folder: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> tuple[Path, str | None]:
+    """
+    Downloads what a repository publishes, without its checkpoints; without a network, takes it from the cache.
+
+    Args:
+        repo_or_folder (`str` or `os.PathLike`): `"user/repo"`, or a folder, which is taken as it is.
+        revision, token, cache_dir (*optional*): As for [`verify`].
+
+    Returns:
+        `tuple[Path, str or None]`: The folder, and the commit where it is of a repository.
+
+    Raises:
+        `OSError`: If it cannot be had: no such folder, repository or revision, no access, no network and no cache.
+    """
+    if Path(repo_or_folder).is_dir():
+        return Path(repo_or_folder), None
+    name = str(repo_or_folder)
+    patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"], **options))
+    except HFValidationError as error:
+        raise OSError(
+            f"{name!r} is neither a folder here nor the name of a repository, which looks like user/repo."
+        ) from error
+    except GatedRepoError as error:
+        raise OSError(f"{name!r} is gated: accept its terms on the Hub, then pass `--token` or log in.") from error
+    except RevisionNotFoundError as error:
+        raise OSError(
+            f"{name!r} has no revision {revision!r}. Name a branch, a tag or a whole commit id with `--revision`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"There is neither a folder nor a repository {name!r}. If it is private, log in with `hf auth login`, or "
+            "pass `--token`."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        where = f"revision {revision!r} of {name!r}" if revision else repr(name)
+        reason = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        raise OSError(f"{reason}, and {where} is not in the cache. Try again with a network.") from error
+    except Exception as error:  # HTTP libraries raise kinds of their own
+        raise OSError(f"Downloading {name!r} failed: {error} ({type(error).__name__}). Try again later.") from error
+    return folder, folder.name

@@ -1,0 +1,76 @@
+"""The results of a card: intervals and paired differences against closed forms, and the words that follow from them."""
+
+import copy
+import json
+
+import pytest
+import torch
+from test_model_cards import CARDS
+
+from hf_nullspace.hub import TRAINING_NAME, card_results, markdown_table
+from hf_nullspace.hub.card_results import undecided
+from hf_nullspace.hub.model_card import render_section
+from hf_nullspace.robustness import PREVIEW, RobustnessReport
+from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
+from hf_nullspace.robustness.profiles import EVALUATION_SET
+from hf_nullspace.robustness.scoring import score_columns
+
+
+NAMES = [column.name for column in PREVIEW.columns]
+
+
+def make_report(name: str, hits: list[bool]) -> RobustnessReport:
+    """A report with the same answers in every column."""
+    values = torch.zeros(len(hits), len(FIELDS))
+    values[:, FIELDS.index("correct")] = torch.tensor(hits, dtype=torch.float32)
+    outcomes = {column: Outcomes(values, torch.arange(len(hits))) for column in NAMES}
+    run = {"num_images": {EVALUATION_SET: len(hits)}}
+    return RobustnessReport(name, PREVIEW, score_columns(PREVIEW.columns, outcomes), {}, {}, {}, run, {}, outcomes)
+
+
+def test_differences_are_paired_and_intervals_those_of_the_report():
+    ours, plain = (
+        make_report("nullspace", [True] * 60 + [False] * 40),
+        make_report("plain", [True] * 40 + [False] * 60),
+    )
+    found = card_results({"plain": plain, "nullspace": ours})
+    assert list(found["results"]) == ["plain", "nullspace"]
+    row = ours.columns["clean"]
+    assert found["intervals"]["nullspace"]["clean"] == [row["low"], row["high"]]
+    difference, low, high = found["differences"]["clean"]
+    assert difference == pytest.approx(20)
+    # 20 of 100 images differ, all one way: the bootstrap is binomial with a standard deviation of 4 points.
+    assert (low, high) == pytest.approx((20 - 1.96 * 4, 20 + 1.96 * 4), abs=1.0)
+    assert undecided(found["differences"]) == []
+    assert undecided(card_results({"plain": ours, "nullspace": copy.copy(ours)})["differences"]) == NAMES
+    assert card_results({"nullspace": ours})["differences"] is None
+
+
+def test_the_table_has_intervals_and_differences():
+    table = markdown_table(
+        {"plain": {"clean": 90.0, "fgsm": 10.0}, "nullspace": {"clean": 91.0, "fgsm": 30.0}},
+        {name: {"clean": [80.0, 95.0], "fgsm": [5.0, 35.0]} for name in ("plain", "nullspace")},
+        {"clean": [1.0, -2.0, 4.0], "fgsm": [20.0, 10.0, 30.0]},
+    )
+    assert table.splitlines()[2:] == [
+        "| plain | 90.00 [80.00, 95.00] | 10.00 [5.00, 35.00] |",
+        "| nullspace | 91.00 [80.00, 95.00] | 30.00 [5.00, 35.00] |",
+        "| nullspace - plain | +1.00 [-2.00, +4.00] | +20.00 [+10.00, +30.00] |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lows", "words"),
+    [
+        ((-1.0, -1.0), "Every interval contains 0: these images do not tell the two models apart."),
+        ((-1.0, 1.0), "The interval contains 0, so these images do not tell the two models apart, for: clean."),
+        ((1.0, 1.0), "No interval contains 0."),
+    ],
+)
+def test_the_card_says_what_the_intervals_mean(lows, words):
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text(encoding="utf-8"))
+    rows = {name: {"clean": 90.0, "fgsm": 10.0} for name in ("plain", "nullspace")}
+    intervals = {name: {column: [0.0, 100.0] for column in row} for name, row in rows.items()}
+    differences = {name: [2.0, low, 3.0] for name, low in zip(rows["plain"], lows, strict=True)}
+    section = render_section({**facts, "results": rows, "intervals": intervals, "differences": differences})
+    assert f"\n{words}\n" in section
