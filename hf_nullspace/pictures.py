@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from .randomness import keyed_generator
+
 
 logger = logging.get_logger(__name__)
 
 
-def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> list[Image.Image]:
+def read_pictures(
+    folder: str | os.PathLike, max_images: int | None = None, seed: int | None = None
+) -> list[Image.Image]:
     """
-    The pictures of a folder and its sub-folders as RGB, in the order of their names.
+    The pictures of a folder and its sub-folders as RGB.
 
     Grey-scale pictures are converted, and transparent ones lose their transparency. Files of other kinds are left out;
     pictures that cannot be read are left out with a warning that names them.
@@ -24,6 +28,8 @@ def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> l
     Args:
         folder (`str` or `os.PathLike`): The folder.
         max_images (`int`, *optional*): Read the first so many only.
+        seed (`int`, *optional*): Read them in a random order that this seed gives, so that a share of a folder with a
+            sub-folder for each class holds every class. By default in the order of their names.
 
     Raises:
         `FileNotFoundError`: If the folder does not exist.
@@ -34,6 +40,9 @@ def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> l
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Name a folder that holds pictures.")
     kinds = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in kinds)
+    if seed is not None:
+        order = torch.randperm(len(paths), generator=keyed_generator("pictures", seed))
+        paths = [paths[index] for index in order]
     pictures, unreadable = [], []
     for path in paths:
         if max_images is not None and len(pictures) == max_images:

@@ -129,7 +129,8 @@ def probe(
         image_processor (`Callable`):
             Its image processor.
         pictures (`Sequence[PIL.Image.Image]`):
-            Pictures to measure on, of any size; at least one batch for the encoder.
+            Pictures to measure on, of any size and in random order, since noise is searched on the first five eighths
+            and measured on the others; at least one batch for the encoder.
         config ([`EncoderProbeConfig`], *optional*):
             Settings of the encoder's part.
         batch_size (`int`, *optional*, defaults to 4):
@@ -152,7 +153,7 @@ def probe(
     Example:
 
     ```python
-    >>> report = probe(model, image_processor, read_pictures("photos"))  # doctest: +SKIP
+    >>> report = probe(model, image_processor, read_pictures("photos", seed=0))  # doctest: +SKIP
     >>> report.exact["dimension"], report.exact["relative_logit_change"]  # doctest: +SKIP
     (204, 5.6e-07)
     >>> report.save("outputs/probe")  # doctest: +SKIP
