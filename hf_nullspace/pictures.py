@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from .pixel_box import normalization
 from .randomness import keyed_generator
 
 
@@ -59,16 +60,25 @@ def read_pictures(
     return pictures
 
 
-def to_pixel_values(pictures: Sequence[Image.Image], image_processor: Callable) -> torch.Tensor:
+def to_model_inputs(pictures: Sequence[Image.Image], image_processor: Callable) -> dict[str, torch.Tensor]:
     """
-    Normalised pixels of shape `(num_images, channels, height, width)`, clipped to the range of [0, 1] first.
+    What an image processor gives a model for these pictures, with their pixels clipped to the range of [0, 1].
 
-    Bicubic resizing overshoots, and what leaves [0, 1] is no picture.
+    Bicubic resizing overshoots, and what leaves [0, 1] is no picture. Besides `pixel_values` of shape `(num_images,
+    channels, height, width)`, or `(num_images, num_patches, features)` for patches that are cut already, there may be
+    masks and sizes.
     """
     pictures = [picture.convert("RGB") for picture in pictures]
-    pixels = image_processor(pictures, do_normalize=False, return_tensors="pt")["pixel_values"].float().clamp(0, 1)
-    mean, std = pixel_statistics(image_processor)
-    return (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    inputs = image_processor(pictures, do_normalize=False, return_tensors="pt")
+    inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    pixels = inputs["pixel_values"].float().clamp(0, 1)
+    mean, std = normalization(*pixel_statistics(image_processor), pixels)
+    return {**inputs, "pixel_values": ((pixels - mean) / std).float()}
+
+
+def to_pixel_values(pictures: Sequence[Image.Image], image_processor: Callable) -> torch.Tensor:
+    """The normalised pixels among the inputs that [`to_model_inputs`] gives."""
+    return to_model_inputs(pictures, image_processor)["pixel_values"]
 
 
 def pixel_statistics(image_processor: Callable) -> tuple[list[float], list[float]]:
