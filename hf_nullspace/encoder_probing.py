@@ -48,6 +48,9 @@ class EncoderProbeConfig:
             cores and a ViT-S; more steps find larger noise.
         learning_rate (`float`, *optional*, defaults to 0.2):
             Size of a step relative to the noise's own.
+        max_token_ratio (`float` or `None`, *optional*, defaults to 4.0):
+            Largest norm of a token, as a multiple of the median over the tokens, as in [`NullspaceConfig`]. With `None`,
+            as in the paper, a search may put the whole norm into a patch that the model does not look at.
         max_images (`int`, *optional*, defaults to 64):
             Images read; five eighths of them are searched on, everything is measured on the others.
         min_agreement (`float`, *optional*, defaults to 0.98):
@@ -63,6 +66,7 @@ class EncoderProbeConfig:
     lambdas: tuple[float, ...] = (0.05, 0.2, 0.8, 2.0)
     max_steps: int = 8
     learning_rate: float = 0.2
+    max_token_ratio: float | None = 4.0
     max_images: int = 64
     min_agreement: float = 0.98
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -75,6 +79,8 @@ class EncoderProbeConfig:
             raise ValueError(f"`scales` must be numbers of at least 0, but got {self.scales!r}.")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be positive, but got {self.learning_rate!r}.")
+        if self.max_token_ratio is not None and not self.max_token_ratio >= 1:
+            raise ValueError(f"`max_token_ratio` must be at least 1 or `None`, but got {self.max_token_ratio!r}.")
         if not 0 <= self.min_agreement <= 1:
             raise ValueError(f"`min_agreement` must lie in [0, 1], but got {self.min_agreement!r}.")
         for name, least in (("max_steps", 1), ("max_images", 4)):
@@ -156,8 +162,8 @@ def probe_encoder(
             chosen = _largest_agreeing(sweep, config.min_agreement)
             noise, norm_weight = noises[chosen], config.lambdas[chosen]
             generator = keyed_generator("second noise", config.seed)
-            steps = (2 * config.max_steps, config.learning_rate)
-            found = search_at(classifier, training, axes, norm_weight, *steps, generator, on_step=progress.update)
+            settings = (2 * config.max_steps, config.learning_rate, config.max_token_ratio)
+            found = search_at(classifier, training, axes, norm_weight, *settings, generator, on_step=progress.update)
             second = found @ axes
             return EncoderProbe(
                 sweep=sweep,
@@ -183,19 +189,20 @@ def lambda_sweep(
 
     Returns:
         `tuple[list[dict], list[torch.Tensor]]`: For each lambda a row with `norm`, `relative_norm` (a multiple of the
-        root mean square norm of the images' patch embeddings), `token_norm_median` and, from `measure` on held-out images, what
+        root mean square norm of the images' patch embeddings), `token_norm_median`, `token_norm_max` and, from `measure` on held-out images, what
         [`measure_outcomes`] gives, once for the noise and once, as `permuted_...`, for the same noise with its elements
         permuted; and the noises.
     """
     search = keyed_generator("lambda sweep", config.seed)
-    steps = (config.max_steps, config.learning_rate)
+    settings = (config.max_steps, config.learning_rate, config.max_token_ratio)
     rows, noises, found = [], [], None
     for norm_weight in config.lambdas:
-        found = search_at(classifier, training, axes, norm_weight, *steps, search, found, on_step)
+        found = search_at(classifier, training, axes, norm_weight, *settings, search, found, on_step)
         noise = found @ axes
         norm = noise.norm().item()
         row = {"lambda": norm_weight, "norm": norm, "relative_norm": norm / training.embedding_norm}
-        row["token_norm_median"] = token_norms(noise).median().item()
+        spread = token_norms(noise)
+        row |= {"token_norm_median": spread.median().item(), "token_norm_max": spread.max().item()}
         rows.append({**row, **with_control(measure, noise, config.seed)})
         noises.append(noise)
     return rows, noises

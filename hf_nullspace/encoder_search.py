@@ -20,6 +20,7 @@ from .noise_search import (
     distance_gradient,
     endless_batches,
     measured_axes,
+    token_limits,
 )
 from .randomness import keyed_generator
 
@@ -50,6 +51,7 @@ def search_at(
     norm_weight: float,
     max_steps: int,
     learning_rate: float,
+    max_token_ratio: float | None,
     generator: torch.Generator,
     start: torch.Tensor | None = None,
     on_step: Callable[[], Any] | None = None,
@@ -62,7 +64,8 @@ def search_at(
     optimum, which is that the distance grows by `norm_weight` for a relative growth of the noise,
     `<gradient, v> = norm_weight`. The objective has no lower bound once noise drowns the image and the distance stops
     growing. So the norm is also held where the distance is about lambda, and below `MAX_RELATIVE_NORM` times that of
-    the patch embeddings.
+    the patch embeddings. Nor does it care where the norm is: a single background patch can hold all of it. So no token
+    may be much larger than the median one.
 
     Args:
         classifier ([`FrozenClassifier`]): The model.
@@ -72,6 +75,7 @@ def search_at(
         norm_weight (`float`): Lambda, in units of the logits.
         max_steps (`int`): Steps, each on one batch.
         learning_rate (`float`): Size of the first step relative to the noise's own; it falls to 0 along a cosine.
+        max_token_ratio (`float` or `None`): Largest norm of a token, as a multiple of the median over the tokens.
         generator (`torch.Generator`): Draws the start and the order of the images.
         start (`torch.Tensor` of shape `(1, num_patches, hidden_size)`, *optional*): Coordinates to start from, at the
             norm where they move the logits by lambda. By default random ones.
@@ -95,6 +99,8 @@ def search_at(
         gradient = torch.where(measured.finite, measured.gradient - noise * growth / norm.square(), 0.0)
         rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / max_steps))
         coordinates = adam.step(coordinates, gradient @ axes.T, rate)
+        if max_token_ratio is not None:
+            coordinates *= token_limits(coordinates @ axes, max_token_ratio)
         coordinates *= (norm * change.exp()).clamp_max(max_norm) / (coordinates @ axes).norm()
         if on_step is not None:
             on_step()
