@@ -32,6 +32,8 @@ logger = logging.get_logger(__name__)
 
 # Share of the images that noise is searched on.
 TRAINING_SHARE = 5 / 8
+# Images measured at a time, at least: without gradients more fit into memory than a search step takes.
+MEASURED_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ def lambda_sweep(
 
 def _measured_once(classifier: FrozenClassifier, images: FrozenImages, on_measure: Callable[[], Any]) -> Measure:
     """`measure_outcomes` that measures no noise twice, since the experiments share some."""
+    images = dataclasses.replace(images, batch_size=max(images.batch_size, MEASURED_AT_A_TIME))
     known = {}
 
     def measure(noise: torch.Tensor) -> dict[str, float]:

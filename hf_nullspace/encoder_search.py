@@ -40,7 +40,8 @@ def harmless_search_axes(
     """
     random = torch.randn(1, *images.tokens_shape, generator=keyed_generator("sensitivity", seed))
     random = remove_hidden_mean(random.to(classifier.device))
-    random = random * _scale_to(classifier, images, random, norm_weight)
+    random *= images.embedding_norm / random.norm()
+    random *= _scale_to(classifier, images, random, norm_weight)
     return measured_axes(classifier, images.batches(), random, on_step)
 
 
@@ -86,6 +87,7 @@ def search_at(
     """
     if start is None:
         start = torch.randn(1, *images.tokens_shape, generator=generator).to(axes.device)
+        start *= images.embedding_norm / (start @ axes).norm()
     coordinates = start * _scale_to(classifier, images, start @ axes, norm_weight)
     max_norm = MAX_RELATIVE_NORM * images.embedding_norm
     adam = RelativeAdam(coordinates)
@@ -113,9 +115,8 @@ def _scale_to(classifier: FrozenClassifier, images: FrozenImages, noise: torch.T
     batch = next(images.batches())
     # Distances saturate, so a large lambda cannot be met; the search grows the noise as far as it goes.
     distance = min(distance, 0.1 * torch.linalg.vector_norm(batch.clean_logits, dim=-1).mean().item())
-    unit = images.embedding_norm / noise.norm().item()
     scale = boundary_scale(
-        lambda scale: batch_means(classifier, batch, scale * unit * noise)[1].item(),
+        lambda scale: batch_means(classifier, batch, scale * noise)[1].item(),
         distance,
         max_scale=1e6,
         tolerance=0.1,
@@ -125,4 +126,4 @@ def _scale_to(classifier: FrozenClassifier, images: FrozenImages, noise: torch.T
             f"No random noise moves the logits by about {distance:.3g}: the model's logits do not depend on its patch "
             "embeddings, or they do so too strongly for its arithmetic. Check that it is trained, or use float32."
         )
-    return scale * unit
+    return scale
