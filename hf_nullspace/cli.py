@@ -204,7 +204,7 @@ def load_probe_inputs(
 
 
 # The digits model is so small that a thorough search takes half a minute.
-DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.02, 0.05, 0.1, 0.15, 0.2, 0.3]}
+DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.02, 0.05, 0.1, 0.2, 0.4]}
 
 COMMANDS = {command.__name__: command for command in (evaluate, finetune, probe, push, synthesize, verify)}
 
