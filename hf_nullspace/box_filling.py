@@ -122,38 +122,41 @@ def _walk(
     size, dimension = len(target), basis.shape[1]
     rows = torch.arange(size, device=target.device)
     below, above = -lower.double(), upper.double()  # the room that is left on both sides
-    coefficients = torch.zeros(size, dimension, dtype=torch.float64, device=target.device)
-    direction = target.double() @ basis
+    position = torch.zeros_like(above)
+    speed = (target.double() @ basis) @ basis.T
     still = 1e-9 * target.double().abs().amax(1)
     free = torch.ones_like(above)
-    # Orthonormal directions of the subspace that the fixed elements forbid, by Gram-Schmidt on the basis' rows.
-    forbidden = coefficients.new_zeros(size, slides, dimension)
+    # Orthonormal directions that the fixed elements forbid, by Gram-Schmidt on the basis' rows: as coefficients, and as
+    # vectors of the subspace, whose elements are their products with every row of the basis.
+    forbidden = above.new_zeros(size, slides, dimension)
+    products = above.new_zeros(slides, *above.shape)
     for step in range(slides):
-        speed = (direction @ basis.T).mul_(free)
+        speed.mul_(free)
         # Share of the room that a step of length 1 takes; the largest says which bound comes first.
         share, element = torch.maximum(speed / above.clamp_min(1e-12), -speed / below.clamp_min(1e-12)).max(1)
         moves = speed[rows, element].abs() > still
         length = torch.where(moves, 1 / share.clamp_min(1e-30), 0.0)
         if not extend:
-            # What is left to go is `direction` itself, so that a length of 1 arrives.
+            # What is left to go is `speed` itself, so that a length of 1 arrives.
             arrives = moves & (length >= 1)
             length, moves = length.clamp_max(1.0), moves & ~arrives
-        coefficients.addcmul_(direction, length[:, None])
-        speed.mul_(length[:, None])
-        above.sub_(speed).clamp_min_(0)
-        below.add_(speed).clamp_min_(0)
+        move = speed * length[:, None]
+        position.add_(move)
+        above.sub_(move).clamp_min_(0)
+        below.add_(move).clamp_min_(0)
         free[rows, element] = torch.where(moves, 0.0, free[rows, element])
         if not extend:
-            direction = direction * (1 - length)[:, None]
+            speed.mul_((1 - length)[:, None])
             if not moves.any():
                 break
-        row = basis[element][:, :, None]
+        row = basis[element]
         if step:
-            known = forbidden[:, :step]
-            row = torch.baddbmm(row, known.transpose(1, 2), torch.bmm(known, row), alpha=-1)
-        row = row[:, :, 0]
+            known = products[:step, rows, element].T[:, None]
+            row = torch.baddbmm(row[:, None], known, forbidden[:, :step], alpha=-1)[:, 0]
         norm = row.norm(dim=1, keepdim=True)
         row = torch.where((norm > 1e-6) & moves[:, None], row / norm.clamp_min(1e-30), 0.0)
         forbidden[:, step] = row
-        direction = direction - (direction * row).sum(1, keepdim=True) * row
-    return (coefficients @ basis.T).float().clamp(lower, upper)
+        torch.matmul(row, basis.T, out=products[step])
+        # The product of the direction and the forbidden one is that of their vectors, since the basis is orthonormal.
+        speed.addcmul_(products[step], (speed * products[step]).sum(1, keepdim=True), value=-1)
+    return position.float().clamp(lower, upper)

@@ -71,7 +71,7 @@ class ProbeArguments:
 
     images: str | None = field(default=None, metadata={"help": "Folder of pictures. Default: the digits."})
     output_dir: str = field(default="outputs/probe", metadata={"help": "Folder that tables and figures go into."})
-    max_images: int = field(default=64, metadata={"help": "Pictures read."})
+    max_images: int = field(default=64, metadata={"help": "Pictures read, chosen at random."})
     batch_size: int = field(default=4, metadata={"help": "Pictures of a search step."})
     lambdas: list[float] = field(
         default_factory=lambda: list(EncoderProbeConfig.lambdas),
@@ -199,7 +199,7 @@ def load_probe_inputs(
         raise ValueError("Name a folder of pictures with `--images`: the digits fit the default model only.")
     digits = None if model_args.model_name_or_path and args.images else load_digits_splits(args.seed)
     if args.images is not None:
-        pictures = read_pictures(args.images, args.max_images)
+        pictures = read_pictures(args.images, args.max_images, args.seed)
     else:
         pictures = digits["validation"][: args.max_images]["image"]
     if model_args.model_name_or_path is None:
@@ -208,7 +208,7 @@ def load_probe_inputs(
 
 
 # The digits model is so small that a thorough search takes half a minute.
-DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.05, 0.1, 0.2, 0.3, 0.4, 0.8]}
+DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.02, 0.05, 0.1, 0.2, 0.4]}
 
 COMMANDS = {command.__name__: command for command in (evaluate, finetune, probe, push, synthesize, verify)}
 

@@ -13,31 +13,27 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.utils import logging
 
-from .certificate import agreement, logit_distance, probability_mse, remove_hidden_mean, token_norms
-from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
-from .noise_search import (
-    SCALE_GAIN,
-    SCALE_LIMIT,
-    RelativeAdam,
-    batch_means,
-    boundary_scale,
-    distance_gradient,
-    endless_batches,
-    measured_axes,
+from .certificate import token_norms
+from .encoder_experiments import (
+    Measure,
+    closure,
+    dose_response,
+    measure_outcomes,
+    token_norm_rows,
+    transfer,
+    with_control,
 )
-from .probing import permute_elements
+from .encoder_search import harmless_search_axes, search_at
+from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
 from .randomness import keyed_generator
 
 
 logger = logging.get_logger(__name__)
 
-# Largest norm of a noise in a search, as a multiple of the mean norm of the images' own patch embeddings.
-MAX_RELATIVE_NORM = 10.0
 # Share of the images that noise is searched on.
 TRAINING_SHARE = 5 / 8
-
-# What a noise does, by name: `measure_outcomes` with its classifier and images filled in.
-Measure = Callable[[torch.Tensor], dict[str, float]]
+# Images measured at a time, at least: without gradients more fit into memory than a search step takes.
+MEASURED_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,9 @@ class EncoderProbeConfig:
             cores and a ViT-S; more steps find larger noise.
         learning_rate (`float`, *optional*, defaults to 0.2):
             Size of a step relative to the noise's own.
+        max_token_ratio (`float` or `None`, *optional*, defaults to 4.0):
+            Largest norm of a token, as a multiple of the median over the tokens, as in [`NullspaceConfig`]. With `None`,
+            as in the paper, a search may put the whole norm into a patch that the model does not look at.
         max_images (`int`, *optional*, defaults to 64):
             Images read; five eighths of them are searched on, everything is measured on the others.
         min_agreement (`float`, *optional*, defaults to 0.98):
@@ -69,6 +68,7 @@ class EncoderProbeConfig:
     lambdas: tuple[float, ...] = (0.05, 0.2, 0.8, 2.0)
     max_steps: int = 8
     learning_rate: float = 0.2
+    max_token_ratio: float | None = 4.0
     max_images: int = 64
     min_agreement: float = 0.98
     scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -81,6 +81,8 @@ class EncoderProbeConfig:
             raise ValueError(f"`scales` must be numbers of at least 0, but got {self.scales!r}.")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be positive, but got {self.learning_rate!r}.")
+        if self.max_token_ratio is not None and not self.max_token_ratio >= 1:
+            raise ValueError(f"`max_token_ratio` must be at least 1 or `None`, but got {self.max_token_ratio!r}.")
         if not 0 <= self.min_agreement <= 1:
             raise ValueError(f"`min_agreement` must lie in [0, 1], but got {self.min_agreement!r}.")
         for name, least in (("max_steps", 1), ("max_images", 4)):
@@ -156,20 +158,15 @@ def probe_encoder(
         hidden = disable_tqdm or not classifier.accelerator.is_local_main_process
         with logging.tqdm(total=ticks, desc="Probing the encoder", leave=False, disable=hidden) as progress:
             seen, unseen = (_measured_once(classifier, part, progress.update) for part in (training, held_out))
-            generator = keyed_generator("sensitivity", config.seed)
-            random = remove_hidden_mean(
-                torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
-            )
-            random = random * _scale_to(classifier, training, random, config.lambdas[len(config.lambdas) // 2])
-            axes = measured_axes(classifier, training.batches(), random, progress.update)
+            middle = config.lambdas[len(config.lambdas) // 2]
+            axes = harmless_search_axes(classifier, training, middle, config.seed, progress.update)
             sweep, noises = lambda_sweep(classifier, training, axes, unseen, config, progress.update)
             chosen = _largest_agreeing(sweep, config.min_agreement)
             noise, norm_weight = noises[chosen], config.lambdas[chosen]
-            longer = dataclasses.replace(config, max_steps=2 * config.max_steps)
             generator = keyed_generator("second noise", config.seed)
-            second = (
-                search_at(classifier, training, axes, norm_weight, longer, generator, on_step=progress.update) @ axes
-            )
+            settings = (2 * config.max_steps, config.learning_rate, config.max_token_ratio)
+            found = search_at(classifier, training, axes, norm_weight, *settings, generator, on_step=progress.update)
+            second = found @ axes
             return EncoderProbe(
                 sweep=sweep,
                 closure=closure(unseen, noise, second, config.seed),
@@ -179,62 +176,6 @@ def probe_encoder(
                 norm_weight=norm_weight,
                 noise=noise.cpu(),
             )
-
-
-def search_at(
-    classifier: FrozenClassifier,
-    images: FrozenImages,
-    axes: torch.Tensor,
-    norm_weight: float,
-    config: EncoderProbeConfig,
-    generator: torch.Generator,
-    start: torch.Tensor | None = None,
-    on_step: Callable[[], Any] | None = None,
-) -> torch.Tensor:
-    """
-    Minimises `logit_distance(v) - norm_weight * log ||v||` (paper, section 3), whose optimum has no early stop.
-
-    Direction and norm take turns in each step: Adam turns the direction down the distance, in coordinates that avoid
-    what the encoder is sensitive to and in steps relative to their own size; the norm follows its own condition for an
-    optimum, which is that the distance grows by `norm_weight` for a relative growth of the noise,
-    `<gradient, v> = norm_weight`. The objective has no lower bound once noise drowns the image and the distance stops
-    growing. So the norm is also held where the distance is about lambda, and below `MAX_RELATIVE_NORM` times that of
-    the patch embeddings.
-
-    Args:
-        classifier ([`FrozenClassifier`]): The model.
-        images ([`FrozenImages`]): The images to search on.
-        axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`): From coordinates to noise; see
-            [`~noise_search.measured_axes`].
-        norm_weight (`float`): Lambda, in units of the logits.
-        config ([`EncoderProbeConfig`]): Gives the steps and their size.
-        generator (`torch.Generator`): Draws the start and the order of the images.
-        start (`torch.Tensor` of shape `(1, num_patches, hidden_size)`, *optional*): Coordinates to start from, at the
-            norm where they move the logits by lambda. By default random ones.
-        on_step (`Callable`, *optional*): Called after each step.
-
-    Returns:
-        `torch.Tensor` of shape `(1, num_patches, hidden_size)`: Coordinates; `coordinates @ axes` is the noise.
-    """
-    if start is None:
-        start = torch.randn(1, *images.tokens_shape, generator=generator).to(axes.device)
-    coordinates = start * _scale_to(classifier, images, start @ axes, norm_weight)
-    max_norm = MAX_RELATIVE_NORM * _embedding_norm(classifier, images)
-    adam = RelativeAdam(coordinates)
-    for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
-        noise = coordinates @ axes
-        measured = distance_gradient(classifier, batch, noise)
-        growth = (measured.gradient * noise).sum()
-        change = SCALE_GAIN * torch.log(norm_weight / torch.maximum(growth, measured.distance).clamp_min(1e-30))
-        change = torch.where(measured.finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
-        norm = noise.norm()
-        gradient = torch.where(measured.finite, measured.gradient - noise * growth / norm.square(), 0.0)
-        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
-        coordinates = adam.step(coordinates, gradient @ axes.T, rate)
-        coordinates *= (norm * change.exp()).clamp_max(max_norm) / (coordinates @ axes).norm()
-        if on_step is not None:
-            on_step()
-    return coordinates
 
 
 def lambda_sweep(
@@ -250,122 +191,28 @@ def lambda_sweep(
 
     Returns:
         `tuple[list[dict], list[torch.Tensor]]`: For each lambda a row with `norm`, `relative_norm` (a multiple of the
-        mean norm of the images' patch embeddings), `token_norm_median` and, from `measure` on held-out images, what
+        root mean square norm of the images' patch embeddings), `token_norm_median`, `token_norm_max` and, from `measure` on held-out images, what
         [`measure_outcomes`] gives, once for the noise and once, as `permuted_...`, for the same noise with its elements
         permuted; and the noises.
     """
     search = keyed_generator("lambda sweep", config.seed)
-    embedding_norm = _embedding_norm(classifier, training)
+    settings = (config.max_steps, config.learning_rate, config.max_token_ratio)
     rows, noises, found = [], [], None
     for norm_weight in config.lambdas:
-        found = search_at(classifier, training, axes, norm_weight, config, search, found, on_step)
+        found = search_at(classifier, training, axes, norm_weight, *settings, search, found, on_step)
         noise = found @ axes
         norm = noise.norm().item()
-        row = {"lambda": norm_weight, "norm": norm, "relative_norm": norm / embedding_norm}
-        row["token_norm_median"] = token_norms(noise).median().item()
-        rows.append({**row, **_with_control(measure, noise, config.seed)})
+        row = {"lambda": norm_weight, "norm": norm, "relative_norm": norm / training.embedding_norm}
+        spread = token_norms(noise)
+        row |= {"token_norm_median": spread.median().item(), "token_norm_max": spread.max().item()}
+        rows.append({**row, **with_control(measure, noise, config.seed)})
         noises.append(noise)
     return rows, noises
 
 
-def closure(measure: Measure, noise: torch.Tensor, second: torch.Tensor, seed: int = 42) -> list[dict[str, Any]]:
-    """
-    Which operations stay in the approximate nullspace (scaling down, convex combination) and which leave it.
-
-    Args:
-        noise, second (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Two noises from independent searches.
-        seed (`int`, *optional*, defaults to 42): Seed of the permutations.
-
-    Returns:
-        `list[dict]`: For each `operation` its `norm` and what [`measure_outcomes`] gives.
-    """
-    order = torch.randperm(noise.shape[1], generator=keyed_generator("tokens", seed)).to(noise.device)
-    operations = {
-        "noise": noise,
-        "second noise": second,
-        "half of the noise": 0.5 * noise,
-        "mean of both": 0.5 * noise + 0.5 * second,
-        "sign flipped": -noise,
-        "tokens permuted": noise[:, order],
-        "elements permuted": _control(noise, seed),
-    }
-    return [
-        {"operation": name, "norm": changed.norm().item(), **measure(changed)} for name, changed in operations.items()
-    ]
-
-
-def transfer(measures: dict[str, Measure], noise: torch.Tensor, seed: int = 42) -> list[dict[str, Any]]:
-    """One noise on several sets of images, by name (those it was searched on, others), with the permuted control."""
-    return [{"images": name, **_with_control(measure, noise, seed)} for name, measure in measures.items()]
-
-
-def dose_response(
-    measure: Measure, noise: torch.Tensor, scales: Sequence[float], seed: int = 42
-) -> list[dict[str, float]]:
-    """The error of `scale * noise` by scale, beside the permuted control."""
-    return [
-        {"scale": scale, "norm": scale * noise.norm().item(), **_with_control(measure, scale * noise, seed)}
-        for scale in scales
-    ]
-
-
-def token_norm_rows(noise: torch.Tensor, grid: tuple[int, int]) -> list[dict[str, float]]:
-    """
-    Norm of each token of a noise, hidden-axis mean excluded, with its place in the patch grid.
-
-    Args:
-        noise (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise.
-        grid (`tuple[int, int]`): `(rows, columns)` of the patches.
-
-    Raises:
-        `ValueError`: If the grid has another number of patches than the noise.
-    """
-    num_patches = noise.shape[1]
-    if grid[0] * grid[1] != num_patches:
-        raise ValueError(
-            f"A grid of {grid[0]} x {grid[1]} does not hold {num_patches} patches. Pass `grid=(rows, columns)`."
-        )
-    norms = token_norms(noise)[0].tolist()
-    return [
-        {"row": index // grid[1], "column": index % grid[1], "token_norm": norm} for index, norm in enumerate(norms)
-    ]
-
-
-@torch.no_grad()
-def measure_outcomes(classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor) -> dict[str, float]:
-    """
-    What a noise changes, as means over the images of all processes.
-
-    Returns:
-        `dict[str, float]`: `probability_mse`, `logit_distance`, `agreement`, and `confidence_change`, the absolute
-        change of the probability of the class that the clean image gets.
-    """
-    sums = torch.zeros(4, dtype=torch.float64, device=classifier.device)
-    for batch in images.batches():
-        if not len(batch):
-            continue
-        clean, noisy = batch.clean_logits, classifier.logits(batch.inputs, noise, batch.embeddings)
-        top = clean.argmax(-1, keepdim=True)
-        confidence = (noisy.softmax(-1) - clean.softmax(-1)).gather(1, top).abs()
-        values = (probability_mse(clean, noisy), logit_distance(clean, noisy), agreement(clean, noisy), confidence)
-        sums += torch.stack([value.double().sum() for value in values])
-    means = (classifier.sum_over_processes(sums) / len(images)).tolist()
-    return dict(zip(("probability_mse", "logit_distance", "agreement", "confidence_change"), means, strict=True))
-
-
-@torch.no_grad()
-def _embedding_norm(classifier: FrozenClassifier, images: FrozenImages) -> float:
-    """Mean norm of the patch embeddings of one image, over the images of all processes."""
-    total = torch.zeros(1, dtype=torch.float64, device=classifier.device)
-    for batch in images.batches():
-        if len(batch):
-            embeddings = batch.embeddings if batch.embeddings is not None else classifier.embed(batch.inputs)[0]
-            total += embeddings.flatten(1).double().norm(dim=1).sum()
-    return classifier.sum_over_processes(total).item() / len(images)
-
-
 def _measured_once(classifier: FrozenClassifier, images: FrozenImages, on_measure: Callable[[], Any]) -> Measure:
     """`measure_outcomes` that measures no noise twice, since the experiments share some."""
+    images = dataclasses.replace(images, batch_size=max(images.batch_size, MEASURED_AT_A_TIME))
     known = {}
 
     def measure(noise: torch.Tensor) -> dict[str, float]:
@@ -376,17 +223,6 @@ def _measured_once(classifier: FrozenClassifier, images: FrozenImages, on_measur
         return {"num_images": len(images), **known[key]}
 
     return measure
-
-
-def _control(noise: torch.Tensor, seed: int) -> torch.Tensor:
-    return permute_elements(noise, keyed_generator("permutation", seed))
-
-
-def _with_control(measure: Measure, noise: torch.Tensor, seed: int) -> dict[str, float]:
-    """Outcomes of the noise, and as `permuted_...` those of the noise with its elements permuted."""
-    control = {f"permuted_{name}": value for name, value in measure(_control(noise, seed)).items()}
-    del control["permuted_num_images"]
-    return {**measure(noise), **control}
 
 
 def _grid(noise: torch.Tensor, image_shape: Sequence[int]) -> tuple[int, int]:
@@ -411,24 +247,3 @@ def _largest_agreeing(sweep: list[dict[str, float]], min_agreement: float) -> in
         "`max_steps`."
     )
     return best
-
-
-@torch.no_grad()
-def _scale_to(classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor, distance: float) -> float:
-    """The scale of a noise where it moves the first batch's logits by `distance`, or by a tenth of their own norm."""
-    batch = next(images.batches())
-    # Distances saturate, so a large lambda cannot be met; the search grows the noise as far as it goes.
-    distance = min(distance, 0.1 * torch.linalg.vector_norm(batch.clean_logits, dim=-1).mean().item())
-    unit = _embedding_norm(classifier, images) / noise.norm().item()
-    scale = boundary_scale(
-        lambda scale: batch_means(classifier, batch, scale * unit * noise)[1].item(),
-        distance,
-        max_scale=1e6,
-        tolerance=0.1,
-    )
-    if not 1e-5 < scale < 1e5:
-        raise ValueError(
-            f"No random noise moves the logits by about {distance:.3g}: the model's logits do not depend on its patch "
-            "embeddings, or they do so too strongly for its arithmetic. Check that it is trained, or use float32."
-        )
-    return scale * unit

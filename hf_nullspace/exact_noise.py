@@ -10,7 +10,7 @@ from torch import nn
 
 from .certificate import agreement
 from .frozen import frozen
-from .injection import inject_noise
+from .injection import inject_noise, tokens_shape
 from .nullspace import PatchNullspace
 from .patch_embedding import find_patch_projection
 from .pixel_box import PIXEL_MARGIN, normalization
@@ -30,11 +30,25 @@ def relative_logit_change(clean_logits: torch.Tensor, noisy_logits: torch.Tensor
 
 
 @torch.no_grad()
-def predict(model: nn.Module, pixel_values: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
-    """Logits of shape `(num_images, num_labels)` in float32 on the CPU, in evaluation mode, a batch at a time."""
+def predict(
+    model: nn.Module, pixel_values: torch.Tensor, batch_size: int = 32, **inputs: torch.Tensor
+) -> torch.Tensor:
+    """
+    Logits of shape `(num_images, num_labels)` in float32 on the CPU, in evaluation mode, a batch at a time.
+
+    Args:
+        model (`nn.Module`): The classifier.
+        pixel_values (`torch.Tensor`): Normalised pictures.
+        batch_size (`int`, *optional*, defaults to 32): Pictures at a time.
+        inputs (`torch.Tensor`, *optional*): What else the model takes, with a leading axis over the pictures.
+    """
     parameter = next(model.parameters())
+    logits = []
     with frozen(model):
-        logits = [model(chunk.to(parameter)).logits.float().cpu() for chunk in pixel_values.split(batch_size)]
+        for start in range(0, len(pixel_values), batch_size):
+            rows = slice(start, start + batch_size)
+            others = {name: value[rows].to(parameter.device) for name, value in inputs.items()}
+            logits.append(model(pixel_values=pixel_values[rows].to(parameter), **others).logits.float().cpu())
     return torch.cat(logits)
 
 
@@ -47,6 +61,7 @@ def measure_exact_noise(
     generator: torch.Generator | None = None,
     slides: int | None = None,
     clean_logits: torch.Tensor | None = None,
+    **inputs: torch.Tensor,
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """
     The exact nullspace of a model in numbers: its size, and what the largest noise inside the pixel box does.
@@ -60,6 +75,7 @@ def measure_exact_noise(
         slides (`int`, *optional*): See [`PatchNullspace.sample_within`].
         clean_logits (`torch.Tensor` of shape `(num_images, num_labels)`, *optional*): The pictures' logits, where they
             are known already.
+        inputs (`torch.Tensor`, *optional*): What else the model takes, as in [`predict`].
 
     Returns:
         `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels, and
@@ -74,8 +90,8 @@ def measure_exact_noise(
     mean, std = normalization(image_mean, image_std, pixel_values)
     pixels = (pixel_values + noise).double() * std + mean
     at_bound = (pixels < 2 * PIXEL_MARGIN) | (pixels > 1 - 2 * PIXEL_MARGIN)
-    clean = predict(model, pixel_values) if clean_logits is None else clean_logits
-    noisy, control = (predict(model, pixel_values + change) for change in (noise, permuted))
+    clean = predict(model, pixel_values, **inputs) if clean_logits is None else clean_logits
+    noisy, control = (predict(model, pixel_values + change, **inputs) for change in (noise, permuted))
     row = {
         "projection": nullspace.projection_name,
         "hidden_size": nullspace.matrix.shape[0],
@@ -101,6 +117,8 @@ def measure_layer_norm_invariance(
     pixel_values: torch.Tensor,
     generator: torch.Generator | None = None,
     patch_projection: str | None = None,
+    clean_logits: torch.Tensor | None = None,
+    **inputs: torch.Tensor,
 ) -> dict[str, float]:
     """
     Checks the second exact invariance: a constant over the hidden axis, added to patch embeddings.
@@ -113,38 +131,41 @@ def measure_layer_norm_invariance(
         pixel_values (`torch.Tensor` of shape `(num_images, channels, height, width)`): Normalised pictures.
         generator (`torch.Generator`, *optional*): Draws the constant of each token and the control.
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+        clean_logits (`torch.Tensor` of shape `(num_images, num_labels)`, *optional*): As in [`measure_exact_noise`].
+        inputs (`torch.Tensor`, *optional*): What else the model takes, as in [`predict`].
 
     Returns:
         `dict[str, float]`: `relative_logit_change`, the largest over the pictures, and
         `control_relative_logit_change`, the smallest, under random noise of the same norm.
     """
     generator = generator if generator is not None else keyed_generator("layer norm", 42)
-    clean, shape = _embedded(model, pixel_values, patch_projection)
-    random = torch.randn(1, *shape[1:], generator=generator)
-    constant = torch.randn(1, shape[1], 1, generator=generator).expand_as(random)
+    one = {name: value[:1] for name, value in inputs.items()}
+    shape = _tokens_shape(model, pixel_values[:1], patch_projection, one)
+    random = torch.randn(1, *shape, generator=generator)
+    constant = torch.randn(1, shape[0], 1, generator=generator).expand_as(random)
+    clean = predict(model, pixel_values, **inputs) if clean_logits is None else clean_logits
     changes = []
     for noise in (constant, random * (constant.norm() / random.norm())):
         with inject_noise(model, noise, patch_projection):
-            changes.append(relative_logit_change(clean, predict(model, pixel_values)))
+            changes.append(relative_logit_change(clean, predict(model, pixel_values, **inputs)))
     return {
         "relative_logit_change": changes[0].max().item(),
         "control_relative_logit_change": changes[1].min().item(),
     }
 
 
-def _embedded(
-    model: nn.Module, pixel_values: torch.Tensor, patch_projection: str | None
-) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Clean logits, and the shape `(batch_size, num_patches, hidden_size)` of the patch embeddings."""
+def _tokens_shape(
+    model: nn.Module, pixel_values: torch.Tensor, patch_projection: str | None, inputs: dict[str, torch.Tensor]
+) -> tuple[int, int]:
+    """`(num_patches, hidden_size)` of the patch embeddings of these pictures."""
     shapes = []
     projection = find_patch_projection(model, patch_projection).module
-    handle = projection.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    handle = projection.register_forward_hook(lambda module, args, output: shapes.append(tokens_shape(output)))
     try:
-        logits = predict(model, pixel_values)
+        predict(model, pixel_values, **inputs)
     finally:
         handle.remove()
-    shape = shapes[0]
-    return logits, (shape[0], shape[2] * shape[3], shape[1]) if len(shape) == 4 else tuple(shape)
+    return shapes[0]
 
 
 def prediction_stability(
@@ -154,6 +175,7 @@ def prediction_stability(
     nullspace: PatchNullspace | None = None,
     generator: torch.Generator | None = None,
     clean_logits: torch.Tensor | None = None,
+    **inputs: torch.Tensor,
 ) -> list[dict[str, float]]:
     """
     How predictions hold under exact noise of growing norm, without regard to the pixel box.
@@ -167,6 +189,7 @@ def prediction_stability(
         nullspace ([`PatchNullspace`], *optional*): The model's, if there is one already.
         generator (`torch.Generator`, *optional*): A CPU generator; one with a fixed seed by default.
         clean_logits (`torch.Tensor` of shape `(num_images, num_labels)`, *optional*): As in [`measure_exact_noise`].
+        inputs (`torch.Tensor`, *optional*): What else the model takes, as in [`predict`].
 
     Returns:
         `list[dict]`: For each norm the `agreement` and largest `relative_logit_change`, and those of the permuted
@@ -174,12 +197,16 @@ def prediction_stability(
     """
     nullspace = nullspace or PatchNullspace.from_model(model)
     generator = generator if generator is not None else keyed_generator("stability", 42)
-    direction = nullspace.sample(len(pixel_values), 1.0, generator, tuple(pixel_values.shape[2:])).to(pixel_values)
+    # The pictures say how many patches there are: by their size, or by having been cut already.
+    size = {"image_size": tuple(pixel_values.shape[2:])}
+    if pixel_values.dim() == 3:
+        size = {"num_patches": pixel_values.shape[1]}
+    direction = nullspace.sample(len(pixel_values), 1.0, generator, **size).to(pixel_values)
     permuted = permute_elements(direction, generator)
-    clean = predict(model, pixel_values) if clean_logits is None else clean_logits
+    clean = predict(model, pixel_values, **inputs) if clean_logits is None else clean_logits
     rows = []
     for norm in norms:
-        noisy, control = (predict(model, pixel_values + norm * change) for change in (direction, permuted))
+        noisy, control = (predict(model, pixel_values + norm * change, **inputs) for change in (direction, permuted))
         rows.append(
             {
                 "norm": norm,

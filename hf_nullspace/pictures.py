@@ -10,13 +10,18 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from .pixel_box import normalization
+from .randomness import keyed_generator
+
 
 logger = logging.get_logger(__name__)
 
 
-def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> list[Image.Image]:
+def read_pictures(
+    folder: str | os.PathLike, max_images: int | None = None, seed: int | None = None
+) -> list[Image.Image]:
     """
-    The pictures of a folder and its sub-folders as RGB, in the order of their names.
+    The pictures of a folder and its sub-folders as RGB.
 
     Grey-scale pictures are converted, and transparent ones lose their transparency. Files of other kinds are left out;
     pictures that cannot be read are left out with a warning that names them.
@@ -24,6 +29,8 @@ def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> l
     Args:
         folder (`str` or `os.PathLike`): The folder.
         max_images (`int`, *optional*): Read the first so many only.
+        seed (`int`, *optional*): Read them in a random order that this seed gives, so that a share of a folder with a
+            sub-folder for each class holds every class. By default in the order of their names.
 
     Raises:
         `FileNotFoundError`: If the folder does not exist.
@@ -34,6 +41,9 @@ def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> l
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Name a folder that holds pictures.")
     kinds = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in kinds)
+    if seed is not None:
+        order = torch.randperm(len(paths), generator=keyed_generator("pictures", seed))
+        paths = [paths[index] for index in order]
     pictures, unreadable = [], []
     for path in paths:
         if max_images is not None and len(pictures) == max_images:
@@ -50,16 +60,25 @@ def read_pictures(folder: str | os.PathLike, max_images: int | None = None) -> l
     return pictures
 
 
-def to_pixel_values(pictures: Sequence[Image.Image], image_processor: Callable) -> torch.Tensor:
+def to_model_inputs(pictures: Sequence[Image.Image], image_processor: Callable) -> dict[str, torch.Tensor]:
     """
-    Normalised pixels of shape `(num_images, channels, height, width)`, clipped to the range of [0, 1] first.
+    What an image processor gives a model for these pictures, with their pixels clipped to the range of [0, 1].
 
-    Bicubic resizing overshoots, and what leaves [0, 1] is no picture.
+    Bicubic resizing overshoots, and what leaves [0, 1] is no picture. Besides `pixel_values` of shape `(num_images,
+    channels, height, width)`, or `(num_images, num_patches, features)` for patches that are cut already, there may be
+    masks and sizes.
     """
     pictures = [picture.convert("RGB") for picture in pictures]
-    pixels = image_processor(pictures, do_normalize=False, return_tensors="pt")["pixel_values"].float().clamp(0, 1)
-    mean, std = pixel_statistics(image_processor)
-    return (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    inputs = image_processor(pictures, do_normalize=False, return_tensors="pt")
+    inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    pixels = inputs["pixel_values"].float().clamp(0, 1)
+    mean, std = normalization(*pixel_statistics(image_processor), pixels)
+    return {**inputs, "pixel_values": ((pixels - mean) / std).float()}
+
+
+def to_pixel_values(pictures: Sequence[Image.Image], image_processor: Callable) -> torch.Tensor:
+    """The normalised pixels among the inputs that [`to_model_inputs`] gives."""
+    return to_model_inputs(pictures, image_processor)["pixel_values"]
 
 
 def pixel_statistics(image_processor: Callable) -> tuple[list[float], list[float]]:

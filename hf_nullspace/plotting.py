@@ -173,7 +173,8 @@ def plot_token_norms(rows: list[dict[str, float]], path: str | os.PathLike) -> N
     figure, axes = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
     image = axes.imshow(norms, cmap="cividis", vmin=0)
     axes.set(xlabel="patch column", ylabel="patch row")
-    figure.colorbar(image, label="norm of the noise of a patch (embedding units)")
+    axes.locator_params(integer=True)
+    figure.colorbar(image, label="norm of a patch's noise (embedding units)")
     _save(plt, figure, path)
 
 

@@ -21,7 +21,7 @@ from .encoder_probing import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact_noise import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
 from .nullspace import PatchNullspace
 from .patch_embedding import find_patch_projection
-from .pictures import pixel_statistics, to_pixel_values
+from .pictures import pixel_statistics, to_model_inputs
 from .pixel_box import normalization
 
 
@@ -44,7 +44,8 @@ class ProbeReport:
         layer_norm (`dict`): See [`measure_layer_norm_invariance`].
         stability (`list[dict]`): See [`prediction_stability`].
         encoder ([`EncoderProbe`]): The approximate nullspace.
-        example (`dict` or `None`): One picture with its noise, for the figure.
+        example (`dict` or `None`): One picture with its noise, for the figure; `None` without exact part, or if the
+            model reads patches that are cut already.
     """
 
     exact: dict[str, Any] | None
@@ -115,7 +116,7 @@ def probe(
     config: EncoderProbeConfig | None = None,
     *,
     batch_size: int = 4,
-    max_exact_images: int = 4,
+    max_exact_images: int = 8,
     accelerator: Accelerator | None = None,
     patch_projection: str | None = None,
     disable_tqdm: bool = False,
@@ -129,12 +130,13 @@ def probe(
         image_processor (`Callable`):
             Its image processor.
         pictures (`Sequence[PIL.Image.Image]`):
-            Pictures to measure on, of any size; at least one batch for the encoder.
+            Pictures to measure on, of any size and in random order, since noise is searched on the first five eighths
+            and measured on the others; at least one batch for the encoder.
         config ([`EncoderProbeConfig`], *optional*):
             Settings of the encoder's part.
         batch_size (`int`, *optional*, defaults to 4):
             Pictures of a search step.
-        max_exact_images (`int`, *optional*, defaults to 4):
+        max_exact_images (`int`, *optional*, defaults to 8):
             Pictures that exact noise is made for.
         accelerator (`Accelerator`, *optional*):
             For several processes, devices and autocast.
@@ -152,36 +154,41 @@ def probe(
     Example:
 
     ```python
-    >>> report = probe(model, image_processor, read_pictures("photos"))  # doctest: +SKIP
+    >>> report = probe(model, image_processor, read_pictures("photos", seed=0))  # doctest: +SKIP
     >>> report.exact["dimension"], report.exact["relative_logit_change"]  # doctest: +SKIP
     (204, 5.6e-07)
     >>> report.save("outputs/probe")  # doctest: +SKIP
     ```
     """
     config = config or EncoderProbeConfig()
-    values = to_pixel_values(pictures[: config.max_images], image_processor)
-    few = values[:max_exact_images]
+    inputs = to_model_inputs(pictures[: config.max_images], image_processor)
+    few = {name: value[:max_exact_images] for name, value in inputs.items()}
+    clean = predict(model, **few)
     exact = refusal = example = None
     stability = []
     projection = find_patch_projection(model, patch_projection)
-    if projection.is_exact and projection.patch_size is not None:
-        nullspace = PatchNullspace.from_model(model, patch_projection=patch_projection)
-        statistics = pixel_statistics(image_processor)
-        with logging.tqdm(total=2, desc="Probing the exact nullspace", leave=False, disable=disable_tqdm) as progress:
-            clean = predict(model, few)
-            exact, noise = measure_exact_noise(model, few, *statistics, nullspace, clean_logits=clean)
+    with logging.tqdm(total=3, desc="Probing the input", leave=False, disable=disable_tqdm) as progress:
+        if projection.is_exact:
+            nullspace = PatchNullspace.from_model(model, patch_projection=patch_projection)
+            mean, std = pixel_statistics(image_processor)
+            known = {"nullspace": nullspace, "clean_logits": clean}
+            exact, noise = measure_exact_noise(model, **few, image_mean=mean, image_std=std, **known)
             progress.update()
-            norms = [factor * few.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
-            stability = prediction_stability(model, few, norms, nullspace, clean_logits=clean)
+            values = few["pixel_values"]
+            norms = [factor * values.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
+            stability = prediction_stability(model, **few, norms=norms, **known)
             progress.update()
-        example = _example(model, few[:1], noise[:1], *statistics)
-    else:
-        refusal = (
-            f"The patches of {projection.name!r} overlap, are padded, or come cut already, so no noise per patch is "
-            "measured in pixels; the approximate nullspace (`synthesize_noise`) works for every model."
-        )
-    batches = [{"pixel_values": chunk} for chunk in values.split(batch_size)]
-    layer_norm = measure_layer_norm_invariance(model, few, patch_projection=patch_projection)
+            if projection.patch_size is not None:
+                example = _example(model, values[:1], noise[:1], clean[0].tolist(), mean, std)
+        else:
+            refusal = (
+                f"There is none per patch: {projection.obstacle}. The approximate nullspace (`synthesize_noise`) works "
+                "for every model."
+            )
+        layer_norm = measure_layer_norm_invariance(model, **few, patch_projection=patch_projection, clean_logits=clean)
+        progress.update()
+    sizes = range(0, len(inputs["pixel_values"]), batch_size)
+    batches = [{name: value[start : start + batch_size] for name, value in inputs.items()} for start in sizes]
     encoder = probe_encoder(
         model,
         batches,
@@ -202,20 +209,24 @@ def save_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
 
 
 def _example(
-    model: nn.Module, values: torch.Tensor, noise: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module,
+    values: torch.Tensor,
+    noise: torch.Tensor,
+    logits: list[float],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> dict[str, Any]:
     """Arguments of `plotting.plot_exact_noise` for one picture."""
     means, stds = normalization(mean, std, values)
     clean, noisy = (
         (pixels.double() * stds + means)[0].permute(1, 2, 0).numpy() for pixels in (values, values + noise)
     )
-    logits, noisy_logits = (predict(model, pixels)[0].tolist() for pixels in (values, values + noise))
     names = getattr(getattr(model, "config", None), "id2label", None)
     return {
         "picture": clean,
         "noisy_picture": noisy,
         "clean_logits": logits,
-        "noisy_logits": noisy_logits,
+        "noisy_logits": predict(model, values + noise)[0].tolist(),
         "class_names": [names[index] for index in range(len(logits))] if names else None,
     }
 

@@ -5,14 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from hf_nullspace.encoder_probing import (
-    EncoderProbeConfig,
-    _largest_agreeing,
-    measure_outcomes,
-    probe_encoder,
-    token_norm_rows,
-)
-from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
+from hf_nullspace.encoder_probing import EncoderProbeConfig, _largest_agreeing, probe_encoder
 
 
 CONFIG = EncoderProbeConfig(lambdas=(0.02, 0.05, 0.2), max_steps=40, max_images=48, scales=(0.0, 0.5, 1.0, 4.0))
@@ -37,23 +30,10 @@ def test_norm_grows_with_lambda_and_beats_the_control(probe):
     norms = [row["norm"] for row in probe.sweep]
     assert norms == sorted(norms) and norms[-1] > 1.5 * norms[0]
     for row in probe.sweep:
-        assert row["logit_distance"] < 0.7 * row["permuted_logit_distance"]
-        assert row["token_norm_median"] < row["norm"]
-    # The logits are what the search is about; the confidence follows on the whole.
-    assert sum(row["confidence_change"] - row["permuted_confidence_change"] for row in probe.sweep) < 0
+        assert row["logit_distance"] < 0.5 * row["permuted_logit_distance"]
+        assert row["confidence_change"] < row["permuted_confidence_change"]
+        assert row["token_norm_max"] <= 4.001 * row["token_norm_median"] and row["token_norm_max"] < row["norm"]
     assert [row["lambda"] for row in probe.sweep] == [0.02, 0.05, 0.2]
-
-
-def test_search_meets_the_condition_of_its_optimum(probe):
-    """Where the distance is about linear in the scale, the distance at the optimum is lambda."""
-    for row in probe.sweep:
-        assert row["logit_distance"] == pytest.approx(row["lambda"], rel=0.3)
-
-
-def test_large_lambdas_do_not_run_away(model, batches):
-    config = dataclasses.replace(CONFIG, lambdas=(50.0,), min_agreement=0.0)
-    row = probe_encoder(model, batches, config, disable_tqdm=True).sweep[0]
-    assert 5 < row["relative_norm"] <= 10 + 1e-3
 
 
 def test_set_is_closed_under_scaling_and_convex_combination_only(probe):
@@ -86,8 +66,6 @@ def test_token_norms_add_up_to_the_norm(probe):
     total = sum(row["token_norm"] ** 2 for row in probe.token_norms) ** 0.5
     assert total == pytest.approx(probe.noise.norm().item(), rel=1e-5)
     assert [(row["row"], row["column"]) for row in probe.token_norms] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    with pytest.raises(ValueError, match="3 x 2 does not hold 4 patches"):
-        token_norm_rows(probe.noise, grid=(3, 2))
 
 
 def test_same_seed_gives_the_same_numbers_and_draws_nothing(model, batches, probe):
@@ -101,22 +79,6 @@ def test_same_seed_gives_the_same_numbers_and_draws_nothing(model, batches, prob
     assert set(probe.tables()) == {"sweep", "closure", "transfer", "dose_response", "token_norms"}
 
 
-def test_outcomes_are_those_of_the_definitions(model, batches):
-    noise = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
-    with frozen(model):
-        classifier = FrozenClassifier(model)
-        outcomes = measure_outcomes(classifier, read_images(classifier, batches, 48), noise)
-        images = torch.cat([batch["pixel_values"] for batch in batches])
-        with torch.no_grad():
-            clean, noisy = (classifier.logits({"pixel_values": images}, change) for change in (None, noise))
-    top = clean.argmax(1)
-    rows = torch.arange(48)
-    change = (noisy.softmax(1)[rows, top] - clean.softmax(1)[rows, top]).abs().mean().item()
-    assert outcomes["confidence_change"] == pytest.approx(change, rel=1e-4)
-    assert outcomes["agreement"] == (noisy.argmax(1) == top).double().mean().item()
-    assert outcomes["logit_distance"] == pytest.approx((noisy - clean).norm(dim=1).mean().item(), rel=1e-4)
-
-
 def test_largest_agreeing_noise_is_taken_on(caplog):
     sweep = [
         {"lambda": weight, "norm": 10 * weight, "agreement": share} for weight, share in ((1, 1.0), (2, 0.9), (3, 0.5))
@@ -127,13 +89,6 @@ def test_largest_agreeing_noise_is_taken_on(caplog):
     assert "No lambda" in caplog.text and "the closest, 2, left 90 %" in caplog.text
 
 
-def test_models_that_ignore_their_patches_are_refused(make_vit, batches):
-    model = make_vit()
-    model.classifier.weight.data.zero_()
-    with pytest.raises(ValueError, match="do not depend on its patch embeddings"):
-        probe_encoder(model, batches, CONFIG, disable_tqdm=True)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -142,6 +97,7 @@ def test_models_that_ignore_their_patches_are_refused(make_vit, batches):
         ({"lambdas": (0.0, 0.1)}, "`lambdas` must be positive"),
         ({"scales": (-1.0,)}, "`scales`"),
         ({"learning_rate": 0.0}, "`learning_rate`"),
+        ({"max_token_ratio": 0.5}, "`max_token_ratio`"),
         ({"min_agreement": 2.0}, "`min_agreement`"),
         ({"max_steps": 0}, "`max_steps` must be at least 1"),
         ({"max_images": 3}, "`max_images` must be at least 4"),

@@ -38,7 +38,15 @@ FLOORS = {
         "plotting",
         "baselines",
     ],
-    2: ["synthesis", "probing", "noise_search", "encoder_probing", "exact_noise"],
+    2: [
+        "synthesis",
+        "probing",
+        "noise_search",
+        "encoder_probing",
+        "encoder_search",
+        "encoder_experiments",
+        "exact_noise",
+    ],
     1: [
         "nullspace",
         "patch_matrix",

@@ -26,6 +26,19 @@ def test_grey_and_transparent_pictures_become_rgb(folder):
     assert len(read_pictures(folder, max_images=2)) == 2
 
 
+def test_a_seed_mixes_the_sub_folders_and_gives_the_same_pictures_again(tmp_path):
+    for shade in range(40):
+        path = tmp_path / str(shade // 20) / f"{shade:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (2, 2), shade).save(path)
+    shades, again, others = (
+        [np.asarray(picture)[0, 0, 0] for picture in read_pictures(tmp_path, 20, seed)] for seed in (0, 0, 1)
+    )
+    assert shades == again != others
+    assert 5 <= sum(shade < 20 for shade in shades) <= 15
+    assert sorted(np.asarray(picture)[0, 0, 0] for picture in read_pictures(tmp_path, seed=0)) == list(range(40))
+
+
 def test_unreadable_pictures_are_left_out_and_named(folder, caplog):
     (folder / "broken.png").write_bytes(b"no picture")
     assert len(read_pictures(folder)) == 3

@@ -5,8 +5,15 @@ import json
 
 import numpy as np
 import pytest
+from model_types import NAFLEX, TEXT
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from transformers import (
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    Siglip2ImageProcessorPil,
+    ViTImageProcessorPil,
+)
+from whole_path import draw_model
 
 from hf_nullspace import probe
 from hf_nullspace.encoder_probing import EncoderProbeConfig
@@ -64,6 +71,20 @@ def test_overlapping_patches_have_an_encoder_part_only(overlapping_model, pictur
     assert "exact" not in report.tables() and report.exact_refusal in report.to_markdown()
     assert len(report.encoder.token_norms) == 16
     report.save(tmp_path, figures=False)
+
+
+def test_patches_that_come_cut_already_have_both_parts(pictures, tmp_path):
+    model = draw_model(Siglip2ForImageClassification, Siglip2Config(vision_config=NAFLEX, text_config=TEXT))
+    processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=4)
+    report = probe(model, processor, pictures, CONFIG, max_exact_images=3, disable_tqdm=True)
+    assert (report.exact["rank"], report.exact["dimension"]) == (16, 176)
+    assert report.exact["relative_logit_change"] < 1e-4
+    assert report.exact["permuted_relative_logit_change"] > 100 * report.exact["relative_logit_change"]
+    assert report.exact["noise_norm"] < report.exact["noise_norm_bound"]
+    assert all(row["relative_logit_change"] < 1e-4 for row in report.stability)
+    assert report.example is None and len(report.encoder.token_norms) == 4
+    report.save(tmp_path)
+    assert not (tmp_path / "exact_noise.png").exists() and (tmp_path / "lambda_sweep.png").exists()
 
 
 def test_rows_become_csv(tmp_path):
