@@ -1,8 +1,7 @@
 """
 A small training run for tests that kill it: it tells which phase it is in, and the test chooses when it dies.
 
-Runs in a process forked from a server that has imported everything, as one of `world` processes on gloo; or as a script
-of `accelerate launch`.
+Runs in one of `world` processes, forked or started by `accelerate launch`.
 """
 
 import json
@@ -108,17 +107,8 @@ def build(folder: str, hold: str | None = None, held: int = 0, dropout: float = 
     return TellingTrainer(model, args, NullspaceDataCollator(), examples, examples[:13], **telling)
 
 
-def main(folder: str, rank: int, world: int, port: int, changes: dict) -> None:
-    """One process of a run, without a launcher."""
-    if world > 1:
-        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: str(value) for name, value in {**rendezvous, "MASTER_PORT": port}.items()})
-    train(folder, world, changes)
-
-
 def train(folder: str, world: int, changes: dict) -> None:
     """Trains on from the last whole checkpoint, if there is one, and saves the result in `folder`."""
-    torch.set_num_threads(1)
     trainer = build(folder, **changes)
     assert trainer.accelerator.num_processes == world
     for callback in trainer.callback_handler.callbacks:
@@ -140,7 +130,6 @@ def train(folder: str, world: int, changes: dict) -> None:
 
 def run_out_of_space(folder: str, limit: int, result: str, changes: dict) -> None:
     """Saves two checkpoints, then may write no file larger than `limit` bytes; tells what training raised."""
-    torch.set_num_threads(1)
     trainer = build(folder, **changes)
 
     def tell(phase, trainer=trainer):

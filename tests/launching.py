@@ -1,10 +1,47 @@
-"""Starts a script in one process or two, as users do, on the CPU."""
+"""Runs in one process or two on the CPU: with `accelerate launch`, as users do, or forked, which starts faster."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+
+# Forks a server that has imported everything, so that a run starts in a moment.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["hf_nullspace", "transformers.models.vit.modeling_vit"])
+
+
+def start(target: Callable, world: int, *arguments) -> list[BaseProcess]:
+    """Starts `target(*arguments)` in `world` processes that find each other on gloo."""
+    port = free_port()
+    processes = [
+        CONTEXT.Process(target=_be_rank, args=(target, rank, world, port, arguments)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _be_rank(target: Callable, rank: int, world: int, port: int, arguments: tuple) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world > 1:
+        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({name: str(value) for name, value in {**rendezvous, "MASTER_PORT": port}.items()})
+    target(*arguments)
+
+
+def finish(processes: list[BaseProcess]) -> None:
+    """Waits for processes that must end well."""
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
 def free_port() -> int:

@@ -1,25 +1,22 @@
 """Killed at any moment and resumed, a run ends with the weights and the noise it would have had."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import killed_run
 import pytest
 import torch
-from launching import begin_launch, free_port
+from launching import begin_launch, finish, start
 from safetensors.torch import load_file
 
 from hf_nullspace.checkpointing import last_whole_checkpoint
 
-
-# Forks a server that has imported everything, so that a run starts in a moment.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hf_nullspace", "transformers.models.vit.modeling_vit"])
 
 RUNS = {
     "plain": {},
@@ -37,23 +34,8 @@ KINDS = ("training", "synthesis", "saving")
 LAST_STEP = 30
 
 
-def start(folder: Path, world: int, changes: dict) -> list:
-    import killed_run
-
-    port = free_port()
-    processes = [
-        CONTEXT.Process(target=killed_run.main, args=(str(folder), rank, world, port, changes))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def finish(processes: list) -> None:
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
+def start_run(folder: Path, world: int, changes: dict) -> list[BaseProcess]:
+    return start(killed_run.train, world, str(folder), world, changes)
 
 
 def phases_of(folder: Path) -> list[tuple[float, str]]:
@@ -72,7 +54,9 @@ def wait_for(folder: Path, phase: str, already: int, is_running) -> None:
         time.sleep(0.002)
 
 
-def kill_in(processes: list, folder: Path, phase: str, delay: float = 0.0, by: int = signal.SIGKILL) -> str:
+def kill_in(
+    processes: list[BaseProcess], folder: Path, phase: str, delay: float = 0.0, by: int = signal.SIGKILL
+) -> str:
     """Sends a signal to every process of a run `delay` seconds after it came into `phase`; says what it was in."""
     already = len(phases_of(folder))
     wait_for(folder, phase, already, lambda: all(process.is_alive() for process in processes))
@@ -111,47 +95,52 @@ def make_folders(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, kills, seed, by=signal.SIGKILL):
+def check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, signals, seed):
     changes, world = RUNS[name], 2 if name == "two processes" else 1
     whole, killed = make_folders(tmp_path)
-    finish(start(whole, world, changes))
+    finish(start_run(whole, world, changes))
     died_in = Counter()
-    for phase, delay in choose_moments(whole, kills, seed):
+    for by, (phase, delay) in zip(signals, choose_moments(whole, len(signals), seed), strict=True):
         # The run waits at the end of that phase, so that a late signal does not miss it.
-        found = kill_in(start(killed, world, {**changes, "hold": phase}), killed, phase, delay, by)
+        found = kill_in(start_run(killed, world, {**changes, "hold": phase}), killed, phase, delay, by)
         assert found == phase
         died_in[found.split()[0].split("-")[0]] += 1
-    assert died_in == dict.fromkeys(KINDS, kills // 3)
+    assert died_in == dict.fromkeys(KINDS, len(signals) // 3)
     assert not (killed / "result.safetensors").exists()
-    finish(start(killed, world, changes))
+    finish(start_run(killed, world, changes))
     assert_same_result(whole, killed)
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM], ids=lambda signal: signal.name)
-def test_killed_three_times(tmp_path, by):
-    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, "plain", kills=3, seed=0, by=by)
+def test_killed_three_times(tmp_path):
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, "plain", signals, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_twelve_times(tmp_path, name):
-    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, kills=12, seed=1)
+    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, [signal.SIGKILL] * 12, seed=1)
+
+
+@pytest.mark.slow
+def test_ended_with_sigterm_six_times(tmp_path):
+    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, "plain", [signal.SIGTERM] * 6, seed=2)
 
 
 def test_sigterm_saves_at_once_where_asked_to(tmp_path):
     """With `enable_jit_checkpoint`, Transformers' answer to SIGTERM: a checkpoint of the step it came in."""
     # That checkpoint is taken after the forward pass, hence with random states that dropout has drawn from.
-    changes = {"enable_jit_checkpoint": True, "dropout": 0.0, "save_steps": 100}
+    changes = {"enable_jit_checkpoint": True, "dropout": 0.0, "save_steps": 100, "max_steps": 16}
     whole, killed = make_folders(tmp_path)
-    finish(start(whole, 1, changes))
-    processes = start(killed, 1, changes)
+    finish(start_run(whole, 1, changes))
+    processes = start_run(killed, 1, changes)
     wait_for(killed, "training 9", 0, processes[0].is_alive)
     os.kill(processes[0].pid, signal.SIGTERM)
     finish(processes)
     assert not (killed / "result.safetensors").exists()
     saved = Path(last_whole_checkpoint(killed))
-    assert 9 <= int(saved.name.split("-")[1]) < LAST_STEP
-    finish(start(killed, 1, changes))
+    assert 9 <= int(saved.name.split("-")[1]) < 16
+    finish(start_run(killed, 1, changes))
     assert_same_result(whole, killed)
 
 
@@ -164,7 +153,7 @@ def test_launched_run_ends_and_goes_on(tmp_path, victim, by):
     """`accelerate launch` ends all processes when one dies, and when it is told to end."""
     script, changes = Path(__file__).with_name("killed_run.py"), RUNS["two processes"]
     whole, killed = make_folders(tmp_path)
-    finish(start(whole, 2, changes))
+    finish(start_run(whole, 2, changes))
     arguments = [str(killed), "2", json.dumps({**changes, "hold": "training 10", "held": 1})]
     with begin_launch(script, arguments, processes=2) as launcher:
         wait_for(killed, "training 10", 0, lambda: launcher.poll() is None)
