@@ -10,6 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 
+CPU_PAIR = Path(__file__).parents[1] / "examples" / "accelerate_configs" / "cpu_pair.yaml"
+
 # Forks a server that has imported everything, so that a run starts in a moment.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_nullspace", "transformers.models.vit.modeling_vit"])
@@ -53,10 +55,12 @@ def free_port() -> int:
 
 def begin_launch(script: Path, arguments: list[str], processes: int) -> subprocess.Popen:
     """Begins `accelerate launch` on the CPU."""
-    # `--cpu --num_processes 2` would start one process; `--multi_gpu` with this environment starts two on gloo.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # `--cpu --num_processes 2` would start one process; this environment with `--multi_gpu` starts two on gloo.
+    if processes > 1:
+        command += ["--config_file", str(CPU_PAIR), "--multi_gpu"]
+    else:
+        command += ["--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", str(free_port()), str(script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
