@@ -171,7 +171,9 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
         noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
         self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
-        if self.args.activation_checkpointing:
+        # Renamed between Transformers 5.17 and 5.23.
+        names = ("activation_checkpointing", "gradient_checkpointing")
+        if any(getattr(self.args, name, False) for name in names):
             check_not_checkpointed(model, self.injector.projection)
 
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:

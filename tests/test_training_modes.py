@@ -120,7 +120,9 @@ def test_compiled_training_is_the_eager_one(model, examples, tmp_path, plain, no
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing_changes_nothing(model, examples, tmp_path, plain, use_reentrant):
-    changes = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    fields = NullspaceTrainingArguments.__dataclass_fields__
+    name = "activation" if "activation_checkpointing" in fields else "gradient"  # as in Transformers 5.17
+    changes = {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
     checkpointed = build(model, examples, tmp_path, **changes)
     assert losses_of(checkpointed) == plain[1]
     for left, right in zip(checkpointed.model.parameters(), plain[0].model.parameters(), strict=True):

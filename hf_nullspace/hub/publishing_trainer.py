@@ -25,7 +25,8 @@ class PublishingTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         self.push_in_progress = None
         with self._publisher(token=token, private=private).survive():
-            super().init_hf_repo(token, private)
+            # Transformers 5.17 takes no `private` here, and `hub_private_repo` says it there.
+            super().init_hf_repo(token, **({} if private is None else {"private": private}))
 
     def push_to_hub(
         self,
