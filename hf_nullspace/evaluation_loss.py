@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from accelerate import Accelerator
+
+
+def exact_loss(
+    accelerator: Accelerator,
+    loss: torch.Tensor,
+    inputs: dict[str, Any],
+    loss_of: Callable[[dict[str, Any]], torch.Tensor],
+    is_divided_by_all: bool,
+) -> torch.Tensor:
+    """
+    The mean loss over the images of a batch, without the repeats that even out the last one over the processes.
+
+    Args:
+        accelerator (`Accelerator`): As in [`count_real_rows`]; for the reduction.
+        loss (`torch.Tensor`): The loss over all rows, which is right where none is a repeat.
+        inputs (`dict`): The batch of this process, with `pixel_values`.
+        loss_of (`Callable`): Gives the loss of some rows of the batch; every process calls it, even on rows that do not
+            count, since it may wait for the others.
+        is_divided_by_all (`bool`): As in [`mean_over_processes`], for what `loss_of` gives.
+    """
+    batch_size = len(inputs["pixel_values"])
+    real = count_real_rows(accelerator, batch_size)
+    if real is None:
+        return loss
+    rows = max(real, 1)
+    some = {
+        name: value[:rows] if isinstance(value, torch.Tensor) and value.shape[:1] == (batch_size,) else value
+        for name, value in inputs.items()
+    }
+    return mean_over_processes(accelerator, loss_of(some), real, rows, is_divided_by_all)
 
 
 def count_real_rows(accelerator: Accelerator, batch_size: int) -> int | None:

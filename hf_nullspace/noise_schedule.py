@@ -16,6 +16,21 @@ from .randomness import keyed_generator
 
 SCHEDULE_NAME = "nullspace_schedule.json"
 
+# The columns of the history that are logged at each round.
+LOGGED_FIELDS = (
+    "round",
+    "norm",
+    "probability_mse",
+    "probability_mse_upper",
+    "logit_distance",
+    "agreement",
+    "permuted_probability_mse",
+    "permuted_agreement",
+    "converged",
+    "steps",
+    "seconds",
+)
+
 
 class NoiseSchedule:
     """
@@ -55,6 +70,11 @@ class NoiseSchedule:
         """Makes `noise` the current one and adds its row to the history."""
         self.noise = noise
         self.history.append({"round": noise.round_index, "step": step, **noise.certificate.to_dict()})
+
+    def logs(self) -> dict[str, float]:
+        """What is logged of the current round, under `noise/`."""
+        row = self.history[-1]
+        return {f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None}
 
     def draw(self, step: int, batch_size: int, process_index: int) -> torch.Tensor | None:
         """

@@ -8,21 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
 
 from .certificate import Certificate
-from .checkpointing import (
-    begin_checkpoint,
-    check_whole,
-    check_writable,
-    last_whole_checkpoint,
-    load_model_weights,
-    report_lost_loss,
-    restoring,
-    saving,
-)
-from .evaluation_loss import count_real_rows, mean_over_processes
+from .checkpointing import check_writable, report_lost_loss
+from .checkpointing_trainer import CheckpointingTrainer
+from .evaluation_loss import exact_loss
 from .hub import TAGS, PublishingTrainer, collect_training_facts, write_card, write_manifest
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
@@ -36,28 +26,11 @@ from .training_args import NullspaceTrainingArguments
 from .training_images import check_enough, check_example, draw_images
 
 
-logger = logging.get_logger(__name__)
-
-# The columns of `noise_history` that are logged at each round.
-LOGGED_FIELDS = (
-    "round",
-    "norm",
-    "probability_mse",
-    "probability_mse_upper",
-    "logit_distance",
-    "agreement",
-    "permuted_probability_mse",
-    "permuted_agreement",
-    "converged",
-    "steps",
-    "seconds",
-)
-
 # What `evaluate_noise` logs.
 EVALUATED_FIELDS = ("probability_mse", "probability_mse_upper", "agreement", "permuted_agreement")
 
 
-class NullspaceTrainer(PublishingTrainer):
+class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     """
     Finetunes any classifier with a patch projection on `CE(clean) + noise_weight * CE(noisy)`.
 
@@ -198,8 +171,9 @@ class NullspaceTrainer(PublishingTrainer):
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
         noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
         self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
-        # The oldest supported transformers, 5.17, has the older name only.
-        if getattr(self.args, "activation_checkpointing", self.args.gradient_checkpointing):
+        # Renamed between Transformers 5.17 and 5.23.
+        names = ("activation_checkpointing", "gradient_checkpointing")
+        if any(getattr(self.args, name, False) for name in names):
             check_not_checkpointed(model, self.injector.projection)
 
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
@@ -224,8 +198,7 @@ class NullspaceTrainer(PublishingTrainer):
         check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step)
         self.card_extras.pop("evaluation_certificate", None)  # that of an earlier noise
-        row = self.noise_schedule.history[-1]
-        self.log({f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None})
+        self.log(self.noise_schedule.logs())
 
     def _noise_dataloader(self, round_index: int) -> DataLoader:
         """Global batches of training images, the same on every process."""
@@ -265,16 +238,13 @@ class NullspaceTrainer(PublishingTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        batch_size = len(inputs["pixel_values"])
-        real = count_real_rows(self.accelerator, batch_size)
-        if loss is not None and real is not None:
-            # The repeats that fill the last batch count in the parent's loss. Every process must run, even on none.
-            rows = max(real, 1)
-            some = {name: value[:rows] if len(value) == batch_size else value for name, value in inputs.items()}
-            loss, _, _ = super().prediction_step(model, some, True, ignore_keys)
+        if loss is not None:
+            parent = super().prediction_step
             counts_all = self.args.average_tokens_across_devices and "labels" in inputs
             counts_all = counts_all and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
-            loss = mean_over_processes(self.accelerator, loss, real, rows, counts_all)
+            loss = exact_loss(
+                self.accelerator, loss, inputs, lambda some: parent(model, some, True, ignore_keys)[0], counts_all
+            )
         return loss, logits, labels
 
     def evaluate_noise(self, eval_dataset=None) -> Certificate | None:
@@ -339,16 +309,9 @@ class NullspaceTrainer(PublishingTrainer):
             *(getattr(self.model, "model_tags", None) or []),
             *TAGS,
         ]
+        tags = list(dict.fromkeys(tags))
         super().create_model_card(
-            language=language,
-            license=license,
-            tags=list(dict.fromkeys(tags)),
-            model_name=model_name,
-            finetuned_from=finetuned_from,
-            tasks=tasks,
-            dataset_tags=dataset_tags,
-            dataset=dataset,
-            dataset_args=dataset_args,
+            language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
         )
         if self.is_world_process_zero():
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
@@ -357,50 +320,12 @@ class NullspaceTrainer(PublishingTrainer):
             write_card(self.args.output_dir, facts)
             write_manifest(self.args.output_dir)
 
-    # ---- Saving and resuming ------------------------------------------------------------------------------------
+    # ---- The noise in checkpoints -------------------------------------------------------------------------------
 
     def call_model_init(self, trial=None) -> nn.Module:
         model = super().call_model_init(trial)
         self._attach_noise(model)
         return model
-
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial=None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        if resume_from_checkpoint is True:
-            # `None` is left to the parent, which says that there is no checkpoint.
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
-        elif resume_from_checkpoint:
-            check_whole(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        with saving(self.args.output_dir):
-            super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save and output_dir is not None:
-            begin_checkpoint(output_dir)
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and self.noise is not None:
-            self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.noise_schedule.save(output_dir)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # `trainer_state.json` comes next and says that the checkpoint is whole: not before every process has written.
-        self.accelerator.wait_for_everyone()
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with restoring("random state", checkpoint):
-            super()._load_rng_state(checkpoint)
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -412,20 +337,22 @@ class NullspaceTrainer(PublishingTrainer):
         self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
         return progress
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.noise is not None:
+            self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.noise_schedule.save(output_dir)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with restoring("state of the optimizer and the schedule", checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(checkpoint)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if is_sharded or not load_model_weights(self.model if model is None else model, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not load_model_weights(self.model, best):
-            super()._load_best_model()
+        super()._load_best_model()
         if self.args.noise_weight:
-            self.noise_schedule.noise = NullspaceNoise.from_pretrained(best)
+            self.noise_schedule.noise = NullspaceNoise.from_pretrained(self.state.best_model_checkpoint)

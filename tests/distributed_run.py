@@ -1,7 +1,6 @@
-"""Trains a tiny model in however many processes it is launched in, and saves what the test compares."""
+"""Trains a tiny model in however many processes it is started in, and saves what the test compares."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ PROFILE = Profile(
 )
 
 
-def main(folder: str, expected_processes: str) -> None:
+def main(folder: str, processes: int) -> None:
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=32,
@@ -48,7 +47,6 @@ def main(folder: str, expected_processes: str) -> None:
     model = ViTForImageClassification(config)
     images = torch.rand(64, 3, 16, 16)
     examples = [{"pixel_values": image, "label": index % 5} for index, image in enumerate(images)]
-    processes = int(expected_processes)
     args = NullspaceTrainingArguments(
         folder,
         max_steps=4,
@@ -144,7 +142,3 @@ def _pictures():
     features = Features({"image": Image(), "label": ClassLabel(5)})
     dataset = Dataset.from_dict({"image": pictures, "label": [index % 5 for index in range(13)]}, features)
     return ViTImageProcessorPil(size={"height": 16, "width": 16}), dataset
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,47 +1,61 @@
 """
-A small training run for tests that kill it: it tells what it is about to do, and the test chooses when it dies.
+A small training run for tests that kill it: it tells which phase it is in, and the test chooses when it dies.
 
-Runs in a process forked from a server that has imported everything, as one of `world` processes on gloo.
+Runs in one of `world` processes, forked or started by `accelerate launch`.
 """
 
+import json
 import os
 import resource
+import sys
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
 
 
 class TellingTrainer(NullspaceTrainer):
-    """Appends a line to a file at every event, then lingers, so that a kill can land there."""
+    """
+    Appends a line to a file whenever it passes into another phase, so that the last line is the phase it is in.
 
-    def __init__(self, *args, log: Path, linger: float, **kwargs):
+    At the end of the phase `hold` the process `held` waits: whoever kills the run before then kills it in that phase.
+    """
+
+    def __init__(self, *args, log: Path, hold: str | None, held: int, **kwargs):
         super().__init__(*args, **kwargs)
-        self.events, self.linger = log, linger
+        self.log_path, self.hold, self.held, self.phase = log, hold, held, None
 
-    def tell(self, event: str) -> None:
+    def tell(self, phase: str) -> None:
+        if self.phase == self.hold and self.args.process_index == self.held and self.hold is not None:
+            time.sleep(300)
+        self.phase = f"{phase} {self.state.global_step}"
         if self.args.process_index == 0:
-            with open(self.events, "a") as file:
-                file.write(f"{event} {self.state.global_step}\n")
-        time.sleep(self.linger)
+            with open(self.log_path, "a") as file:
+                file.write(f"{time.time()} {self.phase}\n")
 
     def training_step(self, *args, **kwargs):
         self.tell("training")
         return super().training_step(*args, **kwargs)
 
-    def _noise_dataloader(self, round_index):
-        self.tell("synthesis")  # begins here; the search is over before the next event
-        return super()._noise_dataloader(round_index)
+    def _refresh_noise(self, model):
+        self.tell("synthesis")
+        super()._refresh_noise(model)
+        self.tell("training")
+
+    def _save_checkpoint(self, model, trial):
+        self.tell("saving")
+        super()._save_checkpoint(model, trial)
+        self.tell("saved")
 
     def _save(self, output_dir=None, state_dict=None):
         self.tell("saving-model")
         super()._save(output_dir, state_dict)
-        self.tell("saving-noise")
 
     def _save_optimizer_and_scheduler(self, output_dir):
         self.tell("saving-optimizer")
@@ -53,7 +67,7 @@ class TellingTrainer(NullspaceTrainer):
         self.tell("saving-trainer-state")
 
 
-def build(folder: str, linger: float = 0.0, **changes) -> TellingTrainer:
+def build(folder: str, hold: str | None = None, held: int = 0, dropout: float = 0.1, **changes) -> TellingTrainer:
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=32,
@@ -64,7 +78,7 @@ def build(folder: str, linger: float = 0.0, **changes) -> TellingTrainer:
         patch_size=8,
         initializer_range=0.2,
         num_labels=5,
-        hidden_dropout_prob=0.1,  # so that a random state that is not restored shows
+        hidden_dropout_prob=dropout,  # so that a random state that is not restored shows
     )
     images = torch.rand(64, 3, 16, 16)
     examples = [{"pixel_values": image, "label": index % 5} for index, image in enumerate(images)]
@@ -89,18 +103,18 @@ def build(folder: str, linger: float = 0.0, **changes) -> TellingTrainer:
     }
     args = NullspaceTrainingArguments(folder, **{**settings, **changes})
     model = ViTForImageClassification(config)
-    log = Path(folder, "events.txt")
-    return TellingTrainer(model, args, NullspaceDataCollator(), examples, examples[:13], log=log, linger=linger)
+    telling = {"log": Path(folder, "phases.txt"), "hold": hold, "held": held}
+    return TellingTrainer(model, args, NullspaceDataCollator(), examples, examples[:13], **telling)
 
 
-def main(folder: str, rank: int = 0, world: int = 1, port: int = 0, linger: float = 0.0, changes: dict | None = None):
+def train(folder: str, world: int, changes: dict) -> None:
     """Trains on from the last whole checkpoint, if there is one, and saves the result in `folder`."""
-    torch.set_num_threads(1)
-    if world > 1:
-        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: str(value) for name, value in {**rendezvous, "MASTER_PORT": port}.items()})
-    trainer = build(folder, linger, **(changes or {}))
+    trainer = build(folder, **changes)
     assert trainer.accelerator.num_processes == world
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, JITCheckpointCallback):
+            callback.jit_manager.kill_wait = 0  # it would go on for three seconds, and be done
+    Path(folder, f"process-{trainer.args.process_index}.txt").write_text(str(os.getpid()))
     begun = get_last_checkpoint(folder) is not None
     try:
         trainer.train(resume_from_checkpoint=begun)
@@ -108,19 +122,18 @@ def main(folder: str, rank: int = 0, world: int = 1, port: int = 0, linger: floa
         if "No checkpoint in" not in str(error):  # killed in its very first save
             raise
         trainer.train()
-    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    if rank == 0:
+    if trainer.is_world_process_zero() and trainer.state.global_step == trainer.args.max_steps:
+        weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         save_file({"noise": trainer.noise.tensor, **weights}, Path(folder, "result.safetensors.tmp"))
         os.replace(Path(folder, "result.safetensors.tmp"), Path(folder, "result.safetensors"))
 
 
 def run_out_of_space(folder: str, limit: int, result: str, changes: dict) -> None:
     """Saves two checkpoints, then may write no file larger than `limit` bytes; tells what training raised."""
-    torch.set_num_threads(1)
     trainer = build(folder, **changes)
 
-    def tell(event, trainer=trainer):
-        if event == "saving-model" and trainer.state.global_step == 12:
+    def tell(phase, trainer=trainer):
+        if phase == "saving-model" and trainer.state.global_step == 12:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     trainer.tell = tell
@@ -128,3 +141,7 @@ def run_out_of_space(folder: str, limit: int, result: str, changes: dict) -> Non
         trainer.train()
     except OSError as error:
         Path(result).write_text(str(error))
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -94,7 +93,3 @@ def main(folder: str) -> None:
     }
     if accelerator.is_main_process:
         Path(folder, "sharded.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

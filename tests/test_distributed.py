@@ -1,18 +1,15 @@
 """One process and two: the same noise, the same weights, the same evaluation."""
 
 import json
-from pathlib import Path
 
+import distributed_run
 import pytest
+import sharded_run
 import torch
-from launching import launch
+from launching import finish, start
 from safetensors.torch import load_file
 
 from hf_nullspace import RobustnessReport
-
-
-SCRIPT = Path(__file__).with_name("distributed_run.py")
-SHARDED_SCRIPT = Path(__file__).with_name("sharded_run.py")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +18,7 @@ def runs(tmp_path_factory):
     runs = {}
     for processes in (1, 2):
         (folder / str(processes)).mkdir()
-        launch(SCRIPT, [str(folder / str(processes)), str(processes)], processes)
+        finish(start(distributed_run.main, processes, str(folder / str(processes)), processes))
         results = json.loads((folder / str(processes) / "run.json").read_text())
         runs[processes] = load_file(folder / str(processes) / "run.safetensors"), results, folder / str(processes)
     return runs
@@ -85,7 +82,7 @@ def test_processes_with_different_noise_are_told_apart(runs):
 
 def test_a_sharded_model_finds_the_noise_of_a_whole_one(tmp_path):
     """`fully_shard` itself, since Accelerate ignores FSDP on a CPU."""
-    launch(SHARDED_SCRIPT, [str(tmp_path)], processes=2)
+    finish(start(sharded_run.main, 2, str(tmp_path)))
     results = json.loads((tmp_path / "sharded.json").read_text())
     assert results["shards"] == 2
     assert results["noise_difference"] <= 1e-5

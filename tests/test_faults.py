@@ -2,16 +2,15 @@
 
 import resource
 import shutil
-import signal
 import subprocess
 import time
-from pathlib import Path
 
 import killed_run
 import pytest
 import torch
+from launching import finish, start
 from safetensors.torch import load_file
-from test_killed import CONTEXT, events_of, finish, kill_at, start
+from test_killed import assert_same_result, kill_in, make_folders, start_run
 
 from hf_nullspace.checkpointing import check_whole, last_whole_checkpoint, what_is_missing
 
@@ -23,20 +22,15 @@ SHORT = {"max_steps": 16, "save_total_limit": None}
 def whole(tmp_path_factory):
     """A short run with checkpoints 4, 8, 12 and 16, and its result."""
     folder = tmp_path_factory.mktemp("whole")
-    finish(start(folder, 1, SHORT, linger=0.0))
+    finish(start_run(folder, 1, SHORT))
     return folder
 
 
 @pytest.fixture
 def run(whole, tmp_path):
     """A copy of that run up to checkpoint 12."""
-    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-16", "result.*", "events.txt"))
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-16", "result.*", "phases.txt"))
     return tmp_path / "run"
-
-
-def assert_same_result(first: Path, second: Path) -> None:
-    left, right = (load_file(folder / "result.safetensors") for folder in (first, second))
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 def cut(name, size):
@@ -81,7 +75,7 @@ def test_a_checkpoint_cut_short_is_skipped_by_name(run, damage, reason):
 
 def test_resuming_after_a_save_that_was_cut_short_is_exact(whole, run):
     remove("trainer_state.json")(run / "checkpoint-12")
-    finish(start(run, 1, SHORT, linger=0.0))
+    finish(start_run(run, 1, SHORT))
     assert_same_result(whole, run)
     assert what_is_missing(run / "checkpoint-12") is None
 
@@ -144,13 +138,13 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(run, monkeypa
 def test_a_full_disk_leaves_earlier_checkpoints(whole, tmp_path, part, limit):
     folder, told = tmp_path / "run", tmp_path / "error.txt"
     folder.mkdir()
-    finish([begin(killed_run.run_out_of_space, str(folder), limit, str(told), SHORT)])
+    finish(start(killed_run.run_out_of_space, 1, str(folder), limit, str(told), SHORT))
     message = told.read_text()
     for text in ("could not be saved", "MiB free", str(folder / "checkpoint-8"), "resume_from_checkpoint=True"):
         assert text in message
     assert (folder / "checkpoint-12" / "model.safetensors").exists() == (part == "optimizer")
     assert last_whole_checkpoint(folder) == str(folder / "checkpoint-8")
-    finish(start(folder, 1, SHORT, linger=0.0))
+    finish(start_run(folder, 1, SHORT))
     assert_same_result(whole, folder)
 
 
@@ -162,22 +156,16 @@ def test_a_file_system_that_is_full(whole, tmp_path, size):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)]).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        finish([begin(killed_run.run_out_of_space, str(mount), resource.RLIM_INFINITY, str(told), SHORT)])
+        finish(start(killed_run.run_out_of_space, 1, str(mount), resource.RLIM_INFINITY, str(told), SHORT))
         assert "could not be saved" in told.read_text()
         assert "disk has 0 MiB free" in told.read_text()
         whole_one = last_whole_checkpoint(mount)
         assert whole_one is None or whole_one in told.read_text()
         subprocess.run(["mount", "-o", "remount,size=20m", str(mount)], check=True)
-        finish(start(mount, 1, SHORT, linger=0.0))
+        finish(start_run(mount, 1, SHORT))
         assert_same_result(whole, mount)
     finally:
         subprocess.run(["umount", str(mount)], check=True)
-
-
-def begin(target, *args):
-    process = CONTEXT.Process(target=target, args=args)
-    process.start()
-    return process
 
 
 # ---- A lost loss ------------------------------------------------------------------------------------------------
@@ -220,18 +208,14 @@ def test_the_scaler_of_fp16_leaves_the_step_out(tmp_path):
 
 def test_a_process_that_dies_ends_the_others(tmp_path):
     changes = {**SHORT, "save_total_limit": 2}
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        folder.mkdir()
-    finish(start(whole, 2, changes, linger=0.0))
-    processes = start(broken, 2, changes, linger=0.01)
-    kill_at(processes[1:], broken, "training 10", delay=0.0)
+    whole, broken = make_folders(tmp_path)
+    finish(start_run(whole, 2, changes))
+    processes = start_run(broken, 2, {**changes, "hold": "training 10", "held": 1})
+    kill_in(processes[1:], broken, "training 10")
     before = time.monotonic()
     processes[0].join(120)
     assert time.monotonic() - before < 60
-    assert processes[1].exitcode == -signal.SIGKILL
     assert processes[0].exitcode not in (0, None)
-    assert "training 10" in events_of(broken)
     assert last_whole_checkpoint(broken) == str(broken / "checkpoint-8")
-    finish(start(broken, 2, changes, linger=0.0))
+    finish(start_run(broken, 2, changes))
     assert_same_result(whole, broken)

@@ -21,6 +21,7 @@ FLOORS = {
         "noise_schedule",
         "noise_forward",
         "checkpointing",
+        "checkpointing_trainer",
         "evaluation_loss",
         "sharding",
         "training_images",

@@ -1,20 +1,22 @@
-"""Killed with SIGKILL at any moment and resumed, a run ends with the weights and the noise it would have had."""
+"""Killed at any moment and resumed, a run ends with the weights and the noise it would have had."""
 
-import multiprocessing
+import json
+import os
 import random
 import signal
 import time
+from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import killed_run
 import pytest
 import torch
-from launching import free_port
+from launching import begin_launch, finish, start
 from safetensors.torch import load_file
 
+from hf_nullspace.checkpointing import last_whole_checkpoint
 
-# Forks a server that has imported everything, so that a run starts in a moment.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hf_nullspace", "transformers.models.vit.modeling_vit"])
 
 RUNS = {
     "plain": {},
@@ -29,81 +31,140 @@ RUNS = {
     "two processes": {},
 }
 KINDS = ("training", "synthesis", "saving")
+LAST_STEP = 30
 
 
-def start(folder: Path, world: int, changes: dict, linger: float) -> list:
-    import killed_run
-
-    port = free_port()
-    processes = [
-        CONTEXT.Process(target=killed_run.main, args=(str(folder), rank, world, port, linger, changes))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    return processes
+def start_run(folder: Path, world: int, changes: dict) -> list[BaseProcess]:
+    return start(killed_run.train, world, str(folder), world, changes)
 
 
-def finish(processes: list) -> None:
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
+def phases_of(folder: Path) -> list[tuple[float, str]]:
+    """When the run passed into which phase, as `(seconds, "kind step")`."""
+    path = folder / "phases.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(float(seconds), phase) for seconds, phase in (line.split(" ", 1) for line in lines)]
 
 
-def events_of(folder: Path) -> list[str]:
-    path = folder / "events.txt"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def kill_at(processes: list, folder: Path, event: str, delay: float) -> None:
-    """Sends SIGKILL to every process of a run, `delay` seconds after it told of `event`."""
-    already = len(events_of(folder))
+def wait_for(folder: Path, phase: str, already: int, is_running) -> None:
+    """Returns once a run that has told of `already` phases tells of `phase`."""
     deadline = time.monotonic() + 300
-    while event not in events_of(folder)[already:]:
-        assert all(process.is_alive() for process in processes), f"the run ended before {event!r}"
-        assert time.monotonic() < deadline, f"{event!r} did not come"
+    while all(found != phase for _, found in phases_of(folder)[already:]):
+        assert is_running(), f"the run ended before {phase!r}"
+        assert time.monotonic() < deadline, f"{phase!r} did not come"
         time.sleep(0.002)
+
+
+def kill_in(
+    processes: list[BaseProcess], folder: Path, phase: str, delay: float = 0.0, by: int = signal.SIGKILL
+) -> str:
+    """Sends a signal to every process of a run `delay` seconds after it came into `phase`; says what it was in."""
+    already = len(phases_of(folder))
+    wait_for(folder, phase, already, lambda: all(process.is_alive() for process in processes))
     time.sleep(delay)
     for process in processes:
-        process.kill()
+        os.kill(process.pid, by)
     for process in processes:
         process.join(60)
-    assert {process.exitcode for process in processes} == {-signal.SIGKILL}
+    assert {process.exitcode for process in processes} == {-by}
+    return phases_of(folder)[-1][1]
 
 
-def choose_moments(events: list[str], count: int, seed: int) -> list[str]:
-    """`count` events in the order of the run, as many of each kind."""
-    generator = random.Random(seed)
+def choose_moments(folder: Path, count: int, seed: int) -> list[tuple[str, float]]:
+    """`count` moments in the order of the run, as `(phase, seconds since it began)`, as many in each kind of phase."""
+    generator, told, lengths = random.Random(seed), phases_of(folder), {}
+    for (begin, phase), (end, _) in zip(told, told[1:], strict=False):
+        if not phase.endswith(f" {LAST_STEP}"):  # a run that is killed must not have ended before
+            lengths.setdefault(phase, end - begin)
     chosen = []
     for index, kind in enumerate(KINDS):
-        candidates = sorted({event for event in events if event.startswith(kind)}, key=events.index)
-        # Not the final step: a run that is killed must not have ended before.
+        candidates = [phase for phase in lengths if phase.startswith(kind)]
         chosen += generator.sample(candidates, count // 3 + (index < count % 3))
-    return sorted(chosen, key=events.index)
+    return [(phase, generator.uniform(0, lengths[phase])) for phase in lengths if phase in chosen]
 
 
-def check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, kills, seed):
-    changes, world = RUNS[name], 2 if name == "two processes" else 1
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
+def assert_same_result(first: Path, second: Path) -> None:
+    left, right = (load_file(folder / "result.safetensors") for folder in (first, second))
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def make_folders(tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
         folder.mkdir()
-    finish(start(whole, world, changes, linger=0.0))
-    generator = random.Random(seed)
-    for event in choose_moments(events_of(whole), kills, seed):
-        kill_at(start(killed, world, changes, linger=0.01), killed, event, generator.uniform(0, 0.02))
+    return folders
+
+
+def check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, signals, seed):
+    changes, world = RUNS[name], 2 if name == "two processes" else 1
+    whole, killed = make_folders(tmp_path)
+    finish(start_run(whole, world, changes))
+    died_in = Counter()
+    for by, (phase, delay) in zip(signals, choose_moments(whole, len(signals), seed), strict=True):
+        # The run waits at the end of that phase, so that a late signal does not miss it.
+        found = kill_in(start_run(killed, world, {**changes, "hold": phase}), killed, phase, delay, by)
+        assert found == phase
+        died_in[found.split()[0].split("-")[0]] += 1
+    assert died_in == dict.fromkeys(KINDS, len(signals) // 3)
     assert not (killed / "result.safetensors").exists()
-    finish(start(killed, world, changes, linger=0.0))
-    expected, found = (load_file(folder / "result.safetensors") for folder in (whole, killed))
-    assert expected.keys() == found.keys()
-    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    finish(start_run(killed, world, changes))
+    assert_same_result(whole, killed)
 
 
-@pytest.mark.parametrize("name", ["plain"])
-def test_killed_three_times(tmp_path, name):
-    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, kills=3, seed=0)
+def test_killed_three_times(tmp_path):
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, "plain", signals, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_twelve_times(tmp_path, name):
-    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, kills=12, seed=1)
+    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, [signal.SIGKILL] * 12, seed=1)
+
+
+@pytest.mark.slow
+def test_ended_with_sigterm_six_times(tmp_path):
+    check_killed_run_ends_as_the_uninterrupted_one(tmp_path, "plain", [signal.SIGTERM] * 6, seed=2)
+
+
+def test_sigterm_saves_at_once_where_asked_to(tmp_path):
+    """With `enable_jit_checkpoint`, Transformers' answer to SIGTERM: a checkpoint of the step it came in."""
+    # That checkpoint is taken after the forward pass, hence with random states that dropout has drawn from.
+    changes = {"enable_jit_checkpoint": True, "dropout": 0.0, "save_steps": 100, "max_steps": 16}
+    whole, killed = make_folders(tmp_path)
+    finish(start_run(whole, 1, changes))
+    processes = start_run(killed, 1, changes)
+    wait_for(killed, "training 9", 0, processes[0].is_alive)
+    os.kill(processes[0].pid, signal.SIGTERM)
+    finish(processes)
+    assert not (killed / "result.safetensors").exists()
+    saved = Path(last_whole_checkpoint(killed))
+    assert 9 <= int(saved.name.split("-")[1]) < 16
+    finish(start_run(killed, 1, changes))
+    assert_same_result(whole, killed)
+
+
+# ---- A process of several ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim, by", [("process-1", signal.SIGKILL), ("launcher", signal.SIGTERM)])
+def test_launched_run_ends_and_goes_on(tmp_path, victim, by):
+    """`accelerate launch` ends all processes when one dies, and when it is told to end."""
+    script, changes = Path(__file__).with_name("killed_run.py"), RUNS["two processes"]
+    whole, killed = make_folders(tmp_path)
+    finish(start_run(whole, 2, changes))
+    arguments = [str(killed), "2", json.dumps({**changes, "hold": "training 10", "held": 1})]
+    with begin_launch(script, arguments, processes=2) as launcher:
+        wait_for(killed, "training 10", 0, lambda: launcher.poll() is None)
+        pids = [int((killed / f"process-{rank}.txt").read_text()) for rank in range(2)]
+        os.kill({"process-1": pids[1], "launcher": launcher.pid}[victim], by)
+        launcher.communicate(timeout=120)
+        assert launcher.returncode not in (0, None)
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    assert last_whole_checkpoint(killed) == str(killed / "checkpoint-8")
+    arguments[-1] = json.dumps(changes)
+    with begin_launch(script, arguments, processes=2) as launcher:
+        _, errors = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, errors[-3000:]
+    assert_same_result(whole, killed)

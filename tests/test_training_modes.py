@@ -53,6 +53,13 @@ def losses_of(trainer):
     return [row["loss"] for row in rows], [row["noise/loss"] for row in rows]
 
 
+@pytest.fixture(scope="module")
+def plain(make_vit, examples, tmp_path_factory):
+    """The trainer after a plain fp32 run, and its losses."""
+    trainer = build(make_vit(classifier_scale=20), examples, tmp_path_factory.mktemp("plain"))
+    return trainer, losses_of(trainer)
+
+
 @torch.no_grad()
 def change_of(model, images, noise):
     """What the noise does to the logits."""
@@ -75,7 +82,7 @@ def test_noise_reaches_the_logits_in_channels_last(model, images, noise):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_compiled_model_has_the_noise_and_no_graph_break(model, images, noise, backend):
     torch._dynamo.reset()
     injector, twin = NoiseInjector.attach(model), copy.deepcopy(model)
@@ -95,15 +102,14 @@ def test_compiled_model_has_the_noise_and_no_graph_break(model, images, noise, b
     assert (explained.graph_break_count, explained.graph_count) == (0, 1)
 
 
-@pytest.mark.parametrize("noise_forward", ["concatenated", "sequential"])
-def test_compiled_training_is_the_eager_one(model, examples, tmp_path, noise_forward):
+@pytest.mark.parametrize("noise_forward", ["concatenated", pytest.param("sequential", marks=pytest.mark.slow)])
+def test_compiled_training_is_the_eager_one(model, examples, tmp_path, plain, noise_forward):
     torch._dynamo.reset()
-    shared = {"noise_forward": noise_forward}
     model.config.problem_type = "single_label_classification"  # set by the first loss otherwise: compiles again
-    eager = losses_of(build(model, examples, tmp_path / "a", **shared))
-    compiled = build(model, examples, tmp_path / "b", torch_compile=True, torch_compile_backend="aot_eager", **shared)
+    changes = {"torch_compile": True, "torch_compile_backend": "aot_eager", "noise_forward": noise_forward}
+    compiled = build(model, examples, tmp_path, **changes)
     torch._dynamo.utils.counters.clear()
-    for left, right in zip(losses_of(compiled), eager, strict=True):
+    for left, right in zip(losses_of(compiled), plain[1], strict=True):
         assert left == pytest.approx(right, abs=1e-4)
     assert [row["step"] for row in compiled.noise_history] == [0, 3]
     counters = torch._dynamo.utils.counters
@@ -113,18 +119,13 @@ def test_compiled_training_is_the_eager_one(model, examples, tmp_path, noise_for
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_changes_nothing(model, examples, tmp_path, use_reentrant):
-    checkpointing = {"use_reentrant": use_reentrant}
-    plain = build(model, examples, tmp_path / "a")
-    checkpointed = build(
-        model,
-        examples,
-        tmp_path / "b",
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs=checkpointing,
-    )
-    assert losses_of(checkpointed) == losses_of(plain)
-    for left, right in zip(checkpointed.model.parameters(), plain.model.parameters(), strict=True):
+def test_activation_checkpointing_changes_nothing(model, examples, tmp_path, plain, use_reentrant):
+    fields = NullspaceTrainingArguments.__dataclass_fields__
+    name = "activation" if "activation_checkpointing" in fields else "gradient"  # as in Transformers 5.17
+    changes = {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    checkpointed = build(model, examples, tmp_path, **changes)
+    assert losses_of(checkpointed) == plain[1]
+    for left, right in zip(checkpointed.model.parameters(), plain[0].model.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
 
 
@@ -133,18 +134,16 @@ def test_activation_checkpointing_changes_nothing(model, examples, tmp_path, use
     [({"bf16": True}, 0.05), ({"dataloader_num_workers": 1}, 0.0)],
     ids=["bf16", "workers"],
 )
-def test_losses_are_those_of_plain_training(model, examples, tmp_path, changes, tolerance):
-    expected = losses_of(build(model, examples, tmp_path / "a"))
-    found = losses_of(build(model, examples, tmp_path / "b", **changes))
-    for left, right in zip(found, expected, strict=True):
+def test_losses_are_those_of_plain_training(model, examples, tmp_path, plain, changes, tolerance):
+    found = losses_of(build(model, examples, tmp_path, **changes))
+    for left, right in zip(found, plain[1], strict=True):
         assert left == pytest.approx(right, rel=tolerance, abs=0)
-    assert (found == expected) == (tolerance == 0)
+    assert (found == plain[1]) == (tolerance == 0)
 
 
-def test_channels_last_trains_as_before(model, examples, tmp_path):
-    expected = losses_of(build(model, examples, tmp_path / "a"))
-    trainer = build(model.to(memory_format=torch.channels_last), examples, tmp_path / "b")
-    for left, right in zip(losses_of(trainer), expected, strict=True):
+def test_channels_last_trains_as_before(model, examples, tmp_path, plain):
+    trainer = build(model.to(memory_format=torch.channels_last), examples, tmp_path)
+    for left, right in zip(losses_of(trainer), plain[1], strict=True):
         assert left == pytest.approx(right, abs=1e-4)
 
 
@@ -182,12 +181,11 @@ def test_lora_trains_its_adapter_on_the_noise_and_resumes(model, examples, tmp_p
         assert torch.equal(weight, weights[name]), name
 
 
-def test_noise_makes_a_difference_to_training(model, examples, tmp_path):
+def test_noise_makes_a_difference_to_training(model, examples, plain):
     """The check of the checks above: without noise the losses are others."""
-    trainer = build(model, examples, tmp_path / "a")
-    both, noisy = losses_of(trainer)
-    plain = Trainer(copy.deepcopy(model), trainer.args, NullspaceDataCollator(), examples)
-    plain.train()
-    alone = [row["loss"] for row in plain.state.log_history if "loss" in row]
-    assert both[0] == pytest.approx(alone[0] + noisy[0], abs=1e-5)
-    assert abs(noisy[0] - alone[0]) > 1e-3
+    trainer, (both, noisy) = plain
+    alone = Trainer(copy.deepcopy(model), trainer.args, NullspaceDataCollator(), examples)
+    alone.train()
+    losses = [row["loss"] for row in alone.state.log_history if "loss" in row]
+    assert both[0] == pytest.approx(losses[0] + noisy[0], abs=1e-5)
+    assert abs(noisy[0] - losses[0]) > 1e-3
