@@ -229,14 +229,15 @@ def measured_axes(
     classifier: FrozenClassifier, batches: Iterable[FrozenBatch], noise: torch.Tensor, on_step: Callable[[], None]
 ) -> torch.Tensor:
     """Axes of the hidden axis that avoid what moves the logits of these batches under `noise`: see [`harmless_axes`]."""
-    moment = torch.zeros(noise.shape[-1], noise.shape[-1], device=noise.device)
+    total = torch.zeros(noise.shape[-1], noise.shape[-1], device=noise.device)
     for batch in batches:
         step = distance_gradient(classifier, batch, noise)
-        # Every batch counts the same, however large its gradients are.
-        share = step.squares.clamp_min(torch.finfo(torch.float32).tiny)
-        moment = moment + hidden_moment(step.local_gradients.to(share.dtype)) / share
+        moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(noise))))
+        # Every batch counts the same, however large its gradients are; one that is not finite does not count.
+        share = moment.trace().clamp_min(torch.finfo(torch.float32).tiny)
+        total = total + torch.where(step.finite, moment / share, 0.0)
         on_step()
-    return harmless_axes(classifier.sum_over_processes(moment)).to(noise.dtype)
+    return harmless_axes(total).to(noise.dtype)
 
 
 def endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
@@ -268,42 +269,40 @@ class DistanceGradient:
     Args:
         mse, distance (`torch.Tensor`): Mean `probability_mse` and `logit_distance`.
         gradient (`torch.Tensor` of the shape of the noise): Gradient of `distance`.
-        squares (`torch.Tensor`): Sum over images of the squared norm of the gradient of each one's distance.
-        local_gradients (`torch.Tensor` of shape `(local_images, num_patches, hidden_size)`): The gradients of this
-            process's images; zeros where one is not finite.
+        local_gradients (`torch.Tensor` of shape `(local_images, num_patches, hidden_size)`): The gradients of the
+            distances of this process's images.
         finite (`torch.Tensor`): Whether everything is finite.
     """
 
     mse: torch.Tensor
     distance: torch.Tensor
     gradient: torch.Tensor
-    squares: torch.Tensor
     local_gradients: torch.Tensor
     finite: torch.Tensor
 
 
 def distance_gradient(classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor) -> DistanceGradient:
     """Runs the batch under `noise` of shape `(1, num_patches, hidden_size)`, once there and once back."""
-    # In double precision the sum of the processes' sums is that of one process, where the device has it.
-    precise = torch.float32 if noise.device.type == "mps" else torch.float64
-    sums = torch.zeros(3 + noise.numel(), dtype=precise, device=noise.device)
+    precise = _precise_dtype(noise)
+    sums = torch.zeros(2 + noise.numel(), dtype=precise, device=noise.device)
     local = noise.new_zeros(0, *noise.shape[1:])
     if len(batch):
-        variable = noise.detach().repeat(len(batch), 1, 1).requires_grad_()
+        variable = noise.detach().expand(len(batch), -1, -1).requires_grad_()
         noisy_logits = classifier.logits(batch.inputs, variable, batch.embeddings)
         distance = logit_distance(batch.clean_logits, noisy_logits)
         (local,) = torch.autograd.grad(distance.sum(), variable)
         mse = probability_mse(batch.clean_logits, noisy_logits.detach())
-        parts = (mse, distance.detach(), local.square().sum((1, 2)))
-        sums = torch.cat(
-            [*(part.sum(0, keepdim=True, dtype=precise) for part in parts), local.sum(0, dtype=precise).flatten()]
-        )
+        parts = (mse.unsqueeze(-1), distance.detach().unsqueeze(-1), local.flatten(1))
+        sums = torch.cat([part.sum(0, dtype=precise) for part in parts])
     # One reduction for everything: the sums of the processes, divided by the size of the whole batch.
     sums = classifier.sum_over_processes(sums)
-    finite = torch.isfinite(sums).all()
-    local, squares = torch.where(finite, local, 0.0), torch.where(finite, sums[2], 0.0)
     means = (sums / batch.global_size).to(noise.dtype)
-    return DistanceGradient(means[0], means[1], means[3:].view_as(noise), squares, local, finite)
+    return DistanceGradient(means[0], means[1], means[2:].view_as(noise), local, torch.isfinite(sums).all())
+
+
+def _precise_dtype(noise: torch.Tensor) -> torch.dtype:
+    """Double precision, in which the sum of the processes' sums is that of one process, where the device has it."""
+    return torch.float32 if noise.device.type == "mps" else torch.float64
 
 
 def token_limits(noise: torch.Tensor, max_ratio: float) -> torch.Tensor:
