@@ -7,9 +7,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models run slower on more threads
 
 import pytest
+import tiny_model
 import torch
 from hub_server import HubServer
-from transformers import AutoModelForImageClassification, SegformerConfig, ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, SegformerConfig, ViTForImageClassification
 
 from hf_nullspace import Certificate
 
@@ -19,18 +20,9 @@ def make_vit():
     """`make_vit(classifier_scale=1.0, seed=0, **config)` builds a ViT with 4 patches of 8x8 and hidden size 32."""
 
     def build(classifier_scale: float = 1.0, seed: int = 0, **overrides) -> ViTForImageClassification:
-        settings = {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "image_size": 16,
-            "patch_size": 8,
-            "num_labels": 5,
-        }
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = ViTForImageClassification(ViTConfig(**{**settings, **overrides}))
+            model = tiny_model.tiny_vit(**overrides)
         model.classifier.weight.data.mul_(classifier_scale)
         return model.eval()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import ViTConfig, ViTForImageClassification
+from tiny_model import seeded_model_and_examples
 
 from hf_nullspace import (
     NullspaceConfig,
@@ -33,20 +33,7 @@ PROFILE = Profile(
 
 
 def main(folder: str, processes: int) -> None:
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=8,
-        initializer_range=0.2,
-        num_labels=5,
-    )
-    model = ViTForImageClassification(config)
-    images = torch.rand(64, 3, 16, 16)
-    examples = [{"pixel_values": image, "label": index % 5} for index, image in enumerate(images)]
+    model, examples = seeded_model_and_examples()
     args = NullspaceTrainingArguments(
         folder,
         max_steps=4,

@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
-from transformers import ViTConfig, ViTForImageClassification
+from tiny_model import seeded_model_and_examples
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -68,20 +67,8 @@ class TellingTrainer(NullspaceTrainer):
 
 
 def build(folder: str, hold: str | None = None, held: int = 0, dropout: float = 0.1, **changes) -> TellingTrainer:
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=8,
-        initializer_range=0.2,
-        num_labels=5,
-        hidden_dropout_prob=dropout,  # so that a random state that is not restored shows
-    )
-    images = torch.rand(64, 3, 16, 16)
-    examples = [{"pixel_values": image, "label": index % 5} for index, image in enumerate(images)]
+    # Dropout, so that a random state that is not restored shows.
+    model, examples = seeded_model_and_examples(hidden_dropout_prob=dropout)
     settings = {
         "max_steps": 30,
         "per_device_train_batch_size": 4,
@@ -102,7 +89,6 @@ def build(folder: str, hold: str | None = None, held: int = 0, dropout: float = 
         "disable_tqdm": True,
     }
     args = NullspaceTrainingArguments(folder, **{**settings, **changes})
-    model = ViTForImageClassification(config)
     telling = {"log": Path(folder, "phases.txt"), "hold": hold, "held": held}
     return TellingTrainer(model, args, NullspaceDataCollator(), examples, examples[:13], **telling)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from tiny_model import seeded_model_and_examples
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import ViTConfig, ViTForImageClassification
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, synthesize_noise
 from hf_nullspace.injection import NoiseInjector
@@ -50,20 +50,7 @@ def distance(first, second):
 def main(folder: str) -> None:
     accelerator = Accelerator()
     assert accelerator.num_processes == 2, accelerator.state
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=8,
-        initializer_range=0.2,
-        num_labels=5,
-    )
-    whole = ViTForImageClassification(config)
-    images = torch.rand(64, 3, 16, 16)
-    examples = [{"pixel_values": image, "label": index % 5} for index, image in enumerate(images)]
+    whole, examples = seeded_model_and_examples()
     sharded = copy.deepcopy(whole)
     mesh = init_device_mesh("cpu", (2,))
     # As Accelerate does: the layers, the embeddings, and the rest.
