@@ -183,22 +183,26 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         return None if noise is None else noise.to(self.args.device)
 
     def _refresh_noise(self, model: nn.Module) -> None:
-        """Synthesises this round's noise on the current weights, on images of its own."""
+        """Makes this round's noise on the current weights the one to train on."""
         step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
         with preserved_random_state():
-            noise = synthesize_noise(
-                self.accelerator.unwrap_model(model, keep_torch_compile=False),
-                self._noise_dataloader(round_index),
-                self.args.nullspace_config(),
-                accelerator=self.accelerator,
-                round_index=round_index,
-                patch_projection=self.args.patch_projection,
-                disable_tqdm=self.args.disable_tqdm,
-            )
+            noise = self._make_noise(self.accelerator.unwrap_model(model, keep_torch_compile=False), round_index)
         check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step)
         self.card_extras.pop("evaluation_certificate", None)  # that of an earlier noise
         self.log(self.noise_schedule.logs())
+
+    def _make_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
+        """The noise of a round, synthesised on images of its own; controls of the method make another."""
+        return synthesize_noise(
+            model,
+            self._noise_dataloader(round_index),
+            self.args.nullspace_config(),
+            accelerator=self.accelerator,
+            round_index=round_index,
+            patch_projection=self.args.patch_projection,
+            disable_tqdm=self.args.disable_tqdm,
+        )
 
     def _noise_dataloader(self, round_index: int) -> DataLoader:
         """Global batches of training images, the same on every process."""
