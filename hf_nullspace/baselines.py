@@ -33,6 +33,7 @@ __all__ = [
     "AdversarialTrainingArguments",
     "GaussianNoiseTrainer",
     "Method",
+    "NoiseControlTrainer",
     "PermutedNoiseTrainer",
     "TradesTrainer",
 ]
