@@ -117,10 +117,11 @@ def evaluate_robustness(
         raise ValueError(f"`batch_size` must be 1 or more, but got {batch_size}.")
     main = image_source(dataset, model, EVALUATION_SET, image_column_name, label_column_name)
     sources, not_measured = find_sources(profile, main, datasets or {}, model)
+    distinct = {source.name: source for source in sources.values()}  # columns share them
     run = {
         "model": model_fingerprint(model),
-        "datasets": {source.name: source.fingerprint() for source in sources.values()},
-        "num_images": {source.name: len(source) for source in sources.values()},
+        "datasets": {name: source.fingerprint() for name, source in distinct.items()},
+        "num_images": {name: len(source) for name, source in distinct.items()},
         "batch_size": batch_size,
         "preprocessing": describe_preprocessing(image_processor, sources),
         "versions": package_versions(profile),
