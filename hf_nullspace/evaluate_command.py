@@ -123,6 +123,7 @@ def load_evaluation_dataset(args: EvaluateArguments, model: PreTrainedModel) -> 
         if names and set(names) <= set(imagenet_wnids()) and not set(names) <= set(model.config.id2label.values()):
             subset = names if len(names) < len(imagenet_wnids()) else None
             chosen = {"class_subset": subset, "max_images": args.max_images, "seed": args.seed}
+            chosen["check_images"] = False  # the evaluation names an unreadable picture when it comes to it
             return load_robustness_dataset("imagenet", args.images, id2label=model.config.id2label, **chosen)
         dataset = load_dataset("imagefolder", data_files={"test": f"{args.images}/**"}, split="test")
     elif args.dataset_name is not None:
