@@ -169,18 +169,21 @@ def evaluate_robustness(
 def _finished_report(output_dir: Path, manifest: dict[str, Any], accelerator: Accelerator) -> RobustnessReport | None:
     """The report that is in the folder already; the outcomes of images are with that of the main process only."""
 
+    loaded: list[RobustnessReport] = []
+
     def read() -> dict[str, Any] | None:
         if not Path(output_dir, REPORT_NAME).is_file():
             return None
         report = RobustnessReport.load(output_dir)
         check_manifest({"profile": report.profile.hash, **report.run}, manifest, output_dir)
         logger.info(f"{str(output_dir)!r} holds this evaluation, finished; it is not repeated.")
+        loaded.append(report)
         return report.to_dict()
 
     values = on_main_process(accelerator, read)
     if values is None:
         return None
-    return RobustnessReport.load(output_dir) if accelerator.is_main_process else RobustnessReport.from_dict(values)
+    return loaded[0] if accelerator.is_main_process else RobustnessReport.from_dict(values)
 
 
 def find_sources(
