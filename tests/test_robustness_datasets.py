@@ -8,7 +8,6 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from hf_nullspace.robustness.corruptions import CORRUPTIONS
 from hf_nullspace.robustness.datasets import (
     RobustnessDataset,
     dataset_for_model,
