@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from transformers.utils import logging
 
-from ..data import drop_unreadable_images
+from ..data import draw_images, drop_unreadable_images
 from .class_folders import read_class_folders, read_labelled_files
 from .class_labels import describe_missing, folded, imagenet_labels, named_labels, translate_labels, with_labels
 from .corruptions import CORRUPTIONS, SEVERITIES
@@ -190,8 +190,7 @@ def load_robustness_dataset(
         labels = imagenet_labels(title, labels, names, classes, class_subset is not None, name == "imagenet-v2")
         dataset = with_labels(dataset, image_column_name, labels)
     dataset, class_indices = translate_labels(dataset, title, classes, id2label)
-    if max_images is not None and max_images < len(dataset):
-        dataset = dataset.shuffle(seed=seed).select(range(max_images))
+    dataset = draw_images(dataset, max_images, seed)
     if check_images:
         dataset = drop_unreadable_images(dataset, "image", skip_bad_images)
     return RobustnessDataset(title, dataset, class_indices, "none" if name in UNCHANGED else "resize_256_crop_224")
