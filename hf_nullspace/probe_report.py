@@ -29,6 +29,25 @@ logger = logging.get_logger(__name__)
 
 # Norms of the exact noise in the table of stability, as multiples of the pictures' own norm.
 STABILITY_NORMS = (0.1, 1.0, 10.0)
+# What the rows of the exact part say.
+MEANINGS = {
+    "projection": "the linear map from the pixels of a patch to its embedding",
+    "hidden_size": "its rows",
+    "patch_features": "its columns: the pixels of a patch, times channels",
+    "rank": "directions of a patch that the model sees",
+    "dimension": "directions of a patch that the model cannot see",
+    "tolerance": "singular values up to this one count as zero",
+    "num_images": "pictures that the noise was made for",
+    "noise_norm": "norm of the largest invisible noise found within [0, 1], mean over pictures (normalised pixels)",
+    "noise_norm_bound": "a norm that none exceeds",
+    "noise_rms": "its root mean square, where black is 0 and white is 1",
+    "noise_max": "its largest change of a pixel",
+    "pixels_at_bound": "share of the noisy pixels that are at 0 or 1",
+    "relative_logit_change": "largest change of a logit under it, as a share of the logits' norm",
+    "agreement": "share of the predictions that it leaves unchanged",
+    "permuted_relative_logit_change": "smallest such change under the same noise with its elements permuted",
+    "permuted_agreement": "share of the predictions that the permuted noise leaves unchanged",
+}
 SWEEP_COLUMNS = ("lambda", "norm", "relative_norm", "logit_distance", "agreement", "confidence_change")
 
 
@@ -39,12 +58,13 @@ class ProbeReport:
 
     Args:
         exact (`dict` or `None`): The exact nullspace; see [`measure_exact_noise`]. `None` for a model that has none of
-            its own per patch, for the reason in `exact_refusal`.
-        exact_refusal (`str` or `None`): Why there is no exact part.
+            its own per patch.
+        exact_refusal (`str` or `None`): Why there is no exact noise, and what to use instead: patches that overlap, or
+            a nullspace of dimension 0.
         layer_norm (`dict`): See [`measure_layer_norm_invariance`].
-        stability (`list[dict]`): See [`prediction_stability`].
+        stability (`list[dict]`): See [`prediction_stability`]; empty without exact noise.
         encoder ([`EncoderProbe`]): The approximate nullspace.
-        example (`dict` or `None`): One picture with its noise, for the figure; `None` without exact part, or if the
+        example (`dict` or `None`): One picture with its noise, for the figure; `None` without exact noise, or if the
             model reads patches that are cut already.
     """
 
@@ -57,10 +77,14 @@ class ProbeReport:
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of each part by its name."""
-        tables = {"layer_norm": [self.layer_norm], **self.encoder.tables()}
-        if self.exact is not None:
-            tables = {"exact": [self.exact], "stability": self.stability, **tables}
-        return tables
+        exact = [] if self.exact is None else [self.exact]
+        tables = {
+            "exact": exact,
+            "stability": self.stability,
+            "layer_norm": [self.layer_norm],
+            **self.encoder.tables(),
+        }
+        return {name: rows for name, rows in tables.items() if rows}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but tensors as a JSON-serialisable `dict`."""
@@ -68,9 +92,13 @@ class ProbeReport:
 
     def to_markdown(self) -> str:
         """The report as Markdown: the exact nullspace, the sweep, and closure."""
-        parts = [f"## Exact nullspace\n\n{self.exact_refusal}"]
+        parts = ["## Exact nullspace"]
         if self.exact is not None:
-            parts = ["## Exact nullspace\n\n" + _markdown([{"": k, "value": v} for k, v in self.exact.items()])]
+            rows = [{"": name, "value": value, "what": MEANINGS[name]} for name, value in self.exact.items()]
+            parts.append(_markdown(rows))
+        if self.exact_refusal is not None:
+            parts.append(self.exact_refusal)
+        if self.stability:
             parts.append(
                 "## Predictions under exact noise, by norm (normalised pixels)\n\n" + _markdown(self.stability)
             )
@@ -174,11 +202,12 @@ def probe(
             known = {"nullspace": nullspace, "clean_logits": clean}
             exact, noise = measure_exact_noise(model, **few, image_mean=mean, image_std=std, **known)
             progress.update()
-            values = few["pixel_values"]
-            norms = [factor * values.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
-            stability = prediction_stability(model, **few, norms=norms, **known)
+            values, refusal = few["pixel_values"], nullspace.obstacle
+            if refusal is None:
+                norms = [factor * values.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
+                stability = prediction_stability(model, **few, norms=norms, **known)
             progress.update()
-            if projection.patch_size is not None:
+            if refusal is None and projection.patch_size is not None:
                 example = _example(model, values[:1], noise[:1], clean[0].tolist(), mean, std)
         else:
             refusal = (
