@@ -48,6 +48,8 @@ MEANINGS = {
     "permuted_relative_logit_change": "smallest such change under the same noise with its elements permuted",
     "permuted_agreement": "share of the predictions that the permuted noise leaves unchanged",
 }
+# Pictures that can be split into some to search on and some to measure on.
+MIN_PICTURES = 4
 SWEEP_COLUMNS = ("lambda", "norm", "relative_norm", "logit_distance", "agreement", "confidence_change")
 
 
@@ -63,17 +65,19 @@ class ProbeReport:
             a nullspace of dimension 0.
         layer_norm (`dict`): See [`measure_layer_norm_invariance`].
         stability (`list[dict]`): See [`prediction_stability`]; empty without exact noise.
-        encoder ([`EncoderProbe`]): The approximate nullspace.
+        encoder ([`EncoderProbe`] or `None`): The approximate nullspace; `None` for the reason in `encoder_refusal`.
         example (`dict` or `None`): One picture with its noise, for the figure; `None` without exact noise, or if the
             model reads patches that are cut already.
+        encoder_refusal (`str` or `None`): Why there is no encoder part: too few pictures.
     """
 
     exact: dict[str, Any] | None
     exact_refusal: str | None
     layer_norm: dict[str, float]
     stability: list[dict[str, float]]
-    encoder: EncoderProbe
+    encoder: EncoderProbe | None
     example: dict[str, Any] | None = None
+    encoder_refusal: str | None = None
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of each part by its name."""
@@ -82,13 +86,15 @@ class ProbeReport:
             "exact": exact,
             "stability": self.stability,
             "layer_norm": [self.layer_norm],
-            **self.encoder.tables(),
+            **(self.encoder.tables() if self.encoder is not None else {}),
         }
         return {name: rows for name, rows in tables.items() if rows}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but tensors as a JSON-serialisable `dict`."""
-        return {"exact_refusal": self.exact_refusal, "norm_weight": self.encoder.norm_weight, **self.tables()}
+        refusals = {"exact_refusal": self.exact_refusal, "encoder_refusal": self.encoder_refusal}
+        chosen = {"norm_weight": self.encoder.norm_weight} if self.encoder is not None else {}
+        return {**refusals, **chosen, **self.tables()}
 
     def to_markdown(self) -> str:
         """The report as Markdown: the exact nullspace, the sweep, and closure."""
@@ -103,6 +109,8 @@ class ProbeReport:
                 "## Predictions under exact noise, by norm (normalised pixels)\n\n" + _markdown(self.stability)
             )
         parts.append("## A constant over the hidden axis\n\n" + _markdown([self.layer_norm]))
+        if self.encoder is None:
+            return "\n\n".join([*parts, f"## Approximate nullspace\n\n{self.encoder_refusal}"])
         names = [*SWEEP_COLUMNS, *(f"permuted_{name}" for name in SWEEP_COLUMNS[-3:])]
         sweep = [{name: row[name] for name in names} for row in self.encoder.sweep]
         parts.append("## Approximate nullspace, by lambda\n\n" + _markdown(sweep))
@@ -127,14 +135,14 @@ class ProbeReport:
         if not figures:
             return
         try:
-            plotting.plot_lambda_sweep(self.encoder.sweep, directory / "lambda_sweep.png")
+            if self.example is not None:
+                plotting.plot_exact_noise(**self.example, path=directory / "exact_noise.png")
+            if self.encoder is not None:
+                plotting.plot_lambda_sweep(self.encoder.sweep, directory / "lambda_sweep.png")
+                plotting.plot_dose_response(self.encoder.dose_response, directory / "dose_response.png")
+                plotting.plot_token_norms(self.encoder.token_norms, directory / "token_norms.png")
         except ImportError as error:
             logger.warning(f"No figures are drawn. {error}")
-            return
-        plotting.plot_dose_response(self.encoder.dose_response, directory / "dose_response.png")
-        plotting.plot_token_norms(self.encoder.token_norms, directory / "token_norms.png")
-        if self.example is not None:
-            plotting.plot_exact_noise(**self.example, path=directory / "exact_noise.png")
 
 
 def probe(
@@ -159,7 +167,7 @@ def probe(
             Its image processor.
         pictures (`Sequence[PIL.Image.Image]`):
             Pictures to measure on, of any size and in random order, since noise is searched on the first five eighths
-            and measured on the others; at least one batch for the encoder.
+            and measured on the others. With fewer than four the encoder's part is left out.
         config ([`EncoderProbeConfig`], *optional*):
             Settings of the encoder's part.
         batch_size (`int`, *optional*, defaults to 4):
@@ -177,7 +185,7 @@ def probe(
         [`ProbeReport`].
 
     Raises:
-        `ValueError`: If there are too few pictures, or the model has no patch projection.
+        `ValueError`: If the model has no patch projection.
 
     Example:
 
@@ -216,6 +224,12 @@ def probe(
             )
         layer_norm = measure_layer_norm_invariance(model, **few, patch_projection=patch_projection, clean_logits=clean)
         progress.update()
+    found = len(inputs["pixel_values"])
+    if found < MIN_PICTURES:
+        reason = (
+            f"Searching noise takes at least {MIN_PICTURES} pictures, but there are {found}; the input was probed."
+        )
+        return ProbeReport(exact, refusal, layer_norm, stability, None, example, reason)
     sizes = range(0, len(inputs["pixel_values"]), batch_size)
     batches = [{name: value[start : start + batch_size] for name, value in inputs.items()} for start in sizes]
     encoder = probe_encoder(
