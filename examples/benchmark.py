@@ -49,6 +49,7 @@ class BenchmarkArguments:
     digits_max_steps: int = field(default=600, metadata={"help": "Steps that the digits model is trained for first."})
     epsilon: float = field(default=0.03, metadata={"help": "The bound."})
     bf16: bool = field(default=False, metadata={"help": "Run the model under bfloat16 autocast."})
+    torch_compile: bool = field(default=False, metadata={"help": "Time our steps on the compiled model too."})
     seed: int = field(default=42, metadata={"help": "First seed."})
 
 
@@ -79,6 +80,7 @@ class Bench:
         accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
         self.model.to(accelerator.device)
         self.classifier = FrozenClassifier(model, accelerator=accelerator)
+        self.compiled = FrozenClassifier(torch.compile(model), accelerator=accelerator)
         self.train, self.fresh = train, fresh
         with frozen(model):
             self.images = read_images(self.classifier, self.loader(train), args.num_images)
@@ -97,14 +99,13 @@ class Bench:
         shape, epsilon = self.images.tokens_shape, -1.0 if never_stops else self.args.epsilon
         return released_search(self.classifier, shape, self.batches, limit, steps, epsilon, seed, on_step)
 
-    def ours(self, seed, ratio=NullspaceConfig.max_token_ratio, steps=None, on_step=lambda: None):
+    def ours(self, seed, ratio=NullspaceConfig.max_token_ratio, steps=None, on_step=lambda: None, classifier=None):
         config = NullspaceConfig(
             epsilon=self.args.epsilon, max_token_ratio=ratio, max_steps=steps or self.args.num_steps
         )
         with frozen(self.model):
-            return boundary_search(self.classifier, self.images, config, torch.Generator().manual_seed(seed), on_step)[
-                0
-            ]
+            generator = torch.Generator().manual_seed(seed)
+            return boundary_search(classifier or self.classifier, self.images, config, generator, on_step)[0]
 
     def random(self, seed):
         noise = torch.randn(1, *self.images.tokens_shape, generator=torch.Generator().manual_seed(seed))
@@ -162,10 +163,18 @@ def measure_cost(bench: Bench) -> dict:
     """Seconds and memory of a step, and the share of the device's matrix rate that ours reaches."""
     released = lambda on_step: bench.released(0, steps=8, on_step=on_step, never_stops=True)  # noqa: E731
     ours = lambda on_step: bench.ours(0, steps=8, on_step=on_step)  # noqa: E731
-    times = {"released": [], "ours": []}
-    memory = {"released": [], "ours": []}
+    searches = {"released": released, "ours": ours}
+    result = {}
+    if bench.args.torch_compile:
+        compiled = lambda on_step: bench.ours(0, steps=8, on_step=on_step, classifier=bench.compiled)  # noqa: E731
+        start = time.perf_counter()
+        bench.ours(0, steps=8, classifier=bench.compiled)
+        result["seconds_to_compile"] = time.perf_counter() - start
+        searches["ours_compiled"] = compiled
+    times = {name: [] for name in searches}
+    memory = {name: [] for name in searches}
     for _ in range(bench.args.num_repeats):
-        for name, search in (("released", released), ("ours", ours)):
+        for name, search in searches.items():
             times[name].append(bench.seconds_per_step(search))
             memory[name].append(bench.peak_mib(search))
     with FlopCounterMode(display=False) as one:
@@ -175,7 +184,7 @@ def measure_cost(bench: Bench) -> dict:
     seconds = {name: statistics.median(values) for name, values in times.items()}
     flops = (two.get_total_flops() - one.get_total_flops()) / seconds["ours"]
     rate = matrix_rate(bench.classifier.device, torch.bfloat16 if bench.args.bf16 else torch.float32)
-    result = {f"seconds_per_step_{name}": value for name, value in seconds.items()}
+    result |= {f"seconds_per_step_{name}": value for name, value in seconds.items()}
     result["seconds_per_step_ratio"] = seconds["ours"] / seconds["released"]
     if None not in memory["ours"]:
         peaks = {name: statistics.median(values) for name, values in memory.items()}
@@ -302,6 +311,12 @@ def table(results: dict) -> str:
             lines.append(f"| {label} | " + " | ".join(f"{value:.4g}" for value in values) + " |")
     label = f"seconds to the released boundary norm ({seconds['steps']} steps)"
     lines.append(f"| {label} | {seconds['released']:.3g} | {seconds['ours']:.3g} | {seconds['ratio']:.3g} |")
+    if "seconds_to_compile" in cost:
+        compiled, eager = cost["seconds_per_step_ours_compiled"], cost["seconds_per_step_ours"]
+        lines.append(
+            f"| our seconds per step, compiled / eager | {eager:.4g} | {compiled:.4g} | {compiled / eager:.4g} |"
+        )
+        lines.append(f"| seconds that compiling took, once | | {cost['seconds_to_compile']:.3g} | |")
     if "certificates" in results:
         shares = results["certificates"]
         released = "none claimed" if shares["released"] is None else f"{shares['released']:.2f}"
