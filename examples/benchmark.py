@@ -4,6 +4,7 @@ Measures noise synthesis against the released algorithm, side by side: same mode
 
     python examples/benchmark.py
     python examples/benchmark.py --model_name_or_path outputs/photos --train_dir photos/train
+    python examples/benchmark.py --torch_compile  # our steps on the compiled model as well
 
 The released algorithm is written out here after the paper: weights keep their gradients, every step runs the clean
 images again, AdamW decays the noise, and one lucky batch ends it.
@@ -80,7 +81,6 @@ class Bench:
         accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
         self.model.to(accelerator.device)
         self.classifier = FrozenClassifier(model, accelerator=accelerator)
-        self.compiled = FrozenClassifier(torch.compile(model), accelerator=accelerator)
         self.train, self.fresh = train, fresh
         with frozen(model):
             self.images = read_images(self.classifier, self.loader(train), args.num_images)
@@ -166,9 +166,10 @@ def measure_cost(bench: Bench) -> dict:
     searches = {"released": released, "ours": ours}
     result = {}
     if bench.args.torch_compile:
-        compiled = lambda on_step: bench.ours(0, steps=8, on_step=on_step, classifier=bench.compiled)  # noqa: E731
+        classifier = FrozenClassifier(torch.compile(bench.model), accelerator=bench.classifier.accelerator)
+        compiled = lambda on_step: bench.ours(0, steps=8, on_step=on_step, classifier=classifier)  # noqa: E731
         start = time.perf_counter()
-        bench.ours(0, steps=8, classifier=bench.compiled)
+        compiled(lambda: None)
         result["seconds_to_compile"] = time.perf_counter() - start
         searches["ours_compiled"] = compiled
     times = {name: [] for name in searches}
@@ -312,11 +313,11 @@ def table(results: dict) -> str:
     label = f"seconds to the released boundary norm ({seconds['steps']} steps)"
     lines.append(f"| {label} | {seconds['released']:.3g} | {seconds['ours']:.3g} | {seconds['ratio']:.3g} |")
     if "seconds_to_compile" in cost:
-        compiled, eager = cost["seconds_per_step_ours_compiled"], cost["seconds_per_step_ours"]
+        released, compiled = cost["seconds_per_step_released"], cost["seconds_per_step_ours_compiled"]
         lines.append(
-            f"| our seconds per step, compiled / eager | {eager:.4g} | {compiled:.4g} | {compiled / eager:.4g} |"
+            f"| seconds per step, ours compiled | {released:.4g} | {compiled:.4g} | {compiled / released:.4g} |"
         )
-        lines.append(f"| seconds that compiling took, once | | {cost['seconds_to_compile']:.3g} | |")
+        lines.append(f"| seconds of the first 8 steps, with compiling | | {cost['seconds_to_compile']:.3g} | |")
     if "certificates" in results:
         shares = results["certificates"]
         released = "none claimed" if shares["released"] is None else f"{shares['released']:.2f}"
