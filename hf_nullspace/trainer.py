@@ -185,21 +185,14 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""
         step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
+        # Not compiled, even under `torch_compile`: compiling its passes takes longer than it saves in a run's rounds
+        # (`examples/benchmark.py --torch_compile` times both).
         with preserved_random_state():
-            noise = self._make_noise(self._noise_model(model), round_index)
+            noise = self._make_noise(self.accelerator.unwrap_model(model, keep_torch_compile=False), round_index)
         check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step)
         self.card_extras.pop("evaluation_certificate", None)  # that of an earlier noise
         self.log(self.noise_schedule.logs())
-
-    def _noise_model(self, model: nn.Module) -> nn.Module:
-        """The classifier without its wrappers, compiled where it is trained compiled."""
-        model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if not self.args.torch_compile or self.is_fsdp_enabled:
-            return model
-        options = self.accelerator.state.dynamo_plugin.to_kwargs()
-        options.pop("mode", None)  # those with CUDA graphs overwrite outputs that the synthesis keeps
-        return torch.compile(model, **options)
 
     def _make_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
         """The noise of a round, synthesised on images of its own; controls of the method make another."""

@@ -112,13 +112,10 @@ def test_compiled_training_is_the_eager_one(model, examples, tmp_path, plain, no
     for left, right in zip(losses_of(compiled), plain[1], strict=True):
         assert left == pytest.approx(right, abs=1e-4)
     assert [row["step"] for row in compiled.noise_history] == [0, 3]
-    expected = plain[0].noise.tensor
-    assert (compiled.noise.tensor - expected).norm() <= 1e-4 * expected.norm()
     counters = torch._dynamo.utils.counters
     assert sum(counters["graph_break"].values()) == 0, counters["graph_break"]
-    # The second round of noise, and every further step, run what the first one compiled: of the synthesis the clean
-    # pass, the one on kept embeddings, and the noisy one with and without gradients.
-    assert counters["stats"]["unique_graphs"] == 4 + (1 if noise_forward == "concatenated" else 2)
+    # The second round of noise, and every further step, run what the first one compiled.
+    assert counters["stats"]["unique_graphs"] == (1 if noise_forward == "concatenated" else 2)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
