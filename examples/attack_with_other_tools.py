@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, se
 from hf_nullspace.digits import load_digits_splits, train_digits_model
 from hf_nullspace.pictures import read_pictures
 from hf_nullspace.robustness import PixelModel, check_classifier, cw_l2, fgsm, frozen, parse_epsilon, pgd_linf
+from hf_nullspace.robustness.column_images import to_pixels
 
 
 def by_torchattacks(name: str, settings: Callable[[float], dict[str, float]]) -> Callable:
@@ -81,8 +82,7 @@ def main(argv: list[str]) -> dict[str, float]:
         model = AutoModelForImageClassification.from_pretrained(args.model_name_or_path)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
         pictures = read_pictures(args.images, args.max_images)
-    pictures = [picture.convert("RGB") for picture in pictures]
-    pixels = processor(pictures, do_normalize=False, return_tensors="pt")["pixel_values"].clamp(0, 1)
+    pixels = to_pixels(pictures, processor, "image_processor")
 
     # ---- Attacks ----
     rates = {}

@@ -4,6 +4,7 @@ Measures noise synthesis against the released algorithm, side by side: same mode
 
     python examples/benchmark.py
     python examples/benchmark.py --model_name_or_path outputs/photos --train_dir photos/train
+    python examples/benchmark.py --torch_compile  # our steps on the compiled model as well
 
 The released algorithm is written out here after the paper: weights keep their gradients, every step runs the clean
 images again, AdamW decays the noise, and one lucky batch ends it.
@@ -49,6 +50,7 @@ class BenchmarkArguments:
     digits_max_steps: int = field(default=600, metadata={"help": "Steps that the digits model is trained for first."})
     epsilon: float = field(default=0.03, metadata={"help": "The bound."})
     bf16: bool = field(default=False, metadata={"help": "Run the model under bfloat16 autocast."})
+    torch_compile: bool = field(default=False, metadata={"help": "Time our steps on the compiled model too."})
     seed: int = field(default=42, metadata={"help": "First seed."})
 
 
@@ -97,14 +99,13 @@ class Bench:
         shape, epsilon = self.images.tokens_shape, -1.0 if never_stops else self.args.epsilon
         return released_search(self.classifier, shape, self.batches, limit, steps, epsilon, seed, on_step)
 
-    def ours(self, seed, ratio=NullspaceConfig.max_token_ratio, steps=None, on_step=lambda: None):
+    def ours(self, seed, ratio=NullspaceConfig.max_token_ratio, steps=None, on_step=lambda: None, classifier=None):
         config = NullspaceConfig(
             epsilon=self.args.epsilon, max_token_ratio=ratio, max_steps=steps or self.args.num_steps
         )
         with frozen(self.model):
-            return boundary_search(self.classifier, self.images, config, torch.Generator().manual_seed(seed), on_step)[
-                0
-            ]
+            generator = torch.Generator().manual_seed(seed)
+            return boundary_search(classifier or self.classifier, self.images, config, generator, on_step)[0]
 
     def random(self, seed):
         noise = torch.randn(1, *self.images.tokens_shape, generator=torch.Generator().manual_seed(seed))
@@ -162,10 +163,19 @@ def measure_cost(bench: Bench) -> dict:
     """Seconds and memory of a step, and the share of the device's matrix rate that ours reaches."""
     released = lambda on_step: bench.released(0, steps=8, on_step=on_step, never_stops=True)  # noqa: E731
     ours = lambda on_step: bench.ours(0, steps=8, on_step=on_step)  # noqa: E731
-    times = {"released": [], "ours": []}
-    memory = {"released": [], "ours": []}
+    searches = {"released": released, "ours": ours}
+    result = {}
+    if bench.args.torch_compile:
+        classifier = FrozenClassifier(torch.compile(bench.model), accelerator=bench.classifier.accelerator)
+        compiled = lambda on_step: bench.ours(0, steps=8, on_step=on_step, classifier=classifier)  # noqa: E731
+        start = time.perf_counter()
+        compiled(lambda: None)
+        result["seconds_to_compile"] = time.perf_counter() - start
+        searches["ours_compiled"] = compiled
+    times = {name: [] for name in searches}
+    memory = {name: [] for name in searches}
     for _ in range(bench.args.num_repeats):
-        for name, search in (("released", released), ("ours", ours)):
+        for name, search in searches.items():
             times[name].append(bench.seconds_per_step(search))
             memory[name].append(bench.peak_mib(search))
     with FlopCounterMode(display=False) as one:
@@ -175,7 +185,7 @@ def measure_cost(bench: Bench) -> dict:
     seconds = {name: statistics.median(values) for name, values in times.items()}
     flops = (two.get_total_flops() - one.get_total_flops()) / seconds["ours"]
     rate = matrix_rate(bench.classifier.device, torch.bfloat16 if bench.args.bf16 else torch.float32)
-    result = {f"seconds_per_step_{name}": value for name, value in seconds.items()}
+    result |= {f"seconds_per_step_{name}": value for name, value in seconds.items()}
     result["seconds_per_step_ratio"] = seconds["ours"] / seconds["released"]
     if None not in memory["ours"]:
         peaks = {name: statistics.median(values) for name, values in memory.items()}
@@ -302,6 +312,12 @@ def table(results: dict) -> str:
             lines.append(f"| {label} | " + " | ".join(f"{value:.4g}" for value in values) + " |")
     label = f"seconds to the released boundary norm ({seconds['steps']} steps)"
     lines.append(f"| {label} | {seconds['released']:.3g} | {seconds['ours']:.3g} | {seconds['ratio']:.3g} |")
+    if "seconds_to_compile" in cost:
+        released, compiled = cost["seconds_per_step_released"], cost["seconds_per_step_ours_compiled"]
+        lines.append(
+            f"| seconds per step, ours compiled | {released:.4g} | {compiled:.4g} | {compiled / released:.4g} |"
+        )
+        lines.append(f"| seconds of the first 8 steps, with compiling | | {cost['seconds_to_compile']:.3g} | |")
     if "certificates" in results:
         shares = results["certificates"]
         released = "none claimed" if shares["released"] is None else f"{shares['released']:.2f}"

@@ -19,16 +19,14 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from hf_nullspace.pictures import sample_photographs
 from hf_nullspace.robustness import CORRUPTIONS, SEVERITIES, corrupt
 
 
 def photographs(side: int) -> list[np.ndarray]:
     """scikit-learn's photographs, cut to their middle square and resized to `side` pixels."""
-    from sklearn.datasets import load_sample_images
-
     result = []
-    for pixels in load_sample_images().images:
-        picture = Image.fromarray(pixels)
+    for picture in sample_photographs():
         width, height = picture.size
         square = min(picture.size)
         left, top = (width - square) // 2, (height - square) // 2

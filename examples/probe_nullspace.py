@@ -31,7 +31,7 @@ def main(argv: list[str]) -> ProbeReport:
     print(report.to_markdown())
 
     # ---- A mark that people see and the model does not ----
-    if report.exact is not None and report.exact["dimension"] > 0:
+    if report.exact_refusal is None:
         nullspace = PatchNullspace.from_model(model)
         values, statistics = to_pixel_values(pictures[:4], processor), pixel_statistics(processor)
         marked, likeness = watermark(nullspace, values, values.roll(1, dims=0), *statistics, strength=0.5)

@@ -59,6 +59,8 @@ def norm_bound(lower: torch.Tensor, upper: torch.Tensor, basis: torch.Tensor) ->
     """
     lower, upper, basis = lower.double(), upper.double(), basis.to(lower.device)
     centre = (lower + upper) / 2
+    if basis.shape[1] == 0:
+        return torch.zeros_like(centre[:, 0])
     inside = centre @ basis
     squared_radius = ((upper - lower) / 2).square().sum(-1) - (centre.square().sum(-1) - inside.square().sum(-1))
     return inside.norm(dim=-1) + squared_radius.clamp_min(0).sqrt()

@@ -20,7 +20,7 @@ from .evaluate_command import evaluate_models, parse_evaluate_arguments
 from .hub import publish
 from .hub import verify as verify_checkpoint
 from .loading import DataArguments, ModelArguments, load_data, load_model
-from .pictures import read_pictures
+from .pictures import read_pictures, sample_photographs
 from .probe_report import probe as probe_model
 from .robustness import compare_reports
 from .synthesis import synthesize_noise
@@ -69,7 +69,10 @@ class VerifyArguments:
 class ProbeArguments:
     """What is probed, on which pictures, and where results go."""
 
-    images: str | None = field(default=None, metadata={"help": "Folder of pictures. Default: the digits."})
+    images: str | None = field(
+        default=None,
+        metadata={"help": "Folder of pictures. Default: the digits; for a named model two photographs, input only."},
+    )
     output_dir: str = field(default="outputs/probe", metadata={"help": "Folder that tables and figures go into."})
     max_images: int = field(default=64, metadata={"help": "Pictures read, chosen at random."})
     batch_size: int = field(default=4, metadata={"help": "Pictures of a search step."})
@@ -194,17 +197,16 @@ def parse_probe_arguments(argv: list[str], prog: str) -> tuple[ModelArguments, P
 def load_probe_inputs(
     model_args: ModelArguments, args: ProbeArguments
 ) -> tuple[PreTrainedModel, BaseImageProcessor, list[Image.Image]]:
-    """The model, its image processor and the pictures; without a model, a ViT trained on digits first."""
-    if model_args.model_name_or_path is not None and args.images is None:
-        raise ValueError("Name a folder of pictures with `--images`: the digits fit the default model only.")
-    digits = None if model_args.model_name_or_path and args.images else load_digits_splits(args.seed)
-    if args.images is not None:
-        pictures = read_pictures(args.images, args.max_images, args.seed)
-    else:
-        pictures = digits["validation"][: args.max_images]["image"]
-    if model_args.model_name_or_path is None:
-        return *train_digits_model(digits, args.digits_max_steps, args.seed), pictures
-    return *load_model(model_args), pictures
+    """
+    The model, its image processor and the pictures. Without a model, a ViT trained on digits first; without pictures,
+    the digits for that one, and two photographs for any other.
+    """
+    pictures = None if args.images is None else read_pictures(args.images, args.max_images, args.seed)
+    if model_args.model_name_or_path is not None:
+        return *load_model(model_args), sample_photographs() if pictures is None else pictures
+    digits = load_digits_splits(args.seed)
+    pictures = digits["validation"][: args.max_images]["image"] if pictures is None else pictures
+    return *train_digits_model(digits, args.digits_max_steps, args.seed), pictures
 
 
 # The digits model is so small that a thorough search takes half a minute.

@@ -129,6 +129,13 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
     return names
 
 
+def draw_images(dataset: Dataset, max_images: int | None, seed: int) -> Dataset:
+    """At most `max_images` of the images, drawn at random; all of them in their order if there are no more."""
+    if max_images is None or max_images >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=seed).select(range(max_images))
+
+
 def drop_unreadable_images(
     dataset: Dataset, image_column_name: str, skip_bad_images: bool = False, num_proc: int | None = None
 ) -> Dataset:

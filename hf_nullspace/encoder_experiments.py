@@ -13,7 +13,7 @@ from .probing import permute_elements
 from .randomness import keyed_generator
 
 
-# What a noise does, by name: `measure_outcomes` with its classifier and images filled in.
+# What a noise does, by name: `measure_outcomes` with its classifier and images filled in, and `num_images`.
 Measure = Callable[[torch.Tensor], dict[str, float]]
 
 
@@ -109,6 +109,5 @@ def permuted_control(noise: torch.Tensor, seed: int) -> torch.Tensor:
 
 def with_control(measure: Measure, noise: torch.Tensor, seed: int) -> dict[str, float]:
     """Outcomes of the noise, and as `permuted_...` those of the noise with its elements permuted."""
-    control = {f"permuted_{name}": value for name, value in measure(permuted_control(noise, seed)).items()}
-    del control["permuted_num_images"]
-    return {**measure(noise), **control}
+    control = measure(permuted_control(noise, seed))
+    return {**measure(noise), **{f"permuted_{name}": control[name] for name in control if name != "num_images"}}

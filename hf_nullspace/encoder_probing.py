@@ -129,7 +129,8 @@ def probe_encoder(
     disable_tqdm: bool = False,
 ) -> EncoderProbe:
     """
-    Runs every experiment of this module on one model: the encoder half of the paper's section 3.
+    Runs the sweep over lambda and every experiment of `encoder_experiments` on one model: the encoder half of the
+    paper's section 3.
 
     Args:
         model (`nn.Module`): The classifier; frozen meanwhile, and put back as it was.
@@ -191,9 +192,9 @@ def lambda_sweep(
 
     Returns:
         `tuple[list[dict], list[torch.Tensor]]`: For each lambda a row with `norm`, `relative_norm` (a multiple of the
-        root mean square norm of the images' patch embeddings), `token_norm_median`, `token_norm_max` and, from `measure` on held-out images, what
-        [`measure_outcomes`] gives, once for the noise and once, as `permuted_...`, for the same noise with its elements
-        permuted; and the noises.
+        root mean square norm of the images' patch embeddings), `token_norm_median`, `token_norm_max` and, from
+        `measure` on held-out images, what [`measure_outcomes`] gives, once for the noise and once, as `permuted_...`,
+        for the same noise with its elements permuted; and the noises.
     """
     search = keyed_generator("lambda sweep", config.seed)
     settings = (config.max_steps, config.learning_rate, config.max_token_ratio)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
 
+from .data import draw_images
 from .digits import load_digits_splits, train_digits_model
 from .loading import ModelArguments, load_model
 from .robustness import RobustnessReport, compare_reports, draw_figure, evaluate_robustness, public_name
@@ -123,15 +124,14 @@ def load_evaluation_dataset(args: EvaluateArguments, model: PreTrainedModel) -> 
         if names and set(names) <= set(imagenet_wnids()) and not set(names) <= set(model.config.id2label.values()):
             subset = names if len(names) < len(imagenet_wnids()) else None
             chosen = {"class_subset": subset, "max_images": args.max_images, "seed": args.seed}
+            chosen["check_images"] = False  # the evaluation names an unreadable picture when it comes to it
             return load_robustness_dataset("imagenet", args.images, id2label=model.config.id2label, **chosen)
         dataset = load_dataset("imagefolder", data_files={"test": f"{args.images}/**"}, split="test")
     elif args.dataset_name is not None:
         dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=args.dataset_split)
     else:
         dataset = load_digits_splits(args.seed)["test"]
-    if args.max_images is not None and args.max_images < len(dataset):
-        dataset = dataset.shuffle(seed=args.seed).select(range(args.max_images))
-    return dataset
+    return draw_images(dataset, args.max_images, args.seed)
 
 
 def distinct_names(models: Sequence[str]) -> list[str]:

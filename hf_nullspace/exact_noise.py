@@ -79,11 +79,22 @@ def measure_exact_noise(
 
     Returns:
         `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels, and
-        no noise inside the box exceeds `noise_norm_bound`;
-        `noise_rms` is in units of the pixel range [0, 1]; changes of the logits are the largest over the pictures for
-        the noise, and the smallest for the control, which is the same noise with its elements permuted.
+        no noise inside the box exceeds `noise_norm_bound`; `noise_rms` and `noise_max` (the largest change of a pixel)
+        are in units of the pixel range [0, 1], `pixels_at_bound` is a share; changes of the logits are the largest over
+        the pictures for the noise, and the smallest for the control, which is the same noise with its elements
+        permuted. Where the nullspace has dimension 0 the row ends with its size, and the noise is zero.
     """
     nullspace = nullspace or PatchNullspace.from_model(model)
+    row = {
+        "projection": nullspace.projection_name,
+        "hidden_size": nullspace.matrix.shape[0],
+        "patch_features": nullspace.matrix.shape[1],
+        "rank": nullspace.rank,
+        "dimension": nullspace.dimension,
+        "tolerance": nullspace.tolerance,
+    }
+    if nullspace.obstacle is not None:
+        return row, torch.zeros_like(pixel_values, dtype=torch.float32)
     generator = generator if generator is not None else keyed_generator("exact noise", 42)
     noise = nullspace.sample_within(pixel_values, image_mean, image_std, generator, slides=slides)
     permuted = permute_elements(noise, generator)
@@ -92,17 +103,12 @@ def measure_exact_noise(
     at_bound = (pixels < 2 * PIXEL_MARGIN) | (pixels > 1 - 2 * PIXEL_MARGIN)
     clean = predict(model, pixel_values, **inputs) if clean_logits is None else clean_logits
     noisy, control = (predict(model, pixel_values + change, **inputs) for change in (noise, permuted))
-    row = {
-        "projection": nullspace.projection_name,
-        "hidden_size": nullspace.matrix.shape[0],
-        "patch_features": nullspace.matrix.shape[1],
-        "rank": nullspace.rank,
-        "dimension": nullspace.dimension,
-        "tolerance": nullspace.tolerance,
+    row |= {
         "num_images": len(pixel_values),
         "noise_norm": noise.flatten(1).norm(dim=1).mean().item(),
         "noise_norm_bound": nullspace.norm_bound(pixel_values, image_mean, image_std).mean().item(),
         "noise_rms": (noise * std).square().mean().sqrt().item(),
+        "noise_max": (noise * std).abs().max().item(),
         "pixels_at_bound": at_bound.double().mean().item(),
         "relative_logit_change": relative_logit_change(clean, noisy).max().item(),
         "agreement": agreement(clean, noisy).mean().item(),

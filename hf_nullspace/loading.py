@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .data import check_columns, drop_unreadable_images, load_image_splits
+from .data import check_columns, draw_images, drop_unreadable_images, load_image_splits
 from .digits import DIGITS_NAME, build_digits_model, load_digits_splits
 from .image_size import change_image_size
 
@@ -102,10 +102,11 @@ def load_data(args: DataArguments, seed: int, **load_kwargs) -> tuple[DatasetDic
         splits = load_image_splits(**sources, seed=seed, **load_kwargs)
     labels = check_columns(splits, args.image_column_name, args.label_column_name)
     for split, limit in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
-        if limit is not None and limit < len(splits[split]):
-            splits[split] = splits[split].shuffle(seed=seed).select(range(limit))
         splits[split] = drop_unreadable_images(
-            splits[split], args.image_column_name, args.skip_bad_images, args.preprocessing_num_workers
+            draw_images(splits[split], limit, seed),
+            args.image_column_name,
+            args.skip_bad_images,
+            args.preprocessing_num_workers,
         )
     return splits, labels
 

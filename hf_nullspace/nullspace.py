@@ -88,8 +88,8 @@ class PatchNullspace(PatchMatrix):
         super().__init__(projection, image_size, rtol, num_channels)
         self.dimension = self.num_features - self.rank
         self.basis = self.right_vectors[self.rank :].T.contiguous()
-        if self.dimension == 0:
-            logger.warning(f"{self._no_nullspace()} Samples will be zero.")
+        if self.obstacle is not None:
+            logger.warning(f"{self.obstacle} Samples will be zero.")
 
     @classmethod
     def from_model(
@@ -294,7 +294,11 @@ class PatchNullspace(PatchMatrix):
             )
         return noise * (norm / norms.clamp_min(1e-30)).view(-1, *[1] * (noise.dim() - 1))
 
-    def _no_nullspace(self) -> str:
+    @property
+    def obstacle(self) -> str | None:
+        """Why there is no noise but zero, and what to use instead; `None` where there is some."""
+        if self.dimension > 0:
+            return None
         rows, features = self.matrix.shape
         return (
             f"The patch matrix of {self.projection_name!r} ({rows} x {features}, rank {self.rank}) has full column rank: "

@@ -60,6 +60,20 @@ def read_pictures(
     return pictures
 
 
+def sample_photographs() -> list[Image.Image]:
+    """
+    The two photographs that ship inside scikit-learn: a Chinese temple and a flower.
+
+    Raises:
+        `ImportError`: If scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError as error:
+        raise ImportError("The photographs need scikit-learn: `pip install 'hf_nullspace[eval]'`.") from error
+    return [Image.fromarray(picture) for picture in load_sample_images().images]
+
+
 def to_model_inputs(pictures: Sequence[Image.Image], image_processor: Callable) -> dict[str, torch.Tensor]:
     """
     What an image processor gives a model for these pictures, with their pixels clipped to the range of [0, 1].

@@ -29,6 +29,27 @@ logger = logging.get_logger(__name__)
 
 # Norms of the exact noise in the table of stability, as multiples of the pictures' own norm.
 STABILITY_NORMS = (0.1, 1.0, 10.0)
+# What the rows of the exact part say.
+MEANINGS = {
+    "projection": "the linear map from the pixels of a patch to its embedding",
+    "hidden_size": "its rows",
+    "patch_features": "its columns: the pixels of a patch, times channels",
+    "rank": "directions of a patch that the model sees",
+    "dimension": "directions of a patch that the model cannot see",
+    "tolerance": "singular values up to this one count as zero",
+    "num_images": "pictures that the noise was made for",
+    "noise_norm": "norm of the largest invisible noise found within [0, 1], mean over pictures (normalised pixels)",
+    "noise_norm_bound": "a norm that none exceeds",
+    "noise_rms": "its root mean square, where black is 0 and white is 1",
+    "noise_max": "its largest change of a pixel",
+    "pixels_at_bound": "share of the noisy pixels that are at 0 or 1",
+    "relative_logit_change": "largest change of a logit under it, as a share of the logits' norm",
+    "agreement": "share of the predictions that it leaves unchanged",
+    "permuted_relative_logit_change": "smallest such change under the same noise with its elements permuted",
+    "permuted_agreement": "share of the predictions that the permuted noise leaves unchanged",
+}
+# Pictures that can be split into some to search on and some to measure on.
+MIN_PICTURES = 4
 SWEEP_COLUMNS = ("lambda", "norm", "relative_norm", "logit_distance", "agreement", "confidence_change")
 
 
@@ -39,42 +60,57 @@ class ProbeReport:
 
     Args:
         exact (`dict` or `None`): The exact nullspace; see [`measure_exact_noise`]. `None` for a model that has none of
-            its own per patch, for the reason in `exact_refusal`.
-        exact_refusal (`str` or `None`): Why there is no exact part.
+            its own per patch.
+        exact_refusal (`str` or `None`): Why there is no exact noise, and what to use instead: patches that overlap, or
+            a nullspace of dimension 0.
         layer_norm (`dict`): See [`measure_layer_norm_invariance`].
-        stability (`list[dict]`): See [`prediction_stability`].
-        encoder ([`EncoderProbe`]): The approximate nullspace.
-        example (`dict` or `None`): One picture with its noise, for the figure; `None` without exact part, or if the
+        stability (`list[dict]`): See [`prediction_stability`]; empty without exact noise.
+        encoder ([`EncoderProbe`] or `None`): The approximate nullspace; `None` for the reason in `encoder_refusal`.
+        example (`dict` or `None`): One picture with its noise, for the figure; `None` without exact noise, or if the
             model reads patches that are cut already.
+        encoder_refusal (`str` or `None`): Why there is no encoder part: too few pictures.
     """
 
     exact: dict[str, Any] | None
     exact_refusal: str | None
     layer_norm: dict[str, float]
     stability: list[dict[str, float]]
-    encoder: EncoderProbe
+    encoder: EncoderProbe | None
     example: dict[str, Any] | None = None
+    encoder_refusal: str | None = None
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of each part by its name."""
-        tables = {"layer_norm": [self.layer_norm], **self.encoder.tables()}
-        if self.exact is not None:
-            tables = {"exact": [self.exact], "stability": self.stability, **tables}
-        return tables
+        exact = [] if self.exact is None else [self.exact]
+        tables = {
+            "exact": exact,
+            "stability": self.stability,
+            "layer_norm": [self.layer_norm],
+            **(self.encoder.tables() if self.encoder is not None else {}),
+        }
+        return {name: rows for name, rows in tables.items() if rows}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but tensors as a JSON-serialisable `dict`."""
-        return {"exact_refusal": self.exact_refusal, "norm_weight": self.encoder.norm_weight, **self.tables()}
+        refusals = {"exact_refusal": self.exact_refusal, "encoder_refusal": self.encoder_refusal}
+        chosen = {"norm_weight": self.encoder.norm_weight} if self.encoder is not None else {}
+        return {**refusals, **chosen, **self.tables()}
 
     def to_markdown(self) -> str:
         """The report as Markdown: the exact nullspace, the sweep, and closure."""
-        parts = [f"## Exact nullspace\n\n{self.exact_refusal}"]
+        parts = ["## Exact nullspace"]
         if self.exact is not None:
-            parts = ["## Exact nullspace\n\n" + _markdown([{"": k, "value": v} for k, v in self.exact.items()])]
+            rows = [{"": name, "value": value, "what": MEANINGS[name]} for name, value in self.exact.items()]
+            parts.append(_markdown(rows))
+        if self.exact_refusal is not None:
+            parts.append(self.exact_refusal)
+        if self.stability:
             parts.append(
                 "## Predictions under exact noise, by norm (normalised pixels)\n\n" + _markdown(self.stability)
             )
         parts.append("## A constant over the hidden axis\n\n" + _markdown([self.layer_norm]))
+        if self.encoder is None:
+            return "\n\n".join([*parts, f"## Approximate nullspace\n\n{self.encoder_refusal}"])
         names = [*SWEEP_COLUMNS, *(f"permuted_{name}" for name in SWEEP_COLUMNS[-3:])]
         sweep = [{name: row[name] for name in names} for row in self.encoder.sweep]
         parts.append("## Approximate nullspace, by lambda\n\n" + _markdown(sweep))
@@ -99,14 +135,14 @@ class ProbeReport:
         if not figures:
             return
         try:
-            plotting.plot_lambda_sweep(self.encoder.sweep, directory / "lambda_sweep.png")
+            if self.example is not None:
+                plotting.plot_exact_noise(**self.example, path=directory / "exact_noise.png")
+            if self.encoder is not None:
+                plotting.plot_lambda_sweep(self.encoder.sweep, directory / "lambda_sweep.png")
+                plotting.plot_dose_response(self.encoder.dose_response, directory / "dose_response.png")
+                plotting.plot_token_norms(self.encoder.token_norms, directory / "token_norms.png")
         except ImportError as error:
             logger.warning(f"No figures are drawn. {error}")
-            return
-        plotting.plot_dose_response(self.encoder.dose_response, directory / "dose_response.png")
-        plotting.plot_token_norms(self.encoder.token_norms, directory / "token_norms.png")
-        if self.example is not None:
-            plotting.plot_exact_noise(**self.example, path=directory / "exact_noise.png")
 
 
 def probe(
@@ -131,7 +167,7 @@ def probe(
             Its image processor.
         pictures (`Sequence[PIL.Image.Image]`):
             Pictures to measure on, of any size and in random order, since noise is searched on the first five eighths
-            and measured on the others; at least one batch for the encoder.
+            and measured on the others. With fewer than four the encoder's part is left out.
         config ([`EncoderProbeConfig`], *optional*):
             Settings of the encoder's part.
         batch_size (`int`, *optional*, defaults to 4):
@@ -149,7 +185,7 @@ def probe(
         [`ProbeReport`].
 
     Raises:
-        `ValueError`: If there are too few pictures, or the model has no patch projection.
+        `ValueError`: If the model has no patch projection.
 
     Example:
 
@@ -174,11 +210,12 @@ def probe(
             known = {"nullspace": nullspace, "clean_logits": clean}
             exact, noise = measure_exact_noise(model, **few, image_mean=mean, image_std=std, **known)
             progress.update()
-            values = few["pixel_values"]
-            norms = [factor * values.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
-            stability = prediction_stability(model, **few, norms=norms, **known)
+            values, refusal = few["pixel_values"], nullspace.obstacle
+            if refusal is None:
+                norms = [factor * values.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
+                stability = prediction_stability(model, **few, norms=norms, **known)
             progress.update()
-            if projection.patch_size is not None:
+            if refusal is None and projection.patch_size is not None:
                 example = _example(model, values[:1], noise[:1], clean[0].tolist(), mean, std)
         else:
             refusal = (
@@ -187,6 +224,12 @@ def probe(
             )
         layer_norm = measure_layer_norm_invariance(model, **few, patch_projection=patch_projection, clean_logits=clean)
         progress.update()
+    found = len(inputs["pixel_values"])
+    if found < MIN_PICTURES:
+        reason = (
+            f"Searching noise takes at least {MIN_PICTURES} pictures, but there are {found}; the input was probed."
+        )
+        return ProbeReport(exact, refusal, layer_norm, stability, None, example, reason)
     sizes = range(0, len(inputs["pixel_values"]), batch_size)
     batches = [{name: value[start : start + batch_size] for name, value in inputs.items()} for start in sizes]
     encoder = probe_encoder(

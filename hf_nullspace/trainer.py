@@ -185,6 +185,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""
         step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
+        # Not compiled, even under `torch_compile`: compiling its passes takes longer than it saves in a run's rounds
+        # (`examples/benchmark.py --torch_compile` times both).
         with preserved_random_state():
             noise = self._make_noise(self.accelerator.unwrap_model(model, keep_torch_compile=False), round_index)
         check_same_on_all_processes(noise, self.accelerator)

@@ -52,6 +52,7 @@ def test_report_of_the_largest_noise_in_the_box(model, images):
     assert row["noise_norm"] < row["noise_norm_bound"] < 1.5 * row["noise_norm"]
     assert row["noise_norm"] == pytest.approx(noise.flatten(1).norm(dim=1).mean().item())
     assert row["noise_rms"] == pytest.approx(0.5 * noise.square().mean().sqrt().item())
+    assert row["noise_max"] == pytest.approx(0.5 * noise.abs().max().item()) and 0.5 < row["noise_max"] <= 1
 
 
 def test_constants_over_the_hidden_axis_move_no_logit(model, images):

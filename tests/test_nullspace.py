@@ -59,8 +59,10 @@ def test_full_rank_says_so_and_gives_zeros(caplog):
     nullspace = PatchNullspace(conv_projection(768, 16), image_size=(32, 32))
     assert (nullspace.rank, nullspace.dimension) == (768, 0)
     assert "dimension 0" in caplog.text and "synthesize_noise" in caplog.text
+    assert nullspace.obstacle in caplog.text
     assert nullspace.sample(2, norm=5.0).abs().max() == 0
     assert nullspace.sample_within(torch.zeros(1, 3, 32, 32), MEAN, STD).abs().max() == 0
+    assert nullspace.norm_bound(torch.zeros(1, 3, 32, 32), MEAN, STD).tolist() == [0.0]
 
 
 def test_basis_is_orthonormal_and_annihilated(nullspace):

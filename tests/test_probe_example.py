@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
@@ -41,6 +40,21 @@ def test_command_probes_a_folder_of_pictures(make_vit, tmp_path, capsys):
     assert "| dimension | 160 |" in capsys.readouterr().out
 
 
-def test_model_without_pictures_is_refused():
-    with pytest.raises(ValueError, match="`--images`"):
-        main(["probe", "some/model"])
+def test_command_measures_the_exact_part_on_photographs(make_vit, tmp_path, capsys):
+    make_vit(classifier_scale=20, image_size=32).save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    main(["probe", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")])
+    saved = json.loads((tmp_path / "out" / "probe.json").read_text())
+    (exact,) = saved["exact"]
+    assert (exact["rank"], exact["dimension"], exact["num_images"]) == (32, 160, 2)
+    assert 0 < exact["tolerance"] < 1e-3 and exact["noise_norm"] < exact["noise_norm_bound"]
+    assert 0 < exact["pixels_at_bound"] < 1 and exact["noise_max"] > 0.5
+    assert exact["relative_logit_change"] < 1e-4
+    assert exact["permuted_relative_logit_change"] > 100 * exact["relative_logit_change"]
+    assert "at least 4 pictures, but there are 2" in saved["encoder_refusal"] and "sweep" not in saved
+    printed, written = capsys.readouterr().out, (tmp_path / "out" / "probe.md").read_text()
+    for name, value in exact.items():
+        row = f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
+        assert row in printed and row in written
+    assert saved["encoder_refusal"] in printed
+    assert (tmp_path / "out" / "exact_noise.png").is_file()

@@ -17,7 +17,7 @@ from whole_path import draw_model
 
 from hf_nullspace import probe
 from hf_nullspace.encoder_probing import EncoderProbeConfig
-from hf_nullspace.probe_report import save_csv
+from hf_nullspace.probe_report import MEANINGS, save_csv
 
 
 CONFIG = EncoderProbeConfig(lambdas=(0.02, 0.1), max_steps=2, max_images=16, scales=(0.5, 1.0))
@@ -43,6 +43,7 @@ def test_report_holds_both_nullspaces(report):
     assert len(report.stability) == 3 and len(report.encoder.sweep) == 2
     for text in ("dimension | 160", "Approximate nullspace, by lambda", "sign flipped"):
         assert text in report.to_markdown()
+    assert set(report.exact) == set(MEANINGS)
 
 
 def test_files_hold_the_numbers(report, tmp_path):
@@ -71,6 +72,19 @@ def test_overlapping_patches_have_an_encoder_part_only(overlapping_model, pictur
     assert "exact" not in report.tables() and report.exact_refusal in report.to_markdown()
     assert len(report.encoder.token_norms) == 16
     report.save(tmp_path, figures=False)
+
+
+def test_full_rank_is_said_with_what_to_use_instead(make_vit, pictures, tmp_path):
+    model = make_vit(classifier_scale=20, hidden_size=192, num_hidden_layers=1)
+    report = probe(model, PROCESSOR, pictures, CONFIG, max_exact_images=3, disable_tqdm=True)
+    assert (report.exact["rank"], report.exact["dimension"]) == (192, 0)
+    assert "relative_logit_change" not in report.exact, "a number of noise that is zero"
+    for text in ("| dimension | 0 |", "(192 x 192, rank 192)", "dimension 0", "`synthesize_noise`"):
+        assert text in report.to_markdown()
+    report.save(tmp_path)
+    saved = json.loads((tmp_path / "probe.json").read_text())
+    assert saved["exact"] == [report.exact] and saved["exact_refusal"] == report.exact_refusal
+    assert not {"stability.csv", "exact_noise.png"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_patches_that_come_cut_already_have_both_parts(pictures, tmp_path):

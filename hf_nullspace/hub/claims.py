@@ -9,6 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 from ..certificate import Certificate
+from ..robustness.metrics import wilson_interval
 
 
 VERDICTS = {True: "holds", False: "FAILS: ", None: "not checked: "}
@@ -47,10 +48,8 @@ class Estimate:
     @classmethod
     def of_share(cls, share: float, count: int) -> Estimate:
         """A share of `count` images, with the interval of Wilson (1927)."""
-        z = NormalDist().inv_cdf(0.975)
-        centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-        half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-        return cls(share, max(0.0, centre - half), min(1.0, centre + half))
+        low, high = wilson_interval(share * count, count)
+        return cls(share, low / 100, high / 100)
 
     @classmethod
     def of_mse(cls, certificate: Certificate) -> Estimate:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from transformers.utils import logging
 
-from ..data import drop_unreadable_images
+from ..data import draw_images, drop_unreadable_images
 from .class_folders import read_class_folders, read_labelled_files
 from .class_labels import describe_missing, folded, imagenet_labels, named_labels, translate_labels, with_labels
 from .corruptions import CORRUPTIONS, SEVERITIES
@@ -121,7 +121,6 @@ def load_robustness_dataset(
     seed: int = 42,
     check_images: bool = True,
     skip_bad_images: bool = False,
-    num_proc: int | None = None,
     **load_kwargs: Any,
 ) -> RobustnessDataset:
     """
@@ -149,7 +148,6 @@ def load_robustness_dataset(
         check_images (`bool`, *optional*, defaults to `True`): Decode every picture once to see whether it can be read.
             [`evaluate_robustness`] does without: it names such a picture when it comes to it.
         skip_bad_images (`bool`, *optional*, defaults to `False`): Leave out unreadable pictures, with a warning.
-        num_proc (`int`, *optional*): Processes that check whether pictures can be read.
         load_kwargs: Passed on to `datasets.load_dataset` for a Hub dataset (`split`, `name`, `revision`, `token`, ...).
 
     Returns:
@@ -192,10 +190,9 @@ def load_robustness_dataset(
         labels = imagenet_labels(title, labels, names, classes, class_subset is not None, name == "imagenet-v2")
         dataset = with_labels(dataset, image_column_name, labels)
     dataset, class_indices = translate_labels(dataset, title, classes, id2label)
-    if max_images is not None and max_images < len(dataset):
-        dataset = dataset.shuffle(seed=seed).select(range(max_images))
+    dataset = draw_images(dataset, max_images, seed)
     if check_images:
-        dataset = drop_unreadable_images(dataset, "image", skip_bad_images, num_proc)
+        dataset = drop_unreadable_images(dataset, "image", skip_bad_images)
     return RobustnessDataset(title, dataset, class_indices, "none" if name in UNCHANGED else "resize_256_crop_224")
 
 
@@ -236,23 +233,6 @@ def dataset_for_model(
     dataset = with_labels(dataset, image_column_name, [indices[label] for label in labels])
     class_indices = None if len(set(indices)) == len(id2label) else tuple(sorted(set(indices)))
     return RobustnessDataset(name, dataset, class_indices, "image_processor")
-
-
-def imagenet_c_parts(folder: str | os.PathLike) -> list[tuple[str, int]]:
-    """
-    The 75 parts (corruption, severity) of ImageNet-C in its official layout, checked to be there.
-
-    Raises:
-        `FileNotFoundError`: If some are missing.
-    """
-    parts = [(corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES]
-    missing = [f"{name}/{severity}" for name, severity in parts if not Path(folder, name, str(severity)).is_dir()]
-    if missing:
-        raise FileNotFoundError(
-            f"{str(folder)!r} lacks {len(missing)} of the 75 folders `corruption/severity` of ImageNet-C, such as "
-            f"{missing[:3]}. Unpack noise.tar, blur.tar, weather.tar and digital.tar into it."
-        )
-    return parts
 
 
 def _check_part(corruption: str | None, severity: int | None) -> None:

@@ -117,10 +117,11 @@ def evaluate_robustness(
         raise ValueError(f"`batch_size` must be 1 or more, but got {batch_size}.")
     main = image_source(dataset, model, EVALUATION_SET, image_column_name, label_column_name)
     sources, not_measured = find_sources(profile, main, datasets or {}, model)
+    distinct = {source.name: source for source in sources.values()}  # columns share them
     run = {
         "model": model_fingerprint(model),
-        "datasets": {source.name: source.fingerprint() for source in sources.values()},
-        "num_images": {source.name: len(source) for source in sources.values()},
+        "datasets": {name: source.fingerprint() for name, source in distinct.items()},
+        "num_images": {name: len(source) for name, source in distinct.items()},
         "batch_size": batch_size,
         "preprocessing": describe_preprocessing(image_processor, sources),
         "versions": package_versions(profile),
@@ -168,18 +169,21 @@ def evaluate_robustness(
 def _finished_report(output_dir: Path, manifest: dict[str, Any], accelerator: Accelerator) -> RobustnessReport | None:
     """The report that is in the folder already; the outcomes of images are with that of the main process only."""
 
+    loaded: list[RobustnessReport] = []
+
     def read() -> dict[str, Any] | None:
         if not Path(output_dir, REPORT_NAME).is_file():
             return None
         report = RobustnessReport.load(output_dir)
         check_manifest({"profile": report.profile.hash, **report.run}, manifest, output_dir)
         logger.info(f"{str(output_dir)!r} holds this evaluation, finished; it is not repeated.")
+        loaded.append(report)
         return report.to_dict()
 
     values = on_main_process(accelerator, read)
     if values is None:
         return None
-    return RobustnessReport.load(output_dir) if accelerator.is_main_process else RobustnessReport.from_dict(values)
+    return loaded[0] if accelerator.is_main_process else RobustnessReport.from_dict(values)
 
 
 def find_sources(

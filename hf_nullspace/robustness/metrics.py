@@ -216,12 +216,12 @@ def attack_success(
     return {"success_rate": 100 * float(fooled.sum() / right.sum()) if right.any() else math.nan, **means}
 
 
-def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(num_correct: float, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
     """
     Wilson's score interval of an accuracy, in per cent; sensible also near 0 and 100 and for few images.
 
     Args:
-        num_correct, num_images (`int`): Counts.
+        num_correct, num_images (`int`): Counts; the first may be a sum of shares.
         confidence (`float`, *optional*, defaults to 0.95): Coverage.
 
     Raises:

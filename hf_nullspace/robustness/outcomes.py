@@ -16,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..noise import replaced
+
 
 # One number per image each; `l2` and `linf` are the distance of an attacked picture from the clean one, in pixels, and
 # `warnings` has a bit for each kind of warning that the attack gave.
@@ -51,7 +53,8 @@ def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> Non
     for column, images in outcomes.items():
         tensors[f"{column}.values"] = images.values.contiguous()
         tensors[f"{column}.indices"] = images.indices.contiguous()
-    _write_tensors(tensors, Path(path))
+    with replaced(Path(path)) as unfinished:
+        save_file(tensors, unfinished)
 
 
 def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:
@@ -99,10 +102,9 @@ class ShardStore:
     def save(self, name: str, values: torch.Tensor, seconds: float) -> None:
         """Keeps the outcomes of one shard, of shape `(num_images, 6)`, and the time that it took."""
         self.folder.mkdir(parents=True, exist_ok=True)  # a node that does not share the main process's disk
-        _write_tensors(
-            {"values": values.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)},
-            self.folder / f"{name}.safetensors",
-        )
+        tensors = {"values": values.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+        with replaced(self.folder / f"{name}.safetensors") as unfinished:
+            save_file(tensors, unfinished)
 
     def load(self, name: str) -> tuple[torch.Tensor, float]:
         """What [`ShardStore.save`] kept."""
@@ -163,16 +165,5 @@ def images_fingerprint(pictures: Sequence[Image.Image], labels: Sequence[int]) -
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all."""
-    temporary = _temporary(path)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    temporary = _temporary(path)
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp")
+    with replaced(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

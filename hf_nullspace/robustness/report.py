@@ -96,22 +96,20 @@ class RobustnessReport:
         parts = (self.columns, self.not_measured, self.aggregates, self.run)
         return "\n\n".join(report_sections(self.model_name, self.profile, *parts))
 
-    def save(self, directory: str | os.PathLike, figure: bool = True) -> None:
+    def save(self, directory: str | os.PathLike) -> None:
         """
         Writes `robustness.json`, `robustness.md`, `outcomes.safetensors` (what happened to each image) and, where
         matplotlib is installed, `robustness.png`.
 
         Args:
             directory (`str` or `os.PathLike`): The folder; made if need be.
-            figure (`bool`, *optional*, defaults to `True`): Whether to draw the figure.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if self.outcomes is not None:
             save_outcomes(self.outcomes, directory / OUTCOMES_NAME)
         write_text(directory / MARKDOWN_NAME, self.to_markdown() + "\n")
-        if figure:
-            draw_figure([self], directory / FIGURE_NAME)
+        draw_figure([self], directory / FIGURE_NAME)
         write_text(directory / REPORT_NAME, json.dumps(self.to_dict(), indent=2) + "\n")  # last: it says all is there
 
     @classmethod

@@ -60,10 +60,7 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
         row["ece"] = calibration_error(outcomes.confidence.double().numpy(), outcomes.correct.numpy())
     if column.attack == "autoattack":
         row["tier"] = column.settings.get("tier", "standard")
-        bits = {
-            bit for value in outcomes.warnings.unique().tolist() for bit in range(len(WARNINGS)) if value >> bit & 1
-        }
-        row["warnings"] = [kind for bit, kind in enumerate(WARNINGS) if bit in bits]
+        row["warnings"] = [kind for bit, kind in enumerate(WARNINGS) if (outcomes.warnings >> bit & 1).any()]
     if column.attack is None or clean is None:
         return row
     places = {index: place for place, index in enumerate(clean.indices.tolist())}

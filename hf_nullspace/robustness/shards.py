@@ -149,8 +149,9 @@ class ShardRunner:
         if self.accelerator.is_main_process:
             for shard in shards:
                 if shard.name in finished:
-                    _insert(values, shard, (kept := store.load(shard.name))[0])
-                    seconds[places[shard.name]] = kept[1]
+                    part, elapsed = store.load(shard.name)
+                    _insert(values, shard, part)
+                    seconds[places[shard.name]] = elapsed
         remaining = [shard for shard in shards if shard.name not in finished]
         mine = remaining[self.accelerator.process_index :: self.accelerator.num_processes]
         batches = [ColumnBatch(shard.column, indices) for shard in mine for indices in shard.batches]
