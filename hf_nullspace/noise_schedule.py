@@ -56,7 +56,7 @@ class NoiseSchedule:
         """Back to before the first round."""
         self.noise: NullspaceNoise | None = None
         self.history: list[dict[str, Any]] = []
-        self._draws = (-1, 0)
+        self._places = (-1, 0)
 
     def round_of(self, step: int) -> int:
         """The round that optimizer step `step` belongs to."""
@@ -76,17 +76,26 @@ class NoiseSchedule:
         row = self.history[-1]
         return {f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None}
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether this round trains on its noise: if it is certified or, for a control, if what it stands for was."""
+        return self.noise is not None and self.history[-1].get("source_converged", self.noise.converged)
+
+    def next_place(self, step: int) -> tuple[int, int]:
+        """`step` and the place in it of the micro-batch that asks, one place further with every call."""
+        self._places = (step, self._places[1] + 1 if self._places[0] == step else 0)
+        return self._places
+
     def draw(self, step: int, batch_size: int, process_index: int) -> torch.Tensor | None:
         """
-        Noise for one micro-batch, or `None` in a round that has no certified noise.
+        Noise for one micro-batch, or `None` in a round without noise to train on.
 
         The draw depends on the seed, the step, the place of the micro-batch in the step and the process alone, so a
         resumed run draws what the uninterrupted one would have.
         """
-        if self.noise is None or not self.noise.converged:
+        if not self.is_in_use:
             return None
-        self._draws = (step, self._draws[1] + 1 if self._draws[0] == step else 0)
-        generator = keyed_generator("draw", self.seed, *self._draws, process_index)
+        generator = keyed_generator("draw", self.seed, *self.next_place(step), process_index)
         return self.noise.draw(batch_size, generator, **self.draw_options)
 
     def save(self, directory: str) -> None:

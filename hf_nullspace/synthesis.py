@@ -90,7 +90,7 @@ def synthesize_noise(
         classifier = FrozenClassifier(model, patch_projection, accelerator, objective)
         with preserved_random_state():  # even an unshuffled DataLoader draws a seed for its workers
             images = read_images(classifier, dataloader, config.num_images + config.num_certificate_images)
-        held_out, training = images.split(_num_held_out(len(images), config))
+        held_out, training = images.split(num_held_out(len(images), config))
         progress = logging.tqdm(
             total=config.bank_size * config.max_steps,
             desc="Synthesising noise",
@@ -115,7 +115,7 @@ def synthesize_noise(
         return NullspaceNoise(torch.cat(noises), certificates, config, round_index)
 
 
-def _num_held_out(total: int, config: NullspaceConfig) -> int:
+def num_held_out(total: int, config: NullspaceConfig) -> int:
     """Images for the certificate: as configured, or the same share of fewer images."""
     share = config.num_certificate_images / (config.num_images + config.num_certificate_images)
     return min(config.num_certificate_images, max(2, round(total * share)), total - 1)

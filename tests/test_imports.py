@@ -17,6 +17,8 @@ FLOORS = {
     5: ["cli", "evaluate_command"],
     4: [
         "trainer",
+        "adversarial_trainer",
+        "baselines",
         "training_args",
         "noise_schedule",
         "noise_forward",
@@ -37,11 +39,12 @@ FLOORS = {
         "robustness",
         "hub",
         "plotting",
-        "baselines",
+        "adversarial_examples",
     ],
     2: [
         "synthesis",
         "probing",
+        "noise_controls",
         "noise_search",
         "encoder_probing",
         "encoder_search",

@@ -14,7 +14,7 @@ from hf_nullspace.certificate import remove_hidden_mean
 from hf_nullspace.frozen import FrozenClassifier
 from hf_nullspace.noise_search import SEARCHES
 from hf_nullspace.randomness import keyed_generator, preserved_random_state
-from hf_nullspace.synthesis import _num_held_out
+from hf_nullspace.synthesis import num_held_out
 
 
 METHODS = ["boundary", "paper"]
@@ -278,7 +278,7 @@ def test_permuted_control_has_the_norm_of_the_noise(model, batches, monkeypatch)
 )
 def test_share_of_held_out_images(total, num_images, num_certificate_images, expected):
     config = NullspaceConfig(num_images=num_images, num_certificate_images=num_certificate_images)
-    assert _num_held_out(total, config) == expected
+    assert num_held_out(total, config) == expected
 
 
 def test_fewer_images_than_a_batch_are_refused(model, make_batches):

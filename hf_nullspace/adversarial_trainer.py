@@ -1,0 +1,207 @@
+"""`Trainer`s that finetune on adversarial examples: PGD training and TRADES, under the same regime as the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BaseImageProcessor
+
+from .adversarial_examples import LinfAscent, kl_divergence, pgd_examples, trades_examples
+from .frozen import LABEL_NAMES, frozen
+from .objectives import read_logits
+from .randomness import keyed_generator
+from .robustness import PixelModel, parse_epsilon
+from .trainer import NullspaceTrainer
+from .training_args import NullspaceTrainingArguments
+
+
+@dataclass
+class AdversarialTrainingArguments(NullspaceTrainingArguments):
+    """
+    Arguments of [`AdversarialTrainer`] and [`TradesTrainer`]: those of [`NullspaceTrainingArguments`], and how an
+    adversarial example is made.
+
+    Args:
+        adversarial_epsilon (`str` or `float`, *optional*, defaults to `"8/255"`):
+            Radius of the Linf ball, in pixel units; at 0 the examples are the images themselves.
+        adversarial_steps (`int`, *optional*, defaults to 3):
+            Steps of the attack. Each costs a forward and a backward pass.
+        adversarial_step_size (`str` or `float`, *optional*):
+            Length of a step, in pixel units. Defaults to `2.5 * adversarial_epsilon / adversarial_steps` (Madry et al.,
+            2018), with which every point of the ball can be reached from every other.
+        trades_beta (`float`, *optional*, defaults to 6.0):
+            Weight of the divergence in TRADES; at 0 training is that of `Trainer`.
+
+    <Tip>
+
+    Defaults that differ from [`NullspaceTrainingArguments`]: `noise_weight` is 0, and must be.
+
+    </Tip>
+
+    Raises:
+        `ValueError`: If a value lies outside its range.
+        `TypeError`: If a radius or step is neither a number nor text.
+    """
+
+    noise_weight: float = field(default=0.0, metadata={"help": "Must be 0: there is no noise beside the examples."})
+    adversarial_epsilon: str = field(
+        default="8/255", metadata={"help": "Radius of the adversarial examples, in pixel units."}
+    )
+    adversarial_steps: int = field(default=3, metadata={"help": "Steps of the attack."})
+    adversarial_step_size: str | None = field(
+        default=None, metadata={"help": "Length of a step, in pixel units; 2.5 * epsilon / steps by default."}
+    )
+    trades_beta: float = field(default=6.0, metadata={"help": "Weight of the divergence in TRADES."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.noise_weight != 0:
+            raise ValueError(
+                f"`noise_weight` must be 0 in adversarial training, but got {self.noise_weight!r}. To train on noise "
+                "from an adversarially trained start, give that model to `NullspaceTrainer`."
+            )
+        steps, beta = self.adversarial_steps, self.trades_beta
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`adversarial_steps` must be an integer of at least 1, but got {steps!r}.")
+        if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"`trades_beta` must be a number of at least 0, but got {beta!r}.")
+        self.radius_and_step()
+
+    def radius_and_step(self) -> tuple[float, float]:
+        """Radius and length of a step as numbers, in pixel units."""
+        radius = _parse("adversarial_epsilon", self.adversarial_epsilon)
+        if self.adversarial_step_size is None:
+            return radius, 2.5 * radius / self.adversarial_steps
+        return radius, _parse("adversarial_step_size", self.adversarial_step_size)
+
+
+class AdversarialTrainer(NullspaceTrainer):
+    """
+    Finetunes on `CE(adversarial)`: PGD training ([Madry et al., 2018](https://arxiv.org/abs/1706.06083)).
+
+    Every training image is replaced by an adversarial one, made on the current weights in evaluation mode, so that the
+    attack draws no dropout and moves no running statistic. Its random start depends on the seed, the step, the place of
+    the micro-batch in the step and the process alone. Evaluation and prediction see no attack. Everything else is
+    [`NullspaceTrainer`] without noise.
+
+    Args:
+        args ([`AdversarialTrainingArguments`]):
+            The arguments; any other are refused.
+        processing_class ([`~transformers.BaseImageProcessor`]):
+            The image processor, whose normalisation says what a pixel is. The training images must be normalised with
+            it, and lie in [0, 1] before.
+
+    Raises:
+        `TypeError`: If `args` is no [`AdversarialTrainingArguments`], or `processing_class` no image processor.
+        `ValueError`: If the image processor's normalisation does not fit the model; in `train`, if the training images
+            are not normalised with it, or have no labels.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, AdversarialTrainingArguments):
+            raise TypeError(
+                f"`args` must be an `AdversarialTrainingArguments`, but got a `{type(self.args).__name__}`."
+            )
+        processor = self.processing_class
+        if not isinstance(processor, BaseImageProcessor):
+            raise TypeError(
+                "Adversarial examples are bounded in pixels, so `processing_class` must be the image processor that "
+                f"normalises the training images, but got {_name_of(processor)}. Pass "
+                "`processing_class=AutoImageProcessor.from_pretrained(...)`."
+            )
+        pixels = PixelModel(self.model, processor)
+        self._image_mean, self._image_std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        if model.training:
+            inputs = {**inputs, "pixel_values": self._adversarial_examples(model, inputs)}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _adversarial_examples(self, model: nn.Module, inputs: dict[str, torch.Tensor | Any]) -> torch.Tensor:
+        """The images to train on, made on the unwrapped model: DDP then has no part in the attack's passes."""
+        images = inputs["pixel_values"]
+        others = {name: value for name, value in inputs.items() if name not in (*LABEL_NAMES, "pixel_values")}
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+        def logits_of(images: torch.Tensor) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return read_logits(unwrapped(pixel_values=images, **others))
+
+        place = self.noise_schedule.next_place(self.state.global_step)
+        generator = keyed_generator(type(self).__name__, self.args.seed, *place, self.args.process_index)
+        with frozen(unwrapped):
+            return self._search(self._ascent(images), logits_of, inputs, generator)
+
+    def _search(self, ascent: LinfAscent, logits_of, inputs, generator: torch.Generator) -> torch.Tensor:
+        if "labels" not in inputs:
+            raise ValueError(f"The training batch has no `labels` to be adversarial to, only {sorted(inputs)}.")
+        return pgd_examples(ascent, logits_of, inputs["pixel_values"], inputs["labels"], generator)
+
+    def _ascent(self, images: torch.Tensor) -> LinfAscent:
+        num_channels = images.shape[1] if images.dim() == 4 else 3  # patches that are cut already are of colour images
+        mean, std = (
+            values * num_channels if len(values) == 1 else values for values in (self._image_mean, self._image_std)
+        )
+        radius, step_size = self.args.radius_and_step()
+        return LinfAscent(mean, std, radius, self.args.adversarial_steps, step_size)
+
+
+class TradesTrainer(AdversarialTrainer):
+    """
+    Finetunes on `CE(clean) + trades_beta * KL(clean || adversarial)`: TRADES
+    ([Zhang et al., 2019](https://arxiv.org/abs/1901.08573)).
+
+    The adversary raises that divergence, from a Gaussian start of standard deviation 0.001 in pixels and in evaluation
+    mode, as the paper's does. Gradients of the divergence flow through both predictions. Clean and adversarial images
+    run in two forward passes. Arguments and errors are those of [`AdversarialTrainer`].
+    """
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        parent = super(AdversarialTrainer, self).compute_loss
+        if not (model.training and self.args.trades_beta):
+            return parent(model, inputs, return_outputs, num_items_in_batch)
+        examples = self._adversarial_examples(model, inputs)
+        loss, outputs = parent(model, inputs, True, num_items_in_batch)
+        unlabelled = {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
+        adversarial = model(**{**unlabelled, "pixel_values": examples})
+        divergence = kl_divergence(read_logits(outputs), read_logits(adversarial))
+        loss = loss + self.args.trades_beta * self._reduce(divergence, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _search(self, ascent: LinfAscent, logits_of, inputs, generator: torch.Generator) -> torch.Tensor:
+        return trades_examples(ascent, logits_of, inputs["pixel_values"], generator)
+
+    def _reduce(self, values: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or a share of the whole batch's."""
+        if num_items_in_batch is None:
+            return values.mean()
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return values.sum() * scale / num_items_in_batch
+
+
+def _parse(name: str, value: float | str) -> float:
+    try:
+        return parse_epsilon(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`epsilon`", f"`{name}`")) from None
+
+
+def _name_of(processor: Any) -> str:
+    return "nothing" if processor is None else f"a `{type(processor).__name__}`"

@@ -1,0 +1,100 @@
+"""Noises that a nullspace noise is compared with: of the same norm, but in no direction that was searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .certificate import remove_hidden_mean
+from .frozen import FrozenClassifier, frozen, read_images
+from .noise import NullspaceNoise
+from .probing import certify, permute_elements
+from .randomness import keyed_generator, preserved_random_state
+from .synthesis import num_held_out
+
+
+# From one noise and a generator to its control, of the same shape.
+Control = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def permuted_control(noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """
+    The elements of `noise` in a random order: same norm, direction destroyed (paper, "random" of its ablation).
+
+    A permutation brings back a mean over the hidden axis, which moves no logit in a pre-norm encoder. It is removed,
+    and what is left is scaled up to the norm of `noise`, so that no part of that norm is spent on nothing.
+
+    Args:
+        noise (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise, hidden-axis mean removed.
+        generator (`torch.Generator`): A CPU generator.
+
+    Returns:
+        `torch.Tensor` of the same shape.
+    """
+    return _with_norm_of(noise, permute_elements(noise, generator))
+
+
+def gaussian_control(noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """
+    Gaussian noise of the norm of `noise`, hidden-axis mean removed; see [`permuted_control`].
+
+    The permuted noise keeps how the elements are distributed, this one nothing but the norm.
+    """
+    return _with_norm_of(noise, torch.randn(noise.shape, generator=generator).to(noise))
+
+
+def make_control(
+    control: Control,
+    name: str,
+    noise: NullspaceNoise,
+    model: nn.Module,
+    dataloader: Iterable[dict[str, torch.Tensor]],
+    *,
+    accelerator: Accelerator | None = None,
+    patch_projection: str | None = None,
+) -> NullspaceNoise:
+    """
+    The control of every noise of a bank, each with a certificate of its own.
+
+    It is measured on the images that the certificates of `noise` come from, so that both can be compared; `steps` and
+    `seconds` are those of `noise`, which it costs. As a rule none is `converged`.
+
+    Args:
+        control (`Callable`): [`permuted_control`] or [`gaussian_control`].
+        name (`str`): Names the random stream, together with the seed and the round of `noise`.
+        noise ([`NullspaceNoise`]): The bank, as [`synthesize_noise`] made it.
+        model (`nn.Module`): The classifier it was made for, unwrapped; frozen meanwhile, and put back as it was.
+        dataloader (iterable of `dict`): Yields the images it was made with.
+        accelerator, patch_projection: As in [`synthesize_noise`].
+    """
+    config = noise.config
+    tensors, certificates = [], []
+    with frozen(model):
+        classifier = FrozenClassifier(model, patch_projection, accelerator)
+        with preserved_random_state():
+            images = read_images(classifier, dataloader, config.num_images + config.num_certificate_images)
+        held_out, _ = images.split(num_held_out(len(images), config))
+        for index, source in enumerate(noise.certificates):
+            generator = keyed_generator(name, config.seed, noise.round_index, index)
+            tensor = control(noise.tensor[index : index + 1], generator)
+            certificates.append(
+                certify(
+                    classifier,
+                    held_out,
+                    tensor.to(classifier.device),
+                    config,
+                    generator,
+                    source.steps,
+                    source.seconds,
+                )
+            )
+            tensors.append(tensor)
+    return NullspaceNoise(torch.cat(tensors), certificates, config, noise.round_index)
+
+
+def _with_norm_of(noise: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
+    control = remove_hidden_mean(control.double())
+    return (control * (noise.double().norm() / control.norm())).to(noise.dtype)
