@@ -77,9 +77,7 @@ def test_columns_of_the_same_images_are_not_taken_for_more_images():
     one, other = random_runs(1, 100, seed=3, accuracy=0.8)[0]["clean"], random_runs(1, 100, seed=4)[0]["clean"]
     names = [f"copy{number}" for number in range(8)]
     single = paired_difference([{"copy0": one}], [{"copy0": other}], names[:1], num_resamples=20_000)
-    copies = paired_difference(
-        [dict.fromkeys(names, one)], [dict.fromkeys(names, other)], names, num_resamples=20_000
-    )
+    copies = paired_difference([dict.fromkeys(names, one)], [dict.fromkeys(names, other)], names, num_resamples=20_000)
     np.testing.assert_allclose([copies.low, copies.high], [single.low, single.high], atol=1e-9)
     # Of different datasets they are more images.
     apart = paired_difference(

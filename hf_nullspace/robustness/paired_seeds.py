@@ -103,7 +103,9 @@ def paired_difference(
             range.
     """
     if len(runs) != len(other_runs) or not runs:
-        raise ValueError(f"Expected as many seeds of both, and at least one, but got {len(runs)} and {len(other_runs)}.")
+        raise ValueError(
+            f"Expected as many seeds of both, and at least one, but got {len(runs)} and {len(other_runs)}."
+        )
     if not columns:
         raise ValueError("`columns` is empty: there is no accuracy to compare.")
     if not 0 < confidence < 1:
@@ -155,7 +157,9 @@ def _places(name: str, runs: Sequence[Mapping[str, Outcomes]]) -> np.ndarray:
     """Places of a column's images in its dataset, the same for all runs."""
     missing = [number for number, run in enumerate(runs) if name not in run]
     if missing:
-        raise ValueError(f"Column {name!r} was not measured in {len(missing)} of {len(runs)} runs. Measure them alike.")
+        raise ValueError(
+            f"Column {name!r} was not measured in {len(missing)} of {len(runs)} runs. Measure them alike."
+        )
     first = runs[0][name].indices
     if any(not first.equal(run[name].indices) for run in runs):
         raise ValueError(f"Column {name!r} of the runs is of different images. Evaluate all on the same.")
