@@ -161,7 +161,8 @@ class Comparison:
     def train(self, row: Row, seed: int) -> dict[str, Any]:
         """Trains a row with a seed, unless it is there; returns what its `training.json` holds."""
         folder, args = self.folder_of(row.name, seed), self.arguments_of(row, seed)
-        settings = {"method": row.method, "arguments": training_settings(args)}
+        is_trained = row is not self.base or self.compare_args.base_max_steps > 0
+        settings = {"method": row.method, "arguments": training_settings(args) if is_trained else {"max_steps": 0}}
         if row is self.base:
             settings |= {"model": _settings_of(self.model_args), "data": _settings_of(self.data_args)}
         else:
@@ -186,7 +187,7 @@ class Comparison:
             processing_class=processor,
         )
         begin = time.perf_counter()
-        if row is not self.base or self.compare_args.base_max_steps:
+        if is_trained:
             trainer.train()
         facts = {"seconds": time.perf_counter() - begin, "steps": trainer.state.global_step}
         facts["synthesis_seconds"] = sum(entry["seconds"] for entry in trainer.noise_history)

@@ -20,19 +20,24 @@ RUN_NAME = "training.json"
 NEUTRAL_ARGUMENTS = (
     *("output_dir", "run_name", "disable_tqdm", "report_to", "log_", "logging_", "save_", "eval_", "hub_", "push_to_"),
     *("project", "trackio_", "dataloader_num_", "dataloader_pin_", "dataloader_prefetch_", "dataloader_persistent_"),
-    *("do_", "use_cpu", "ddp_", "include_", "skip_memory_", "resume_from_", "enable_jit_", "local_rank"),
+    *("remove_unused_", "do_", "use_cpu", "ddp_", "include_", "skip_memory_", "resume_from_", "enable_jit_", "local_rank", "seed", "data_seed"),
 )
 
 
 def training_settings(args: TrainingArguments) -> dict[str, Any]:
-    """The arguments that differ from their defaults and can change the weights, and the seed, as JSON values."""
+    """
+    The arguments that differ from their defaults and can change the weights, and the seed, as JSON values; those of the
+    noise only where it has a weight.
+    """
+    neutral = NEUTRAL_ARGUMENTS if getattr(args, "noise_weight", 0.0) else (*NEUTRAL_ARGUMENTS, "noise_", "epsilon")
     values, settings = args.to_dict(), {"seed": args.seed}
     for item in fields(args):
+        value = values.get(item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
-        if item.name in values and not item.name.startswith(NEUTRAL_ARGUMENTS):
-            value = values[item.name]
-            if value != getattr(default, "value", default):
-                settings[item.name] = value
+        default = getattr(default, "value", default)  # of an enum
+        # Transformers fills in `False` or an empty list for some that are `None`.
+        if not item.name.startswith(neutral) and value != default and (value or default):
+            settings[item.name] = value
     return json.loads(json.dumps(settings, default=str))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 MODEL_COLORS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P")  # six of seven colours, so that few pairs repeat
 
 
 def plot_noise_history(history: list[dict[str, Any]], path: str | os.PathLike) -> None:
