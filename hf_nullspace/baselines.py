@@ -47,10 +47,10 @@ class NoiseControlTrainer(NullspaceTrainer):
     the nullspace noise too, with `source_` before the name.
 
     Attributes:
-        control (`Callable`): From one noise and a generator to its control.
+        noise_control (`Callable`): From one noise and a generator to its control.
     """
 
-    control: Control
+    noise_control: Control
 
     def _make_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
         source = super()._make_noise(model, round_index)
@@ -60,7 +60,7 @@ class NoiseControlTrainer(NullspaceTrainer):
             "source_converged": source.converged,
         }
         return make_control(
-            self.control,
+            self.noise_control,
             type(self).__name__,
             source,
             model,
@@ -77,13 +77,13 @@ class NoiseControlTrainer(NullspaceTrainer):
 class PermutedNoiseTrainer(NoiseControlTrainer):
     """Finetunes on nullspace noise with its elements permuted: [`~noise_controls.permuted_control`]."""
 
-    control = staticmethod(permuted_control)
+    noise_control = staticmethod(permuted_control)
 
 
 class GaussianNoiseTrainer(NoiseControlTrainer):
     """Finetunes on Gaussian noise of the norm of the nullspace noise: [`~noise_controls.gaussian_control`]."""
 
-    control = staticmethod(gaussian_control)
+    noise_control = staticmethod(gaussian_control)
 
 
 class Method(NamedTuple):

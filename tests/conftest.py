@@ -56,6 +56,16 @@ def examples(make_examples):
 
 
 @pytest.fixture(scope="session")
+def make_pictures(make_examples):
+    """`make_pictures(count)` gives examples whose images are pictures under mean 0.5 and standard deviation 0.5."""
+
+    def make(count: int, **options) -> list[dict]:
+        return [{**each, "pixel_values": each["pixel_values"].tanh()} for each in make_examples(count, **options)]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_batches(make_examples):
     """`make_batches(count, batch_size)` gives the examples as a list of batches; iterating it draws no number."""
 

@@ -27,7 +27,7 @@ def examples(make_examples):
     return make_examples(64)
 
 
-def arguments(folder, **changes):
+def arguments(folder, args_class=NullspaceTrainingArguments, **changes):
     values = {
         "max_steps": 6,
         "per_device_train_batch_size": 8,
@@ -43,7 +43,7 @@ def arguments(folder, **changes):
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    return NullspaceTrainingArguments(str(folder), **{**values, **changes})
+    return args_class(str(folder), **{**values, **changes})
 
 
 def build(model, examples, args, trainer_class=NullspaceTrainer, **changes):
