@@ -59,7 +59,7 @@ EQUAL_TIME = "-equal-time"
 RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differences.png"
 # What does not change a model or an evaluation.
 NEUTRAL_FIELDS = ("token", "cache_dir", "preprocessing_num_workers", "max_eval_samples")
-DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/compare", "max_steps": 120, "logging_strategy": "no"}
+DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/compare", "max_steps": 100, "logging_strategy": "no"}
 DIGITS_BASE = {"max_steps": 800, "learning_rate": 1e-3}
 
 
@@ -126,10 +126,13 @@ class Comparison:
                 f"{compare_args.equal_wall_time}, and the rows are {names}."
             )
         for row in self.rows:  # so that an argument out of range is known before any run
-            self.arguments_of(row, args.seed)
+            try:
+                self.arguments_of(row, args.seed)
+            except (TypeError, ValueError) as error:
+                kind = "variant" if row.arguments else "method"
+                raise ValueError(f"The {kind} {row.name!r}: {error}") from error
         self.base = Row(BASE, PLAIN, arguments=DIGITS_BASE if is_digits else {})
         self.base.arguments["max_steps"] = compare_args.base_max_steps
-        self.accelerator = Accelerator()
         hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
         self.splits, self.labels = load_data(data_args, args.seed, **hub)
         self.images = self._evaluation_images()
@@ -137,6 +140,12 @@ class Comparison:
             "image_column_name": data_args.image_column_name,
             "label_column_name": data_args.label_column_name,
         }
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """A new one each time: training arguments reset the state that an earlier one stands on."""
+        precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else None
+        return Accelerator(cpu=self.args.use_cpu, mixed_precision=precision)
 
     @property
     def seeds(self) -> list[int]:
@@ -208,13 +217,13 @@ class Comparison:
         report_folder = folder / f"robustness-{settings_hash(self.evaluation_settings())[:12]}"
         if (report_folder / "robustness.json").is_file():
             return RobustnessReport.load(report_folder)
-        model, processor = self.load(folder)
+        (model, processor), accelerator = self.load(folder), self.accelerator
         return evaluate_robustness(
-            model.to(self.accelerator.device).eval(),
+            model.to(accelerator.device).eval(),
             processor,
             self.images,
             self.profile,
-            accelerator=self.accelerator,
+            accelerator=accelerator,
             output_dir=report_folder,
             datasets=dataset_locations(self.compare_args.datasets),
             model_name=folder.name,

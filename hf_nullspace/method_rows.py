@@ -15,6 +15,7 @@ PLAIN, BASE = "plain", "base"
 COMMON_ARGUMENTS = (
     *("output_dir", "seed", "data_seed", "remove_unused_columns", "resume_from_checkpoint"),
     *("save_strategy", "eval_strategy", "load_best_model_at_end", "push_to_hub"),
+    *("bf16", "fp16", "use_cpu"),
 )
 
 

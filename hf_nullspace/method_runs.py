@@ -20,7 +20,19 @@ RUN_NAME = "training.json"
 NEUTRAL_ARGUMENTS = (
     *("output_dir", "run_name", "disable_tqdm", "report_to", "log_", "logging_", "save_", "eval_", "hub_", "push_to_"),
     *("project", "trackio_", "dataloader_num_", "dataloader_pin_", "dataloader_prefetch_", "dataloader_persistent_"),
-    *("remove_unused_", "do_", "use_cpu", "ddp_", "include_", "skip_memory_", "resume_from_", "enable_jit_", "local_rank", "seed", "data_seed"),
+    *(
+        "remove_unused_",
+        "do_",
+        "use_cpu",
+        "ddp_",
+        "include_",
+        "skip_memory_",
+        "resume_from_",
+        "enable_jit_",
+        "local_rank",
+        "seed",
+        "data_seed",
+    ),
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .outcomes import Outcomes
-from .paired_seeds import MEAN, column_groups, mean_accuracies, paired_difference
+from .paired_seeds import MEAN, PairedDifference, column_groups, mean_accuracies, paired_difference
 from .profiles import Column
 from .report_markdown import table
 
@@ -44,7 +44,7 @@ def summarize_methods(
         }
         summary[name]["minus"] = {
             other: {
-                group: asdict(paired_difference(runs, outcomes[other], names, datasets, seed=seed))
+                group: _as_json(paired_difference(runs, outcomes[other], names, datasets, seed=seed))
                 for group, names in groups.items()
             }
             for other in references.get(name, ())
@@ -113,6 +113,10 @@ def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
             }
         )
     return table(lines)
+
+
+def _as_json(difference: PairedDifference) -> dict[str, Any]:
+    return {**asdict(difference), "per_seed": list(difference.per_seed)}
 
 
 def _accuracy(runs: Sequence[Mapping[str, Outcomes]], columns: Sequence[str]) -> dict[str, Any]:
