@@ -27,6 +27,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from transformers import set_seed
+from transformers.utils import logging
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments, RobustnessReport, evaluate_robustness
 from hf_nullspace.baselines import METHODS
@@ -40,13 +41,18 @@ from hf_nullspace.loading import (
     load_model,
     parse_arguments,
 )
-from hf_nullspace.method_rows import BASE, PLAIN, Row, plan_rows, read_variants
+from hf_nullspace.method_rows import Row, plan_rows, read_variants
 from hf_nullspace.method_runs import read_run, settings_hash, training_settings, write_run
 from hf_nullspace.plotting import plot_methods
 from hf_nullspace.robustness.method_report import (
-    accuracy_table,
-    cost_table,
-    difference_table,
+    BASE,
+    EQUAL_TIME,
+    METHOD,
+    NULLSPACE,
+    PERMUTED,
+    PLAIN,
+    VARIANT,
+    comparison_markdown,
     norm_growth,
     summarize_methods,
 )
@@ -54,8 +60,8 @@ from hf_nullspace.robustness.outcomes import write_text
 from hf_nullspace.robustness.profiles import resolve_profile
 
 
-NULLSPACE, PERMUTED = "nullspace", "permuted"
-EQUAL_TIME = "-equal-time"
+logger = logging.get_logger("hf_nullspace.examples.compare_methods")
+
 RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differences.png"
 # What does not change a model or an evaluation.
 NEUTRAL_FIELDS = ("token", "cache_dir", "preprocessing_num_workers", "max_eval_samples")
@@ -118,12 +124,16 @@ class Comparison:
         self.model_args, self.data_args, self.compare_args, self.args = model_args, data_args, compare_args, args
         self.folder, self.profile = Path(args.output_dir), resolve_profile(compare_args.profile)
         self.rows = plan_rows(compare_args.methods, METHODS, read_variants(compare_args.variants))
-        names = [row.name for row in self.rows]
-        unknown = [name for name in compare_args.equal_wall_time if name not in names]
-        if unknown or (compare_args.equal_wall_time and NULLSPACE not in names):
+        names, timed = [row.name for row in self.rows], compare_args.equal_wall_time
+        if not set(timed) <= set(names) or (timed and NULLSPACE not in names):
             raise ValueError(
-                f"`equal_wall_time` takes rows of this comparison, with {NULLSPACE!r} among them, but got "
-                f"{compare_args.equal_wall_time}, and the rows are {names}."
+                f"`equal_wall_time` takes rows of this comparison, with {NULLSPACE!r} among them, but got {timed}, and the "
+                f"rows are {names}."
+            )
+        taken = [name for name in names if name.endswith(EQUAL_TIME)]
+        if taken:
+            raise ValueError(
+                f"The variants {taken} need other names: those of equal wall time end with {EQUAL_TIME!r}."
             )
         for row in self.rows:  # so that an argument out of range is known before any run
             try:
@@ -263,7 +273,9 @@ class Comparison:
                 runs[row.name, seed] = self.train(row, seed)
                 reports[row.name, seed] = self.evaluate(row, seed)
             timed = [
-                self._for_equal_time(row, seed, runs) for row in self._rows_named(self.compare_args.equal_wall_time)
+                self._for_equal_time(row, seed, runs)
+                for row in self.rows
+                if row.name in self.compare_args.equal_wall_time
             ]
             for row in timed:
                 runs[row.name, seed] = self.train(row, seed)
@@ -272,28 +284,31 @@ class Comparison:
         for row in [*self.rows, *timed]:
             outcomes[row.name] = [reports[row.name, seed].outcomes for seed in self.seeds]
         columns = [column for column in self.profile.columns if column.name in base.columns]
+        rows = {row.name: {**asdict(row), "kind": self._kind(row)} for row in self.rows}
+        for name in (name for name in rows.copy() if name in self.compare_args.equal_wall_time):
+            rows[f"{name}-{EQUAL_TIME}"] = {**rows[name], "name": f"{name}-{EQUAL_TIME}", "kind": EQUAL_TIME}
         references = {row.name: self._references(row) for row in self.rows} | {BASE: [PLAIN]}
         references[NULLSPACE] = [*references.get(NULLSPACE, ()), *(row.name for row in timed)]
         return {
-            "rows": {row.name: asdict(row) for row in [*self.rows, *timed]},
+            "rows": rows,
             "seeds": self.seeds,
             "evaluation": {**self.evaluation_settings(), "not_measured": base.not_measured},
             "methods": summarize_methods(columns, outcomes, references, self.args.seed),
             "training": {row.name: self._cost(row, runs) for row in [*self.rows, *timed]},
         }
 
-    def _rows_named(self, names: list[str]) -> list[Row]:
-        return [row for row in self.rows if row.name in names]
+    def _kind(self, row: Row) -> str:
+        return METHOD if row.name in self.compare_args.methods else VARIANT
 
     def _for_equal_time(self, row: Row, seed: int, runs: dict) -> Row:
         """The row with as many steps as fit into the time that nullspace finetuning took with that seed."""
         own = runs[row.name, seed]
         steps = round(runs[NULLSPACE, seed]["seconds"] / own["seconds"] * own["steps"])
-        return replace(row, name=row.name + EQUAL_TIME, arguments={**row.arguments, "max_steps": max(1, steps)})
+        return replace(row, name=f"{row.name}-{EQUAL_TIME}", arguments={**row.arguments, "max_steps": max(1, steps)})
 
     def _references(self, row: Row) -> list[str]:
         others = [PLAIN, *([PERMUTED] if row.method == NULLSPACE else [])]
-        if row.name not in self.compare_args.methods:
+        if self._kind(row) == VARIANT:
             others += [NULLSPACE, row.start]
         names = [known.name for known in self.rows]
         return [name for name in dict.fromkeys(others) if name != row.name and name in names]
@@ -322,65 +337,27 @@ def _settings_of(arguments) -> dict[str, Any]:
     return {name: value for name, value in asdict(arguments).items() if name not in NEUTRAL_FIELDS}
 
 
-def to_markdown(results: dict[str, Any], comparison: Comparison) -> str:
-    """All tables."""
-    methods, costs, evaluation = results["methods"], results["training"], results["evaluation"]
-    variants = [row.name for row in comparison.rows if row.name not in comparison.compare_args.methods]
-    timed = [name for name in results["rows"] if name.endswith(EQUAL_TIME)]
-    parts = [
-        "# Ways of finetuning, compared",
-        f"{evaluation['num_images']} images of the split `{evaluation['split']}`, profile `{evaluation['profile']}` "
-        f"({evaluation['profile_hash'][:12]}), seeds {results['seeds']}. `base` is the model that all start from. "
-        "Differences are in points, with the 95 % interval of a bootstrap over seeds and images, and in parentheses the "
-        "lowest and the highest of the seeds.",
-    ]
-
-    def section(title: str, names: list[str], shown: list[str], pairs: list[tuple[str, str]]) -> None:
-        parts.extend([f"## {title}", accuracy_table({name: methods[name] for name in shown})])
-        parts.append(difference_table(methods, pairs))
-        parts.append(cost_table({name: costs[name] for name in names}))
-
-    names = comparison.compare_args.methods
-    pairs = [(name, PLAIN) for name in [BASE, *names] if name != PLAIN]
-    pairs += [(NULLSPACE, PERMUTED)] if PERMUTED in methods.get(NULLSPACE, {}).get("minus", {}) else []
-    section("Accuracy (%) after as many steps", names, [BASE, *names], pairs)
-    if timed:
-        shown = [NULLSPACE, *timed]
-        section(
-            "Accuracy (%) after as much time as nullspace finetuning took",
-            shown,
-            shown,
-            [(NULLSPACE, name) for name in timed],
-        )
-    if variants:
-        shown = [name for name in (PLAIN, NULLSPACE) if name in methods] + variants
-        pairs = [(name, other) for name in variants for other in methods[name]["minus"]]
-        section("Variants", shown, shown, pairs)
-        listed = ({name: results["rows"][name] for name in variants}).items()
-        parts.append("\n".join(f"- {name}: {_describe(row)}" for name, row in listed))
-    return "\n\n".join(parts)
-
-
-def _describe(row: dict[str, Any]) -> str:
-    changes = ", ".join(f"`{name}` {value}" for name, value in row["arguments"].items())
-    return f"{row['method']} from {row['start']}" + (f" with {changes}" if changes else "")
+def save(results: dict[str, Any], folder: Path) -> None:
+    """Writes and prints the tables; draws the figure where matplotlib is installed."""
+    tables = comparison_markdown(results)
+    write_text(folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
+    write_text(folder / TABLES_NAME, tables + "\n")
+    shown = [name for name, row in results["rows"].items() if name != PLAIN and row["kind"] != EQUAL_TIME]
+    if shown:
+        differences = {name: results["methods"][name]["minus"][PLAIN] for name in shown}
+        costs = {name: results["training"][name]["relative_cost"] for name in shown}
+        try:
+            plot_methods(differences, costs, folder / FIGURE_NAME)
+        except ImportError as error:
+            logger.warning(f"No figure is drawn. {error}")
+    print(f"\n{tables}\n\nEverything is in {folder}")
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     comparison = Comparison(*parse(argv))
     results = comparison.run()
     if comparison.accelerator.is_main_process:
-        folder = comparison.folder
-        tables = to_markdown(results, comparison)
-        write_text(folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
-        write_text(folder / TABLES_NAME, tables + "\n")
-        shown = [row.name for row in comparison.rows if row.name != PLAIN]
-        if shown:
-            differences = {name: results["methods"][name]["minus"][PLAIN] for name in shown}
-            plot_methods(
-                differences, {name: results["training"][name]["relative_cost"] for name in shown}, folder / FIGURE_NAME
-            )
-        print(f"\n{tables}\n\nEverything is in {folder}")
+        save(results, comparison.folder)
     return results
 
 

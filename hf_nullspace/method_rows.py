@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .robustness.method_report import BASE, PLAIN
 
-PLAIN, BASE = "plain", "base"
+
 # Training arguments that the comparison sets itself, the same for all rows.
 COMMON_ARGUMENTS = (
     *("output_dir", "seed", "data_seed", "remove_unused_columns", "resume_from_checkpoint"),

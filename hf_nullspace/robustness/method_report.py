@@ -12,6 +12,11 @@ from .profiles import Column
 from .report_markdown import table
 
 
+# The methods that others are compared with, and the model that all start from.
+PLAIN, PERMUTED, NULLSPACE, BASE = "plain", "permuted", "nullspace", "base"
+# Kinds of rows; the name of the last is the end of its rows' names.
+METHOD, VARIANT, EQUAL_TIME = "method", "variant", "equal-time"
+
 Summary = dict[str, dict[str, Any]]
 
 
@@ -113,6 +118,55 @@ def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
             }
         )
     return table(lines)
+
+
+def comparison_markdown(results: Mapping[str, Any]) -> str:
+    """
+    All tables of a comparison.
+
+    Args:
+        results (`Mapping`): `methods` from [`summarize_methods`]; `training`, the costs of [`cost_table`]; `seeds`;
+            `evaluation` with `num_images`, `split`, `profile`, `profile_hash` and `not_measured`; and `rows`, for each row
+            its `kind`, `method`, `start` and `arguments`.
+    """
+    rows, methods, evaluation = results["rows"], results["methods"], results["evaluation"]
+    names, variants, timed = (
+        [name for name, row in rows.items() if row["kind"] == kind] for kind in (METHOD, VARIANT, EQUAL_TIME)
+    )
+    parts = [
+        "# Ways of finetuning, compared",
+        f"{evaluation['num_images']} images of the split `{evaluation['split']}`, profile `{evaluation['profile']}` "
+        f"({evaluation['profile_hash'][:12]}), seeds {results['seeds']}. `{BASE}` is the model that all start from. "
+        "Differences are in points, with the 95 % interval of a bootstrap over seeds and images, and in parentheses the "
+        "lowest and the highest of the seeds. The time of a row counts that of the row it started from.",
+    ]
+    pairs = [(name, PLAIN) for name in [BASE, *names] if name != PLAIN]
+    pairs += [(NULLSPACE, PERMUTED)] if NULLSPACE in names and PERMUTED in names else []
+    parts += _section("Accuracy (%) after as many steps", results, [BASE, *names], pairs)
+    if timed:
+        title = "Accuracy (%) after as much time as nullspace finetuning took"
+        parts += _section(title, results, [NULLSPACE, *timed], [(NULLSPACE, name) for name in timed])
+    if variants:
+        shown = [name for name in (PLAIN, NULLSPACE) if name in names] + variants
+        pairs = [(name, other) for name in variants for other in methods[name]["minus"]]
+        parts += _section("Variants", results, shown, pairs)
+        parts.append("\n".join(f"- {name}: {_describe(rows[name])}" for name in variants))
+    if evaluation["not_measured"]:
+        parts.append("\n".join(f"- {name} not measured: {why}" for name, why in evaluation["not_measured"].items()))
+    return "\n\n".join(parts)
+
+
+def _section(title: str, results: Mapping[str, Any], names: list[str], pairs: list[tuple[str, str]]) -> list[str]:
+    methods, costs = results["methods"], results["training"]
+    tables = [accuracy_table({name: methods[name] for name in names})]
+    if pairs:
+        tables.append(difference_table(methods, pairs))
+    return [f"## {title}", *tables, cost_table({name: costs[name] for name in names if name in costs})]
+
+
+def _describe(row: Mapping[str, Any]) -> str:
+    changes = ", ".join(f"`{name}` {value}" for name, value in row["arguments"].items())
+    return f"{row['method']} from {row['start']}" + (f" with {changes}" if changes else "")
 
 
 def _as_json(difference: PairedDifference) -> dict[str, Any]:
