@@ -143,6 +143,9 @@ class AdversarialTrainer(NullspaceTrainer):
         with frozen(unwrapped):
             return self._search(self._ascent(images), logits_of, inputs, generator)
 
+    def _method_in_words(self) -> str:
+        return f"it saw adversarial examples of its training images (PGD, Linf {self.args.adversarial_epsilon})."
+
     def _search(self, ascent: LinfAscent, logits_of, inputs, generator: torch.Generator) -> torch.Tensor:
         if "labels" not in inputs:
             raise ValueError(f"The training batch has no `labels` to be adversarial to, only {sorted(inputs)}.")
@@ -184,6 +187,12 @@ class TradesTrainer(AdversarialTrainer):
         divergence = kl_divergence(read_logits(outputs), read_logits(adversarial))
         loss = loss + self.args.trades_beta * self._reduce(divergence, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _method_in_words(self) -> str:
+        return (
+            "beside each clean image it saw an adversarial example of it "
+            f"(TRADES, Linf {self.args.adversarial_epsilon}, beta {self.args.trades_beta:g})."
+        )
 
     def _search(self, ascent: LinfAscent, logits_of, inputs, generator: torch.Generator) -> torch.Tensor:
         return trades_examples(ascent, logits_of, inputs["pixel_values"], generator)

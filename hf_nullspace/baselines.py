@@ -33,6 +33,7 @@ __all__ = [
     "AdversarialTrainingArguments",
     "GaussianNoiseTrainer",
     "Method",
+    "NoiseControlTrainer",
     "PermutedNoiseTrainer",
     "TradesTrainer",
 ]
@@ -48,9 +49,11 @@ class NoiseControlTrainer(NullspaceTrainer):
 
     Attributes:
         noise_control (`Callable`): From one noise and a generator to its control.
+        noise_in_words (`str`): What it is, for the card.
     """
 
     noise_control: Control
+    noise_in_words: str
 
     def _make_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
         source = super()._make_noise(model, round_index)
@@ -73,17 +76,24 @@ class NoiseControlTrainer(NullspaceTrainer):
         super()._refresh_noise(model)
         self.noise_history[-1].update(self._source_row)
 
+    def _method_in_words(self) -> str | None:
+        if not self.args.noise_weight:
+            return super()._method_in_words()
+        return f"beside each clean image it saw the same image under {self.noise_in_words}."
+
 
 class PermutedNoiseTrainer(NoiseControlTrainer):
     """Finetunes on nullspace noise with its elements permuted: [`~noise_controls.permuted_control`]."""
 
     noise_control = staticmethod(permuted_control)
+    noise_in_words = "nullspace noise with its elements permuted (same norm, direction destroyed)"
 
 
 class GaussianNoiseTrainer(NoiseControlTrainer):
     """Finetunes on Gaussian noise of the norm of the nullspace noise: [`~noise_controls.gaussian_control`]."""
 
     noise_control = staticmethod(gaussian_control)
+    noise_in_words = "Gaussian noise of the norm of nullspace noise"
 
 
 class Method(NamedTuple):

@@ -320,9 +320,14 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if self.is_world_process_zero():
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
             name = dataset if isinstance(dataset, str) else ", ".join(dataset or []) or None
-            facts = collect_training_facts(self, self.noise, self.noise_history, settings, name, **self.card_extras)
+            extras = {"method": self._method_in_words(), **self.card_extras}
+            facts = collect_training_facts(self, self.noise, self.noise_history, settings, name, **extras)
             write_card(self.args.output_dir, facts)
             write_manifest(self.args.output_dir)
+
+    def _method_in_words(self) -> str | None:
+        """What the card says of a run that was no nullspace finetuning."""
+        return None if self.args.noise_weight else "it saw clean images alone."
 
     # ---- The noise in checkpoints -------------------------------------------------------------------------------
 

@@ -110,6 +110,16 @@ def test_a_harmless_control_does_not_replace_a_noise_that_failed(model, examples
     assert trainer._draw_noise(8) is None
 
 
+CARDS = {
+    "plain": "it saw clean images alone.",
+    "permuted": "nullspace noise with its elements permuted",
+    "gaussian": "Gaussian noise of the norm of nullspace noise",
+    "nullspace": "noise from the approximate nullspace of its own encoder",
+    "pgd": r"adversarial examples of its training images (PGD, Linf 8/255)",
+    "trades": "an adversarial example of it (TRADES, Linf 8/255, beta 6)",
+}
+
+
 def test_every_method_trains_as_the_table_says(model, make_pictures, tmp_path):
     pictures = make_pictures(16)
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
@@ -137,6 +147,11 @@ def test_every_method_trains_as_the_table_says(model, make_pictures, tmp_path):
         weights[name] = trainer.model.classifier.weight.detach()
         assert isinstance(trainer, NullspaceTrainer)
         assert (trainer.noise is not None) == (name in ("permuted", "gaussian", "nullspace"))
+        trainer.create_model_card()
+        card = (tmp_path / name / "README.md").read_text()
+        assert CARDS[name] in card.replace("\n", " ")
+        assert ("Control of nullspace finetuning" in card) == (name != "nullspace")
+        assert ("inject_noise" in card) == (trainer.noise is not None)
     names = list(METHODS)
     assert names == ["plain", "permuted", "gaussian", "nullspace", "pgd", "trades"]
     for index, name in enumerate(names):

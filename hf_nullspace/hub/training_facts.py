@@ -38,6 +38,7 @@ def collect_training_facts(
     intervals: dict[str, dict[str, list[float]]] | None = None,
     differences: dict[str, list[float]] | None = None,
     result_images: int | None = None,
+    method: str | None = None,
 ) -> dict[str, Any]:
     """
     The `facts` of [`write_card`], from values that were measured and nothing else.
@@ -50,11 +51,13 @@ def collect_training_facts(
         dataset (`str`, *optional*): Name of the dataset.
         evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
         results, intervals, differences, result_images (*optional*): See [`card_results`].
+        method (`str`, *optional*): A sentence on what it was trained on, where that was no nullspace noise.
     """
     _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
     config = trainer.model.config
     return {
         "dataset": dataset,
+        "method": method,
         "patch_projection": trainer.args.patch_projection,
         "model_type": config.model_type,
         "is_local_base": os.path.isdir(getattr(config, "_name_or_path", "") or ""),
