@@ -141,8 +141,8 @@ class Comparison:
             except (TypeError, ValueError) as error:
                 kind = "variant" if row.arguments else "method"
                 raise ValueError(f"The {kind} {row.name!r}: {error}") from error
-        self.base = Row(BASE, PLAIN, arguments=DIGITS_BASE if is_digits else {})
-        self.base.arguments["max_steps"] = compare_args.base_max_steps
+        steps = {"max_steps": compare_args.base_max_steps}
+        self.base = Row(BASE, PLAIN, arguments={**DIGITS_BASE, **steps} if is_digits else steps)
         hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
         self.splits, self.labels = load_data(data_args, args.seed, **hub)
         self.images = self._evaluation_images()
@@ -164,18 +164,14 @@ class Comparison:
     def folder_of(self, name: str, seed: int) -> Path:
         return self.folder / BASE if name == BASE else self.folder / "runs" / f"{name}-{seed}"
 
-    def arguments_of(self, row: Row, seed: int, **changes) -> NullspaceTrainingArguments:
+    def arguments_of(self, row: Row, seed: int) -> NullspaceTrainingArguments:
         """The comparison's training arguments with those of the row."""
         method = METHODS[row.method]
-        common = {
-            item.name: getattr(self.args, item.name)
-            for item in fields(self.args)
-            if item.init and item.name in {known.name for known in fields(method.args_class)}
-        }
+        common = {item.name: getattr(self.args, item.name) for item in fields(self.args) if item.init}
         ours = {"output_dir": str(self.folder_of(row.name, seed)), "seed": seed, "data_seed": seed}
         ours |= {"remove_unused_columns": False, "resume_from_checkpoint": None, "push_to_hub": False}
         ours |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
-        return method.args_class(**{**common, **method.fixed_arguments, **row.arguments, **ours, **changes})
+        return method.args_class(**{**common, **method.fixed_arguments, **row.arguments, **ours})
 
     def train(self, row: Row, seed: int) -> dict[str, Any]:
         """Trains a row with a seed, unless it is there; returns what its `training.json` holds."""

@@ -137,6 +137,7 @@ def test_tables_and_figure(digits):
     cells = f"| nullspace | {row['columns']['clean']['mean']:.2f} | {row['columns']['fgsm']['mean']:.2f} |"
     assert text.count(cells) == 3
     assert f"| {row['minus']['plain']['mean']['difference']:+.2f} [" in text
+    assert results["rows"]["plain-equal-time"]["arguments"] == {}
     assert "- twice: nullspace from epsilon-0.2 with `max_steps` 1" in text
     assert "| nullspace - plain-equal-time |" in text
     assert "40 images of the split `test`, profile `small`" in text
@@ -235,9 +236,13 @@ def test_bad_input_is_refused_before_training(example, tmp_path, flags, message)
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_a_variant_out_of_range_is_refused_before_training(example, tmp_path):
-    (tmp_path / "variants.json").write_text('{"none": {"method": "nullspace", "epsilon": 0}}')
+def test_variants_that_cannot_run_are_refused_before_training(example, tmp_path):
     flags = f"{DIGITS} --output_dir {tmp_path}/out --variants {tmp_path}/variants.json".split()
-    with pytest.raises(ValueError, match="variant 'none'.*`epsilon`"):
-        example.main(flags)
+    for variants, message in (
+        ({"none": {"method": "nullspace", "epsilon": 0}}, "variant 'none'.*`epsilon`"),
+        ({"my-equal-time": {"method": "plain"}}, "my-equal-time.*need other names"),
+    ):
+        (tmp_path / "variants.json").write_text(json.dumps(variants))
+        with pytest.raises(ValueError, match=message):
+            example.main(flags)
     assert not (tmp_path / "out").exists()

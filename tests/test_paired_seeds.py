@@ -104,21 +104,25 @@ def test_same_seed_same_interval_and_order_of_arguments_changes_the_sign():
     assert paired_difference(second, first, names).difference == pytest.approx(-found.difference)
 
 
-def test_coverage():
-    """Images that are hard for all models, seeds that differ by a point: the interval holds the truth about as said."""
+@pytest.mark.parametrize(("spread", "lowest", "highest"), [(0.0, 0.95, 1.0), (0.05, 0.85, 0.98)])
+def test_coverage(spread, lowest, highest):
+    """
+    Images that are hard for all models, and seeds that differ by `spread`: the interval of three seeds holds the truth as
+    often as said or more while chance makes the seeds differ, and somewhat less often where they differ by more.
+    """
     rng, truth, num_trials, num_images, inside = np.random.default_rng(0), 0.06, 200, 150, 0
     for _ in range(num_trials):
-        difficulty = rng.uniform(0.1, 0.8, num_images)
-        shared = rng.random((2, num_images))  # both ways of training are right on much the same images
+        difficulty = rng.uniform(0.2, 0.7, num_images)
+        shared = rng.random(num_images)  # both ways of training are right on much the same images
         runs = {True: [], False: []}
-        for _ in range(4):
+        for _ in range(3):
             for is_better, of_seed in runs.items():
-                chance = difficulty + is_better * truth + rng.normal(0, 0.01)
-                draws = np.where(rng.random(num_images) < 0.5, shared[0], rng.random(num_images))
+                chance = difficulty + is_better * truth + rng.normal(0, spread)
+                draws = np.where(rng.random(num_images) < 0.5, shared, rng.random(num_images))
                 of_seed.append({"clean": outcomes(draws < chance)})
         found = paired_difference(runs[True], runs[False], ["clean"], num_resamples=400)
         inside += found.low <= 100 * truth <= found.high
-    assert 0.88 <= inside / num_trials <= 0.995
+    assert lowest <= inside / num_trials <= highest
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,9 @@ def paired_difference(
     in all columns that it is part of and under both ways of training, since these go together. Images that are part of
     the same columns are drawn among themselves, so that every column keeps its number of images.
 
+    This is the pigeonhole bootstrap ([Owen, 2007](https://arxiv.org/abs/0712.1111)): where the gains of an image differ
+    from seed to seed for no reason but chance, it is conservative, with an interval up to the square root of 3 too wide.
+
     Few seeds say little of other seeds. With three of them, which differ by more than the images explain, the interval
     reaches from the lowest to the highest, and holds the true difference in three cases of four only: read `per_seed` too.
     With one seed the interval is over images alone.
