@@ -1,6 +1,7 @@
 """Rows of a comparison: in the order they can run in, and every mistake in a variant named."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,13 @@ def test_mistakes_in_variants_are_named(variants, message):
 def test_methods_are_known_and_plain_is_one(names):
     with pytest.raises(ValueError, match="`methods` must be some of .*each once, with 'plain' among them"):
         plan_rows(names, METHODS)
+
+
+def test_the_variants_beside_the_example_can_be_planned():
+    path = Path(__file__).parents[1] / "examples" / "compare_variants.json"
+    rows = plan_rows(list(METHODS), METHODS, read_variants(path))
+    assert [row.arguments["epsilon"] for row in rows if row.name.startswith("epsilon-")] == [0.01, 0.1]
+    assert [row.name for row in rows if row.start == "pgd"] == ["pgd+nullspace"]
 
 
 def test_variants_are_read_from_json(tmp_path):
