@@ -17,7 +17,6 @@ some of the training images are split off. Name the test images, as the validati
 """
 
 import json
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -42,7 +41,7 @@ from hf_nullspace.loading import (
     parse_arguments,
 )
 from hf_nullspace.method_rows import Row, plan_rows, read_variants
-from hf_nullspace.method_runs import read_run, settings_hash, training_settings, write_run
+from hf_nullspace.method_runs import begin_run, read_run, settings_hash, training_settings, write_run
 from hf_nullspace.plotting import plot_methods
 from hf_nullspace.robustness.method_report import (
     BASE,
@@ -188,7 +187,7 @@ class Comparison:
         if run is not None:
             return run
         if self.accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
+            begin_run(folder)
             print(f"Training {folder.name}", flush=True)
         self.accelerator.wait_for_everyone()
         set_seed(seed)

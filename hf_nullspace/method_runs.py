@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import TrainingArguments
 from .robustness.outcomes import write_text
 
 
-RUN_NAME = "training.json"
+RUN_NAME, UNFINISHED_NAME = "training.json", "unfinished"
 
 # Training arguments that change no weight, by how their names begin.
 NEUTRAL_ARGUMENTS = (
@@ -86,10 +87,31 @@ def read_run(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[st
     return run
 
 
+def begin_run(folder: Path) -> None:
+    """
+    An empty folder for a run, in place of what a run that was stopped left there.
+
+    Raises:
+        `FileExistsError`: If the folder holds anything else.
+    """
+    mark = folder / UNFINISHED_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [path for path in folder.iterdir() if path != mark]
+    if others and not mark.is_file():
+        raise FileExistsError(
+            f"{folder} holds {sorted(path.name for path in others)}, but no run of a comparison. Choose another "
+            "`output_dir`, or move these away."
+        )
+    mark.touch()
+    for path in others:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_run(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Says that a run is finished: the last thing to be written into its folder."""
     run = {"settings": settings, "settings_hash": settings_hash(settings), **facts}
     write_text(folder / RUN_NAME, json.dumps(run, indent=2) + "\n")
+    (folder / UNFINISHED_NAME).unlink(missing_ok=True)
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> list[str]:

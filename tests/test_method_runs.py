@@ -3,7 +3,7 @@
 import pytest
 
 from hf_nullspace import NullspaceTrainingArguments
-from hf_nullspace.method_runs import RUN_NAME, read_run, settings_hash, training_settings, write_run
+from hf_nullspace.method_runs import RUN_NAME, begin_run, read_run, settings_hash, training_settings, write_run
 
 
 def settings_of(**arguments):
@@ -64,6 +64,24 @@ def test_a_finished_run_is_read_and_another_refused(tmp_path):
     ):
         assert text in str(error.value)
     assert "seed" not in str(error.value)
+
+
+def test_a_run_begins_in_an_empty_folder_and_deletes_only_what_a_run_left(tmp_path):
+    folder = tmp_path / "runs" / "plain-42"
+    begin_run(folder)
+    (folder / "model.safetensors").write_text("half a model")
+    (folder / "part").mkdir()
+    (folder / "part" / "file").write_text("")
+    begin_run(folder)
+    assert [path.name for path in folder.iterdir()] == ["unfinished"]
+    write_run(folder, {}, {})
+    assert [path.name for path in folder.iterdir()] == [RUN_NAME]
+    mine = tmp_path / "base"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"\['thesis.txt'\], but no run of a comparison"):
+        begin_run(mine)
+    assert (mine / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
