@@ -10,13 +10,12 @@ finetuned with nullspace noise and, for as many steps, plainly, and the three ar
 """
 
 import copy
-import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import HfArgumentParser, Trainer, set_seed
+from transformers import Trainer, set_seed
 from transformers.utils import logging
 
 from hf_nullspace import (
@@ -28,7 +27,14 @@ from hf_nullspace import (
 from hf_nullspace.checkpointing import last_whole_checkpoint
 from hf_nullspace.data import image_transform
 from hf_nullspace.hub import card_results, markdown_table
-from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
+from hf_nullspace.loading import (
+    DIGITS_TRAINING,
+    DataArguments,
+    ModelArguments,
+    load_data,
+    load_model,
+    parse_arguments,
+)
 from hf_nullspace.plotting import plot_noise_history
 
 
@@ -37,17 +43,7 @@ logger = logging.get_logger("hf_nullspace.examples.finetune")
 FIGURE_NAME = "noise_norm.png"
 
 # What differs from the arguments' own defaults when neither a model nor a dataset is named.
-DIGITS_DEFAULTS = {
-    "output_dir": "outputs/digits",
-    "plain_control": True,
-    "learning_rate": 3e-4,
-    "lr_scheduler_type": "cosine",
-    "max_steps": 400,
-    "per_device_train_batch_size": 32,
-    "logging_steps": 50,
-    "save_strategy": "no",
-    "report_to": "none",
-}
+DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
 
 
 @dataclass
@@ -63,19 +59,11 @@ class FinetuneArguments:
     )
 
 
-def parse_arguments(argv: list[str]):
+def parse(argv: list[str]):
     """Flags, or a single JSON file."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, FinetuneArguments, NullspaceTrainingArguments))
-    is_json = len(argv) == 1 and argv[0].endswith(".json")
-    values = json.loads(Path(argv[0]).read_text(encoding="utf-8")) if is_json else {}
-    given = values if is_json else {argument.partition("=")[0].lstrip("-") for argument in argv}
-    if not any(name in given for name in ("model_name_or_path", "dataset_name", "train_dir", "train_file")):
-        values = {**DIGITS_DEFAULTS, **values}
-        parser.set_defaults(**DIGITS_DEFAULTS)
-    parsed = parser.parse_dict(values) if is_json else parser.parse_args_into_dataclasses(argv)
-    model_args, data_args, _, args = parsed
-    if data_args.source is not None and model_args.model_name_or_path is None:
-        model_args.model_name_or_path = "google/vit-base-patch16-224-in21k"
+    types = (ModelArguments, DataArguments, FinetuneArguments, NullspaceTrainingArguments)
+    parsed = parse_arguments(types, argv, DIGITS_DEFAULTS)
+    args = parsed[-1]
     if not (args.do_train or args.do_eval):
         args.do_train = args.do_eval = True
     return parsed
@@ -94,7 +82,7 @@ def train_base(model, max_steps: int, args: NullspaceTrainingArguments, shared: 
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float]]:
-    model_args, data_args, finetune_args, args = parse_arguments(argv)
+    model_args, data_args, finetune_args, args = parse(argv)
     args.remove_unused_columns = False  # the transform reads the image column
     set_seed(args.seed)
     resume = args.resume_from_checkpoint

@@ -68,10 +68,21 @@ def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArgum
         raise ValueError(
             f"Give `--images` or `--dataset_name`, but not both ({args.images!r}, {args.dataset_name!r})."
         )
-    unnamed = [value for value in args.datasets if "=" not in value]
+    dataset_locations(args.datasets)
+    return model_args, args
+
+
+def dataset_locations(values: Sequence[str]) -> dict[str, str]:
+    """
+    The value of `--datasets`: folder or Hub id by name.
+
+    Raises:
+        `ValueError`: If one is not NAME=FOLDER_OR_HUB_ID.
+    """
+    unnamed = [value for value in values if "=" not in value]
     if unnamed:
         raise ValueError(f"`--datasets` takes NAME=FOLDER_OR_HUB_ID, but got {unnamed}.")
-    return model_args, args
+    return dict(value.split("=", 1) for value in values)
 
 
 def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list[RobustnessReport]:
@@ -94,7 +105,7 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
             args.profile,
             accelerator=accelerator,
             output_dir=folder if len(names) == 1 else folder / name.replace("/", "--"),
-            datasets=dict(value.split("=", 1) for value in args.datasets),
+            datasets=dataset_locations(args.datasets),
             image_column_name=args.image_column_name,
             label_column_name=args.label_column_name,
             batch_size=args.batch_size,

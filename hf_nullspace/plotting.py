@@ -12,6 +12,7 @@ import numpy as np
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 MODEL_COLORS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")  # six of seven colours, so that few pairs repeat
 
 
 def plot_noise_history(history: list[dict[str, Any]], path: str | os.PathLike) -> None:
@@ -213,6 +214,52 @@ def plot_robustness(bars: dict[str, dict[str, dict[str, float | None]]], path: s
     else:
         axes.set_title(next(iter(bars)))
     _finish(axes)
+    _save(plt, figure, path)
+
+
+def plot_methods(
+    differences: dict[str, dict[str, dict[str, Any]]], costs: dict[str, float], path: str | os.PathLike
+) -> None:
+    """
+    Writes how far each finetuning method is from plain finetuning, by group of columns with intervals, and the mean
+    difference by the time that training took, as a PNG.
+
+    Args:
+        differences (`dict[str, dict[str, dict]]`): For each method and group `difference`, `low` and `high` in points; the
+            groups are those of the first, of which the first is the mean.
+        costs (`dict[str, float]`): Training time of each method in units of plain finetuning's.
+        path (`str` or `os.PathLike`): The picture to write.
+
+    Raises:
+        `ImportError`: If matplotlib is missing.
+        `ValueError`: If there is no method.
+    """
+    groups = list(next(iter(differences.values()), {}))
+    if not groups:
+        raise ValueError("`differences` is empty: there is no method to draw.")
+    plt = _pyplot()
+    height = 1.6 + 0.2 * len(differences) * len(groups)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, max(3.6, height)), layout="constrained")
+    for number, (group, color, marker) in enumerate(zip(groups, MODEL_COLORS, MARKERS, strict=False)):
+        places = np.arange(len(differences)) + (number + 0.5) / len(groups) * 0.8 - 0.4
+        shown = [row[group] for row in differences.values()]
+        values = [bar["difference"] for bar in shown]
+        whiskers = np.abs([[bar[end] for bar in shown] for end in ("low", "high")] - np.asarray(values))
+        left.errorbar(values, places, xerr=whiskers, fmt=marker, color=color, capsize=2, label=group)
+    left.axvline(0, color="black", linewidth=1)
+    left.set_yticks(range(len(differences)), list(differences))
+    left.invert_yaxis()
+    left.set(xlabel="accuracy minus that of plain finetuning (points)")
+    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(groups))
+    for number, (name, row) in enumerate(differences.items()):
+        mean, color = row[groups[0]], MODEL_COLORS[number % len(MODEL_COLORS)]
+        whiskers = np.abs([[mean["low"] - mean["difference"]], [mean["high"] - mean["difference"]]])
+        marker = MARKERS[number % len(MARKERS)]
+        right.errorbar(costs[name], mean["difference"], yerr=whiskers, fmt=marker, color=color, capsize=2, label=name)
+    right.axhline(0, color="black", linewidth=1)
+    right.set(xlabel="training time / that of plain finetuning", ylabel=f"{groups[0]}, minus plain (points)")
+    right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    _finish(left, right)
     _save(plt, figure, path)
 
 

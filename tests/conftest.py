@@ -128,3 +128,24 @@ def hub(tmp_path_factory, monkeypatch):
     """A Hub of this test's own, which the clients in this process talk to as the user `user`."""
     with HubServer() as server:
         yield server.use_in(monkeypatch, str(tmp_path_factory.mktemp("hub")))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Two classes of 16 noisy pictures, each with its own brightness, and a small ViT to start from."""
+    import numpy as np
+    from PIL import Image
+
+    from hf_nullspace.digits import build_digits_model
+
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (root / "images" / name).mkdir(parents=True)
+        for index in range(16):
+            picture = rng.integers(level - 50, level + 50, (20, 24, 3)).astype(np.uint8)
+            Image.fromarray(picture).save(root / "images" / name / f"{index}.png")
+    model, processor = build_digits_model(["dark", "light"])
+    model.save_pretrained(root / "model")
+    processor.save_pretrained(root / "model")
+    return root

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from launching import launch
@@ -44,24 +43,6 @@ def digits(finetune, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     options = ["--base_max_steps", "10", "--save_strategy", "steps", "--save_steps", "2"]
     return folder, finetune.main([*QUICK, *options, "--output_dir", str(folder), "--max_robustness_samples", "50"])
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Two classes of 16 noisy pictures, each with its own brightness, and a small ViT to start from."""
-    from hf_nullspace.digits import build_digits_model
-
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, level in (("dark", 60), ("light", 190)):
-        (root / "images" / name).mkdir(parents=True)
-        for index in range(16):
-            picture = rng.integers(level - 50, level + 50, (20, 24, 3)).astype(np.uint8)
-            Image.fromarray(picture).save(root / "images" / name / f"{index}.png")
-    model, processor = build_digits_model(["dark", "light"])
-    model.save_pretrained(root / "model")
-    processor.save_pretrained(root / "model")
-    return root
 
 
 def test_digits_compare_base_plain_and_nullspace(digits):

@@ -33,6 +33,8 @@ FLOORS = {
         "data",
         "digits",
         "loading",
+        "method_rows",
+        "method_runs",
         "pictures",
         "probe_report",
         "image_size",

@@ -1,10 +1,10 @@
-"""The noise-norm figure is a picture of the promised size, drawn from the history and nothing else."""
+"""Figures are pictures of the promised size, drawn from results and nothing else."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hf_nullspace.plotting import plot_noise_history
+from hf_nullspace.plotting import plot_methods, plot_noise_history
 
 
 @pytest.fixture
@@ -36,3 +36,15 @@ def test_empty_history_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`history` is empty"):
         plot_noise_history([], tmp_path / "noise.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_are_drawn_by_group_and_by_cost(tmp_path):
+    bar = {"difference": 1.0, "low": 0.5, "high": 2.0}
+    differences = {name: {"mean": bar, "clean": bar, "attacks": bar} for name in ("nullspace", "pgd")}
+    plot_methods(differences, {"nullspace": 2.4, "pgd": 4.0}, tmp_path / "methods.png")
+    with Image.open(tmp_path / "methods.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (1650, 540))
+        colours = set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3)))
+    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)} <= colours
+    with pytest.raises(ValueError, match="`differences` is empty"):
+        plot_methods({}, {}, tmp_path / "none.png")

@@ -1,0 +1,80 @@
+"""Rows of a comparison: in the order they can run in, and every mistake in a variant named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_nullspace.baselines import METHODS
+from hf_nullspace.method_rows import Row, plan_rows, read_variants
+
+
+def test_methods_come_first_and_every_row_after_its_start():
+    variants = {
+        "third": {"method": "nullspace", "start": "second"},
+        "second": {"method": "nullspace", "start": "pgd", "epsilon": 0.1},
+        "first": {"method": "trades", "trades_beta": 3.0, "max_steps": 5},
+    }
+    rows = plan_rows(["plain", "pgd"], METHODS, variants)
+    assert [row.name for row in rows[:2]] == ["plain", "pgd"]
+    names = [row.name for row in rows]
+    assert names.index("second") < names.index("third")
+    assert rows[names.index("second")] == Row("second", "nullspace", "pgd", {"epsilon": 0.1})
+    assert rows[names.index("first")] == Row("first", "trades", "base", {"trades_beta": 3.0, "max_steps": 5})
+
+
+def test_a_start_beside_others_that_are_ready_is_waited_for():
+    rows = plan_rows(["plain"], METHODS, {"b": {"method": "plain", "start": "a"}, "a": {"method": "plain"}})
+    assert [row.name for row in rows] == ["plain", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"x": {"method": "magic"}}, "'x' must be a JSON object with a `method` of .*'nullspace'.*magic"),
+        ({"x": {"epsilon": 0.1}}, "'x' must be a JSON object with a `method`"),
+        ({"x": 3}, "'x' must be a JSON object.*3"),
+        ({"x": {"method": "nullspace", "epsilom": 0.1}}, r"'x' has the unknown training arguments \['epsilom'\]"),
+        ({"x": {"method": "nullspace", "trades_beta": 0.1}}, r"\['trades_beta'\].*NullspaceTrainingArguments"),
+        ({"x": {"method": "nullspace", "seed": 1, "output_dir": "a"}}, r"sets \['output_dir', 'seed'\]"),
+        ({"x": {"method": "plain", "noise_weight": 1.0}}, r"sets \['noise_weight'\].*'plain' sets itself"),
+        ({"x": {"method": "nullspace", "start": "magic"}}, r"cannot start: \{'x': 'magic'\}; \['magic'\] are no rows"),
+        (
+            {"x": {"method": "plain", "start": "y"}, "y": {"method": "plain", "start": "x"}},
+            "cannot start: .*they start from one another",
+        ),
+        ({"plain": {"method": "nullspace"}}, "'plain' needs another name"),
+        ({"base": {"method": "nullspace"}}, "'base' needs another name"),
+        ({"a/b": {"method": "nullspace"}}, "letters, digits.*'a/b'"),
+        ({"..": {"method": "nullspace"}}, r"letters, digits.*'\.\.'"),
+    ],
+)
+def test_mistakes_in_variants_are_named(variants, message):
+    with pytest.raises(ValueError, match=message):
+        plan_rows(["plain"], METHODS, variants)
+
+
+@pytest.mark.parametrize("names", [["nullspace"], ["plain", "magic"], ["plain", "plain"]])
+def test_methods_are_known_and_plain_is_one(names):
+    with pytest.raises(ValueError, match="`methods` must be some of .*each once, with 'plain' among them"):
+        plan_rows(names, METHODS)
+
+
+def test_the_variants_beside_the_example_can_be_planned():
+    path = Path(__file__).parents[1] / "examples" / "compare_variants.json"
+    rows = plan_rows(list(METHODS), METHODS, read_variants(path))
+    assert [row.arguments["epsilon"] for row in rows if row.name.startswith("epsilon-")] == [0.01, 0.1]
+    assert [row.name for row in rows if row.start == "pgd"] == ["pgd+nullspace"]
+
+
+def test_variants_are_read_from_json(tmp_path):
+    assert read_variants(None) == {}
+    path = tmp_path / "variants.json"
+    path.write_text(json.dumps({"x": {"method": "plain"}}))
+    assert read_variants(path) == {"x": {"method": "plain"}}
+    for text, message in (("{", "is no JSON"), ("[1]", r"must hold a JSON object.*\[1\]")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_variants(path)
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        read_variants(tmp_path / "none.json")
