@@ -161,13 +161,14 @@ def _status(name: str) -> int:
 
 def measure_cost(bench: Bench) -> dict:
     """Seconds and memory of a step, and the share of the device's matrix rate that ours reaches."""
-    released = lambda on_step: bench.released(0, steps=8, on_step=on_step, never_stops=True)  # noqa: E731
-    ours = lambda on_step: bench.ours(0, steps=8, on_step=on_step)  # noqa: E731
+    steps = NullspaceConfig().max_steps  # as many as a round of training takes by default
+    released = lambda on_step: bench.released(0, steps=steps, on_step=on_step, never_stops=True)  # noqa: E731
+    ours = lambda on_step: bench.ours(0, steps=steps, on_step=on_step)  # noqa: E731
     searches = {"released": released, "ours": ours}
     result = {}
     if bench.args.torch_compile:
         classifier = FrozenClassifier(torch.compile(bench.model), accelerator=bench.classifier.accelerator)
-        compiled = lambda on_step: bench.ours(0, steps=8, on_step=on_step, classifier=classifier)  # noqa: E731
+        compiled = lambda on_step: bench.ours(0, steps=steps, on_step=on_step, classifier=classifier)  # noqa: E731
         start = time.perf_counter()
         compiled(lambda: None)
         result["seconds_to_compile"] = time.perf_counter() - start
