@@ -87,3 +87,11 @@ def test_profile_of_the_readme_is_one():
 def test_bad_profiles_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Profile.from_dict(values)
+
+
+def test_the_profile_beside_the_comparison_has_all_corruptions_and_three_radii():
+    profile = resolve_profile(Path(__file__).parents[1] / "examples" / "compare_profile.json")
+    assert [column.corruption for column in profile.columns if column.corruption] == list(CORRUPTIONS)
+    assert {column.severity for column in profile.columns if column.corruption} == {3}
+    radii = [column.settings["epsilon"] for column in profile.columns if column.attack]
+    assert radii == ["1/255", "2/255", "8/255", "1/255"]
