@@ -56,6 +56,7 @@ from hf_nullspace.robustness.method_report import (
     summarize_methods,
 )
 from hf_nullspace.robustness.outcomes import write_text
+from hf_nullspace.robustness.paired_seeds import CONFIDENCE
 from hf_nullspace.robustness.profiles import resolve_profile
 
 
@@ -287,6 +288,7 @@ class Comparison:
         return {
             "rows": rows,
             "seeds": self.seeds,
+            "confidence": CONFIDENCE,
             "evaluation": {**self.evaluation_settings(), "not_measured": base.not_measured},
             "methods": summarize_methods(columns, outcomes, references, self.args.seed),
             "training": {row.name: self._cost(row, runs) for row in [*self.rows, *timed]},

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from launching import launch, start
 from PIL import Image
+from test_model_cards import check_page
 
 from hf_nullspace.method_runs import read_run
 from hf_nullspace.robustness import RobustnessReport
@@ -169,6 +171,19 @@ def test_tables_and_figure(digits):
     assert "40 images of the split `test`, profile `small`" in text
     with Image.open(folder / "differences.png") as figure:
         assert figure.width == 1650
+
+
+def test_its_page_has_the_tables_and_no_number_that_is_not_in_the_results(digits, tmp_path):
+    script = EXAMPLE.parents[1] / "model_cards" / "collect.py"
+    collect = runpy.run_path(str(script))["collect_comparison"]
+    page = collect(digits[1], tmp_path, "python examples/compare_methods.py") / "README.md"
+    tables = (digits[1] / "results.md").read_text()
+    assert page.read_text().endswith(tables.partition("\n")[2]) and page.read_text().startswith(tables.splitlines()[0])
+    check_page(page)
+    mean = json.loads((digits[1] / "results.json").read_text())["methods"]["plain"]["groups"]["mean"]["mean"]
+    page.write_text(page.read_text().replace(f"**{mean:.2f}**", f"**{mean + 0.01:.2f}**"))
+    with pytest.raises(AssertionError):
+        check_page(page)
 
 
 def test_finished_runs_are_not_repeated(digits, example):

@@ -54,7 +54,7 @@ def test_tables(summary):
     assert lines[-1] == "| nullspace | 80.00 | 80.00 | 35.00 | **65.00** |"
     line = difference_table(summary, [("nullspace", "plain")]).splitlines()[-1]
     assert line.startswith("| nullspace - plain | +15.00 [")
-    assert "(+10.00..+20.00) | +0.00 [+0.00, +0.00] (+0.00..+0.00) |" in line
+    assert "(+10.00 to +20.00) | +0.00 [+0.00, +0.00] (+0.00 to +0.00) |" in line
     cost = {"steps": 400.0, "seconds": 33.35, "synthesis_seconds": 2.0, "relative_cost": 2.5, "norm_growth": 1.25}
     plain = {"steps": 400.0, "seconds": 13.34, "synthesis_seconds": 0.0, "relative_cost": 1.0, "norm_growth": None}
     lines = cost_table({"nullspace": cost, "plain": plain}).splitlines()

@@ -92,7 +92,7 @@ def difference_text(values: Mapping[str, Any]) -> str:
     """A difference with its interval and the range of the seeds."""
     text = f"{values['difference']:+.2f} [{values['low']:+.2f}, {values['high']:+.2f}]"
     if len(values["per_seed"]) > 1:
-        text += f" ({min(values['per_seed']):+.2f}..{max(values['per_seed']):+.2f})"
+        text += f" ({min(values['per_seed']):+.2f} to {max(values['per_seed']):+.2f})"
     return text
 
 
@@ -126,8 +126,8 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
 
     Args:
         results (`Mapping`): `methods` from [`summarize_methods`]; `training`, the costs of [`cost_table`]; `seeds`;
-            `evaluation` with `num_images`, `split`, `profile`, `profile_hash` and `not_measured`; and `rows`, for each row
-            its `kind`, `method`, `start` and `arguments`.
+            `confidence`, that of the intervals; `evaluation` with `num_images`, `split`, `profile`, `profile_hash` and
+            `not_measured`; and `rows`, for each row its `kind`, `method`, `start` and `arguments`.
     """
     rows, methods, evaluation = results["rows"], results["methods"], results["evaluation"]
     names, variants, timed = (
@@ -137,8 +137,9 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
         "# Ways of finetuning, compared",
         f"{evaluation['num_images']} images of the split `{evaluation['split']}`, profile `{evaluation['profile']}` "
         f"({evaluation['profile_hash'][:12]}), seeds {results['seeds']}. `{BASE}` is the model that all start from. "
-        "Differences are in points, with the 95 % interval of a bootstrap over seeds and images, and in parentheses the "
-        "lowest and the highest of the seeds. The time of a row counts that of the row it started from.",
+        f"Differences are in points, with the {100 * results['confidence']:.0f} % interval of a bootstrap over seeds and "
+        "images, and in parentheses the lowest and the highest of the seeds. The time of a row counts that of the row it "
+        "started from.",
     ]
     pairs = [(name, PLAIN) for name in [BASE, *names] if name != PLAIN]
     pairs += [(NULLSPACE, PERMUTED)] if NULLSPACE in names and PERMUTED in names else []

@@ -16,6 +16,10 @@ from .profiles import EVALUATION_SET, Column
 MEAN, CLEAN, CORRUPTIONS, ATTACKS, DATASETS = "mean", "clean", "corruptions", "attacks", "datasets"
 
 
+# Coverage of the intervals.
+CONFIDENCE = 0.95
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """
@@ -66,7 +70,7 @@ def paired_difference(
     other_runs: Sequence[Mapping[str, Outcomes]],
     columns: Sequence[str],
     datasets: Mapping[str, str] | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     num_resamples: int = 2_000,
     seed: int = 42,
 ) -> PairedDifference:
