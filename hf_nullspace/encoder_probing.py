@@ -44,7 +44,7 @@ class EncoderProbeConfig:
     Args:
         lambdas (`tuple[float, ...]`, *optional*, defaults to `(0.05, 0.2, 0.8, 2.0)`):
             Weights of the log-norm term, ascending, in units of the logits (figure 2 of the paper).
-        max_steps (`int`, *optional*, defaults to 8):
+        max_steps (`int`, *optional*, defaults to 5):
             Steps of the search at each lambda, each on one batch. Every search goes on from the noise of the lambda
             before; the second noise, for convex combinations, takes twice as many at once. The default suits two CPU
             cores and a ViT-S; more steps find larger noise.
@@ -66,7 +66,7 @@ class EncoderProbeConfig:
     """
 
     lambdas: tuple[float, ...] = (0.05, 0.2, 0.8, 2.0)
-    max_steps: int = 8
+    max_steps: int = 5
     learning_rate: float = 0.2
     max_token_ratio: float | None = 4.0
     max_images: int = 64

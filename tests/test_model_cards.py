@@ -22,7 +22,7 @@ def prose_of(text: str) -> str:
     """A page without its metadata, code, links, file names, and names with a digit."""
     text = re.sub(r"^---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->|https?://\S+", " ", text, flags=re.DOTALL)
-    text = re.sub(r"\b(ViT-[SB]/16|ImageNet-C|SHA-256|L2|Linf|arXiv \S+)", " ", text)
+    text = re.sub(r"\b(ViT-[SB]/1[46]|CIFAR-10|ImageNet-C|SHA-256|L2|Linf|arXiv \S+)", " ", text)
     return text
 
 
