@@ -1,21 +1,17 @@
 """`examples/attack_with_other_tools.py` as users run it, with whatever tools are installed."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
+from example_scripts import load_example
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
 
 @pytest.fixture
 def example():
-    path = Path(__file__).parents[1] / "examples" / "attack_with_other_tools.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("attack_with_other_tools")
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """`examples/compare_methods.py`: what is in its tables, what a second call repeats, a run that is killed, and bad input."""
 
-import importlib.util
 import json
 import os
 import runpy
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from example_scripts import load_example
 from launching import launch, start
 from PIL import Image
 from test_model_cards import check_page
@@ -37,21 +36,13 @@ VARIANTS = {
 }
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("compare_methods", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_methods"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def compare(arguments: list[str]) -> dict:
-    return load_example().main(arguments)
+    return load_example("compare_methods").main(arguments)
 
 
 @pytest.fixture(scope="module")
 def example():
-    return load_example()
+    return load_example("compare_methods")
 
 
 @pytest.fixture(scope="module")

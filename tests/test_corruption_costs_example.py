@@ -1,10 +1,8 @@
 """The cost table has every corruption, with changes that are those of the pictures themselves."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from example_scripts import load_example
 from PIL import Image
 
 from hf_nullspace.robustness import CORRUPTIONS, corrupt
@@ -12,11 +10,7 @@ from hf_nullspace.robustness import CORRUPTIONS, corrupt
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[1] / "examples" / "corruption_costs.py"
-    spec = importlib.util.spec_from_file_location("corruption_costs", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("corruption_costs")
 
 
 def test_table(example, capsys):

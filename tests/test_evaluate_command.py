@@ -1,11 +1,11 @@
 """`hf-nullspace evaluate` and `examples/evaluate_robustness.py` as users run them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from example_scripts import load_example
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
@@ -34,9 +34,7 @@ def folders(make_vit, tmp_path_factory):
 
 
 def test_example_measures_a_digits_model(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("evaluate_robustness", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_example("evaluate_robustness")
     options = ["--digits_max_steps", "5", "--max_images", "32", "--profile", "preview"]
     (report,) = example.main([*options, *QUIET, "--output_dir", str(tmp_path)])
     assert (report.model_name, report.columns["fgsm"]["count"]) == ("digits-vit", 32)

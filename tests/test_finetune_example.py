@@ -1,6 +1,5 @@
 """`examples/finetune.py` as users run it: on the digits, on their own folders and files, resumed, and on bad input."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_scripts import load_example
 from launching import launch
 from PIL import Image
 
@@ -31,11 +31,7 @@ QUICK += ["--noise_num_images", "16", "--noise_num_certificate_images", "16", "-
 
 @pytest.fixture(scope="module")
 def finetune():
-    spec = importlib.util.spec_from_file_location("finetune", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_example("finetune")
 
 
 @pytest.fixture(scope="module")

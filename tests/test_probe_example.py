@@ -1,10 +1,10 @@
 """`hf-nullspace probe` and `examples/probe_nullspace.py` as users run them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
+from example_scripts import load_example
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
@@ -16,9 +16,7 @@ QUICK = ["--max_steps", "2", "--lambdas", "0.1", "0.5", "--max_images", "16"]
 
 
 def test_example_probes_a_digits_model(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("probe_nullspace", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_example("probe_nullspace")
     report = example.main([*QUICK, "--digits_max_steps", "5", "--output_dir", str(tmp_path)])
     assert report.exact["dimension"] == 96 and [row["lambda"] for row in report.encoder.sweep] == [0.1, 0.5]
     assert {"probe.json", "watermark.png", "exact_noise.png"} <= {path.name for path in tmp_path.iterdir()}
