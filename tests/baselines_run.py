@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny_model import seeded_model_and_examples
+from tiny_model import TINY_RUN, seeded_model_and_examples
 from transformers import ViTImageProcessorPil
 
 from hf_nullspace import NullspaceDataCollator
@@ -32,19 +32,7 @@ def main(folder: str, processes: int) -> None:
             max_steps=2,
             per_device_train_batch_size=8 // processes,
             gradient_accumulation_steps=2,
-            noise_refresh_steps=2,
-            epsilon=1e-4,
-            noise_max_steps=8,
-            noise_num_images=32,
-            noise_num_certificate_images=16,
-            optim="sgd",
-            learning_rate=0.1,
-            max_grad_norm=0.0,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            **{**fixed, **changes},
+            **{**TINY_RUN, **fixed, **changes},
         )
         processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
         trainer = trainer_class(

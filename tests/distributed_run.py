@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny_model import seeded_model_and_examples
+from tiny_model import TINY_RUN, seeded_model_and_examples
 
 from hf_nullspace import (
     NullspaceConfig,
@@ -39,19 +39,8 @@ def main(folder: str, processes: int) -> None:
         max_steps=4,
         per_device_train_batch_size=16 // processes,
         per_device_eval_batch_size=8 // processes,
-        noise_refresh_steps=2,
-        epsilon=1e-4,
-        noise_max_steps=8,
-        noise_num_images=32,
-        noise_num_certificate_images=16,
         noise_limit=1.0,
-        optim="sgd",
-        learning_rate=0.1,
-        max_grad_norm=0.0,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
+        **TINY_RUN,
     )
     trainer = NullspaceTrainer(
         model, args, NullspaceDataCollator(), examples, examples[:13], compute_metrics=_accuracy

@@ -15,6 +15,23 @@ TINY_VIT = {
 }
 
 
+# Arguments of a trainer that is compared over processes: plain steps, so that rounding stays rounding, and quick rounds.
+TINY_RUN = {
+    "noise_refresh_steps": 2,
+    "epsilon": 1e-4,
+    "noise_max_steps": 8,
+    "noise_num_images": 32,
+    "noise_num_certificate_images": 16,
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "max_grad_norm": 0.0,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
 def tiny_vit(**changes) -> ViTForImageClassification:
     """A ViT with 4 patches of 8x8 and hidden size 32, drawn from torch's global generator."""
     return ViTForImageClassification(ViTConfig(**{**TINY_VIT, **changes}))
