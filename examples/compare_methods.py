@@ -30,9 +30,10 @@ from transformers.utils import logging
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments, RobustnessReport, evaluate_robustness
 from hf_nullspace.baselines import METHODS
-from hf_nullspace.data import image_transform
+from hf_nullspace.data import draw_images, image_transform
 from hf_nullspace.evaluate_command import dataset_locations
 from hf_nullspace.loading import (
+    DIGITS_BASE,
     DIGITS_TRAINING,
     DataArguments,
     ModelArguments,
@@ -41,7 +42,7 @@ from hf_nullspace.loading import (
     parse_arguments,
 )
 from hf_nullspace.method_rows import Row, plan_rows, read_variants
-from hf_nullspace.method_runs import begin_run, read_run, settings_hash, training_settings, write_run
+from hf_nullspace.method_runs import begin_run, read_run, training_settings, write_run
 from hf_nullspace.plotting import plot_methods
 from hf_nullspace.robustness.method_report import (
     BASE,
@@ -57,7 +58,7 @@ from hf_nullspace.robustness.method_report import (
 )
 from hf_nullspace.robustness.outcomes import write_text
 from hf_nullspace.robustness.paired_seeds import CONFIDENCE
-from hf_nullspace.robustness.profiles import resolve_profile
+from hf_nullspace.robustness.profiles import json_hash, resolve_profile
 
 
 logger = logging.get_logger("hf_nullspace.examples.compare_methods")
@@ -66,7 +67,6 @@ RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differen
 # What does not change a model or an evaluation.
 NEUTRAL_FIELDS = ("token", "cache_dir", "preprocessing_num_workers", "max_eval_samples")
 DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/compare", "max_steps": 100, "logging_strategy": "no"}
-DIGITS_BASE = {"max_steps": 800, "learning_rate": 1e-3}
 
 
 @dataclass
@@ -220,7 +220,7 @@ class Comparison:
     def evaluate(self, row: Row, seed: int) -> RobustnessReport:
         """Measures a finished run, unless it was measured so before."""
         folder = self.folder_of(row.name, seed)
-        report_folder = folder / f"robustness-{settings_hash(self.evaluation_settings())[:12]}"
+        report_folder = folder / f"robustness-{json_hash(self.evaluation_settings())[:12]}"
         if (report_folder / "robustness.json").is_file():
             return RobustnessReport.load(report_folder)
         (model, processor), accelerator = self.load(folder), self.accelerator
@@ -249,13 +249,7 @@ class Comparison:
         if name not in self.splits or name == "train":
             others = [split for split in self.splits if split != "train"]
             raise ValueError(f"`evaluate_on` must be one of the splits {others}, but got {name!r}.")
-        images = self.splits[name]
-        # Folders and files are often sorted by class.
-        return (
-            images
-            if limit is None or limit >= len(images)
-            else images.shuffle(seed=self.args.seed).select(range(limit))
-        )
+        return draw_images(self.splits[name], limit, self.args.seed)
 
     # ---- All runs -----------------------------------------------------------------------------------------------
 

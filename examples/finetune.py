@@ -28,6 +28,7 @@ from hf_nullspace.checkpointing import last_whole_checkpoint
 from hf_nullspace.data import image_transform
 from hf_nullspace.hub import card_results, markdown_table
 from hf_nullspace.loading import (
+    DIGITS_BASE,
     DIGITS_TRAINING,
     DataArguments,
     ModelArguments,
@@ -53,7 +54,9 @@ class FinetuneArguments:
     plain_control: bool = field(
         default=False, metadata={"help": "Also finetune without noise for as many steps, and compare."}
     )
-    base_max_steps: int = field(default=800, metadata={"help": "Steps that the digits model is trained for first."})
+    base_max_steps: int = field(
+        default=DIGITS_BASE["max_steps"], metadata={"help": "Steps that the digits model is trained for first."}
+    )
     max_robustness_samples: int = field(
         default=500, metadata={"help": "Images of the validation split that robustness is measured on."}
     )
@@ -74,7 +77,8 @@ def train_base(model, max_steps: int, args: NullspaceTrainingArguments, shared: 
     folder = Path(args.output_dir, "base")
     if resume and folder.is_dir():
         return type(model).from_pretrained(folder)
-    base_args = replace(args, output_dir=str(folder), learning_rate=1e-3, max_steps=max_steps, push_to_hub=False)
+    changes = {**DIGITS_BASE, "max_steps": max_steps, "output_dir": str(folder), "push_to_hub": False}
+    base_args = replace(args, **changes)
     trainer = Trainer(model, base_args, **shared)
     trainer.train()
     trainer.save_model()

@@ -43,6 +43,8 @@ DIGITS_TRAINING = {
     "save_strategy": "no",
     "report_to": "none",
 }
+# What differs when the digits model is trained from scratch before that.
+DIGITS_BASE = {"max_steps": 800, "learning_rate": 1e-3}
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .robustness.outcomes import write_text
+from .robustness.profiles import json_hash
 
 
 RUN_NAME, UNFINISHED_NAME = "training.json", "unfinished"
@@ -52,11 +52,6 @@ def training_settings(args: TrainingArguments) -> dict[str, Any]:
         if not item.name.startswith(neutral) and value != default and (value or default):
             settings[item.name] = value
     return json.loads(json.dumps(settings, default=str))
-
-
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of settings as canonical JSON."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_run(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
@@ -109,7 +104,7 @@ def begin_run(folder: Path) -> None:
 
 def write_run(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Says that a run is finished: the last thing to be written into its folder."""
-    run = {"settings": settings, "settings_hash": settings_hash(settings), **facts}
+    run = {"settings": settings, "settings_hash": json_hash(settings), **facts}
     write_text(folder / RUN_NAME, json.dumps(run, indent=2) + "\n")
     (folder / UNFINISHED_NAME).unlink(missing_ok=True)
 

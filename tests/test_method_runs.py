@@ -3,7 +3,8 @@
 import pytest
 
 from hf_nullspace import NullspaceTrainingArguments
-from hf_nullspace.method_runs import RUN_NAME, begin_run, read_run, settings_hash, training_settings, write_run
+from hf_nullspace.method_runs import RUN_NAME, begin_run, read_run, training_settings, write_run
+from hf_nullspace.robustness.profiles import json_hash
 
 
 def settings_of(**arguments):
@@ -37,7 +38,7 @@ def test_where_and_how_a_run_is_logged_and_read_does_not_tell_it_apart():
         {"noise_bank_size": 2},
         {"max_grad_norm": 0.0},
     ):
-        assert settings_hash(settings_of(**changes)) != settings_hash(ours)
+        assert json_hash(settings_of(**changes)) != json_hash(ours)
 
 
 def test_the_noise_tells_runs_apart_only_where_it_has_a_weight():
@@ -50,9 +51,7 @@ def test_a_finished_run_is_read_and_another_refused(tmp_path):
     assert read_run(tmp_path, settings) is None
     write_run(tmp_path, settings, {"seconds": 1.5})
     found = read_run(tmp_path, settings)
-    assert (
-        found == {"settings": settings, "settings_hash": settings_hash(settings), "seconds": 1.5} == read_run(tmp_path)
-    )
+    assert found == {"settings": settings, "settings_hash": json_hash(settings), "seconds": 1.5} == read_run(tmp_path)
     other = {"method": "pgd", "arguments": {"seed": 1, "weight_decay": 0.1}}
     with pytest.raises(ValueError, match="other settings") as error:
         read_run(tmp_path, other)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from inspect import signature
 from pathlib import Path
@@ -23,6 +24,11 @@ EVALUATION_SET = "evaluation"
 IMAGENET_C = "imagenet-c"
 
 COLUMN_ATTACKS = {**ATTACKS, "released_fgsm": released_fgsm}
+
+
+def json_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 of settings as canonical JSON: two have the same one only if they are equal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class Profile:
     def hash(self) -> str:
         """SHA-256 of everything that can change a number: seed and columns, as canonical JSON."""
         content = {"seed": self.seed, "columns": [asdict(column) for column in self.columns]}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return json_hash(content)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the profile as a JSON-serialisable `dict`; fields of a column at their default are left out."""
