@@ -98,7 +98,7 @@ class EncoderProbe:
     Args:
         sweep (`list[dict]`): A row for each lambda; see [`lambda_sweep`].
         closure (`list[dict]`): A row for each operation; see [`closure`].
-        transfer (`list[dict]`): A row for the images searched on and one for the others; see [`transfer`].
+        transfer (`list[dict]`): A row for images searched on and one for as many others; see [`transfer`].
         dose_response (`list[dict]`): A row for each scale; see [`dose_response`].
         token_norms (`list[dict]`): A row for each token; see [`token_norm_rows`].
         norm_weight (`float`): The lambda whose noise the experiments after the sweep used.
@@ -158,7 +158,9 @@ def probe_encoder(
         )
         hidden = disable_tqdm or not classifier.accelerator.is_local_main_process
         with logging.tqdm(total=ticks, desc="Probing the encoder", leave=False, disable=hidden) as progress:
-            seen, unseen = (_measured_once(classifier, part, progress.update) for part in (training, held_out))
+            # As many of the images searched on as of the others: what is left of them would only take time.
+            searched_on, _ = training.split(len(held_out))
+            seen, unseen = (_measured_once(classifier, part, progress.update) for part in (searched_on, held_out))
             middle = config.lambdas[len(config.lambdas) // 2]
             axes = harmless_search_axes(classifier, training, middle, config.seed, progress.update)
             sweep, noises = lambda_sweep(classifier, training, axes, unseen, config, progress.update)

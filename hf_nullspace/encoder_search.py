@@ -115,11 +115,12 @@ def _scale_to(classifier: FrozenClassifier, images: FrozenImages, noise: torch.T
     batch = next(images.batches())
     # Distances saturate, so a large lambda cannot be met; the search grows the noise as far as it goes.
     distance = min(distance, 0.1 * torch.linalg.vector_norm(batch.clean_logits, dim=-1).mean().item())
+    # Distances grow with the scale, and `boundary_scale` takes its steps for errors that grow with its square.
     scale = boundary_scale(
-        lambda scale: batch_means(classifier, batch, scale * noise)[1].item(),
-        distance,
+        lambda scale: batch_means(classifier, batch, scale * noise)[1].item() ** 2,
+        distance**2,
         max_scale=1e6,
-        tolerance=0.1,
+        tolerance=0.2,
     )
     if not 1e-5 < scale < 1e5:
         raise ValueError(
