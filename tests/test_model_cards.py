@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from transformers import Dinov2ForImageClassification
 
 from hf_nullspace.hub import TRAINING_NAME
 from hf_nullspace.hub.model_card import eval_results, render_section
@@ -22,7 +24,7 @@ def prose_of(text: str) -> str:
     """A page without its metadata, code, links, file names, and names with a digit."""
     text = re.sub(r"^---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->|https?://\S+", " ", text, flags=re.DOTALL)
-    text = re.sub(r"\b(ViT-[SB]/1[46]|CIFAR-10|ImageNet-C|SHA-256|L2|Linf|arXiv \S+)", " ", text)
+    text = re.sub(r"\b(ViT-[SB]/1[46]|DINOv2|CIFAR-10|ImageNet-C|SHA-256|L2|Linf|arXiv \S+)", " ", text)
     return text
 
 
@@ -100,6 +102,21 @@ def test_a_number_that_was_not_measured_is_found():
     values = values_of({"accuracy": [0.93331], "text": "epsilon=1e-08", "step": 40})
     assert all(is_among(number, values) for number in ("93.33", "0.9333", "1e-08", "40"))
     assert not any(is_among(number, values) for number in ("93.34", "41", "0.93", "1e-07") if number != "0.93")
+
+
+def test_the_code_that_takes_layer_scale_out_changes_no_output(make_vit, examples, tmp_path, monkeypatch):
+    vit = make_vit(initializer_range=0.2)
+    vit.save_pretrained(tmp_path / "vit")
+    (code,) = re.findall(r"<!-- layer scale -->\n```python\n(.*?)```", (CARDS / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    unfolded = Dinov2ForImageClassification.from_pretrained("outputs/dinov2").eval()
+    pixels = torch.stack([example["pixel_values"] for example in examples[:4]])
+    with torch.no_grad():
+        before, after = vit.vit(pixels).last_hidden_state, unfolded.dinov2(pixels).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    sizes = [layer.mlp.fc2.weight.square().mean().sqrt().item() for layer in unfolded.dinov2.encoder.layer]
+    assert sizes == pytest.approx([0.02] * len(sizes), rel=1e-4)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CARDS)))
