@@ -71,7 +71,7 @@ class EncoderProbeConfig:
     max_token_ratio: float | None = 4.0
     max_images: int = 64
     min_agreement: float = 0.98
-    scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     seed: int = 42
 
     def __post_init__(self):
@@ -152,7 +152,7 @@ def probe_encoder(
         images = read_images(classifier, dataloader, config.max_images)
         training, held_out = images.split(math.ceil(TRAINING_SHARE * len(images)))
         # Ticks are search steps and measurements: two for each lambda, scale and set of images, one for each operation.
-        ticks = math.ceil(len(training) / training.batch_size)
+        ticks = min(config.max_steps, math.ceil(len(training) / training.batch_size))
         ticks += (
             (len(config.lambdas) + 2) * config.max_steps + 2 * len(config.lambdas) + 2 * len(config.scales) + 4 + 7
         )
@@ -162,7 +162,7 @@ def probe_encoder(
             searched_on, _ = training.split(len(held_out))
             seen, unseen = (_measured_once(classifier, part, progress.update) for part in (searched_on, held_out))
             middle = config.lambdas[len(config.lambdas) // 2]
-            axes = harmless_search_axes(classifier, training, middle, config.seed, progress.update)
+            axes = harmless_search_axes(classifier, training, middle, config.max_steps, config.seed, progress.update)
             sweep, noises = lambda_sweep(classifier, training, axes, unseen, config, progress.update)
             chosen = _largest_agreeing(sweep, config.min_agreement)
             noise, norm_weight = noises[chosen], config.lambdas[chosen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +30,13 @@ def harmless_search_axes(
     classifier: FrozenClassifier,
     images: FrozenImages,
     norm_weight: float,
+    max_steps: int,
     seed: int,
     on_step: Callable[[], Any],
 ) -> torch.Tensor:
     """
-    Coordinates for [`search_at`], measured once on all images under random noise that moves the logits by `norm_weight`.
+    Coordinates for [`search_at`], measured once, on as many batches as a search takes steps, under random noise that
+    moves the logits by `norm_weight`.
 
     Returns:
         `torch.Tensor` of shape `(hidden_size, hidden_size)`; see [`~noise_search.measured_axes`].
@@ -42,7 +45,7 @@ def harmless_search_axes(
     random = remove_hidden_mean(random.to(classifier.device))
     random *= images.embedding_norm / random.norm()
     random *= _scale_to(classifier, images, random, norm_weight)
-    return measured_axes(classifier, images.batches(), random, on_step)
+    return measured_axes(classifier, itertools.islice(images.batches(), max_steps), random, on_step)
 
 
 def search_at(

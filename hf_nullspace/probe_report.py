@@ -152,7 +152,7 @@ def probe(
     config: EncoderProbeConfig | None = None,
     *,
     batch_size: int = 4,
-    max_exact_images: int = 4,
+    max_exact_images: int = 2,
     accelerator: Accelerator | None = None,
     patch_projection: str | None = None,
     disable_tqdm: bool = False,
@@ -172,7 +172,7 @@ def probe(
             Settings of the encoder's part.
         batch_size (`int`, *optional*, defaults to 4):
             Pictures of a search step.
-        max_exact_images (`int`, *optional*, defaults to 4):
+        max_exact_images (`int`, *optional*, defaults to 2):
             Pictures that exact noise is made for.
         accelerator (`Accelerator`, *optional*):
             For several processes, devices and autocast.

@@ -14,7 +14,7 @@ def search(model, batches, norm_weight, max_token_ratio=None):
     with frozen(model):
         classifier = FrozenClassifier(model)
         images = read_images(classifier, batches, 48)
-        axes = harmless_search_axes(classifier, images, norm_weight, seed=42, on_step=lambda: None)
+        axes = harmless_search_axes(classifier, images, norm_weight, 60, seed=42, on_step=lambda: None)
         generator = torch.Generator().manual_seed(0)
         noise = search_at(classifier, images, axes, norm_weight, 60, 0.2, max_token_ratio, generator) @ axes
         assert noise.mean(-1).abs().max() < 1e-5
