@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 
-DEFAULT_LEARNING_RATES = {"boundary": 0.3, "paper": 0.1}
-DEFAULT_MAX_STEPS = {"boundary": 24, "paper": 100}
+DEFAULT_LEARNING_RATES = {"boundary": 0.3, "sample": None, "paper": 0.1}
+DEFAULT_MAX_STEPS = {"boundary": 24, "sample": 4, "paper": 100}
 FAILURE_POLICIES = ("shrink", "skip", "error")
 
 
@@ -23,10 +23,12 @@ class NullspaceConfig:
         epsilon (`float`, *optional*, defaults to 0.03):
             Largest `probability_mse` at which a noise counts as part of the approximate nullspace (paper, section 4).
         method (`str`, *optional*, defaults to `"boundary"`):
-            `"boundary"` moves along the boundary of epsilon towards larger noise; `"paper"` is algorithm 1, which goes
-            down from a large random start until a batch meets epsilon.
+            `"boundary"` moves along the boundary of epsilon towards larger noise; `"sample"` draws a noise of its own
+            for every image, at random in the axes of the hidden states that `"boundary"` moves in; `"paper"` is
+            algorithm 1, which goes down from a large random start until a batch meets epsilon.
         learning_rate (`float`, *optional*):
             For `"boundary"` the relative size of a step, 0.3 by default. For `"paper"` that of AdamW, 0.1 by default.
+            `"sample"` takes no such steps.
         max_token_ratio (`float` or `None`, *optional*, defaults to 4.0):
             For `"boundary"`: largest norm of a token as a multiple of the median over the tokens, so that a few
             background tokens do not hold all of it. `None` lifts the limit.
@@ -34,12 +36,12 @@ class NullspaceConfig:
             For `"paper"`: the noise starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings
             (algorithm 1, line 3).
         max_steps (`int`, *optional*):
-            Most steps of the search for one noise, each of one batch there and back. By default 24 for `"boundary"` and
-            100 for `"paper"`.
+            Most steps of the search for one noise, each of one batch there and back. By default 24 for `"boundary"`, 4
+            for `"sample"` and 100 for `"paper"`.
         norm_weight (`float`, *optional*, defaults to 0.0):
             For `"paper"`: `lambda` of the objective `logit_distance - lambda * log(norm)` (figure 2).
         bank_size (`int`, *optional*, defaults to 1):
-            Number of noises synthesised in a round.
+            Number of noises synthesised in a round; 1 for `"sample"`, whose every draw is another noise.
         num_images (`int`, *optional*, defaults to 256):
             Images that the noise is optimised on.
         num_certificate_images (`int`, *optional*, defaults to 128):
@@ -48,8 +50,8 @@ class NullspaceConfig:
             One-sided confidence of the certificate's upper bound on `probability_mse`.
         on_failure (`str`, *optional*, defaults to `"shrink"`):
             What happens to a noise of `"paper"` whose certificate exceeds `epsilon`: `"shrink"` scales it down to the
-            boundary, `"skip"` returns it marked as not converged, `"error"` raises [`NoiseNotConvergedError`]. Noise of
-            `"boundary"` is at the boundary already, and fails only if no scale of it can be certified.
+            boundary, `"skip"` returns it marked as not converged, `"error"` raises [`NoiseNotConvergedError`]. Noise of the
+            other methods is at the boundary already, and fails only if no scale of it can be certified.
         seed (`int`, *optional*, defaults to 42):
             Seed of every random choice; combined with the round, so that rounds differ and repeat exactly.
 
@@ -93,6 +95,8 @@ class NullspaceConfig:
             raise ValueError(f"`max_token_ratio` must be `None` or a number of at least 1, but got {ratio!r}.")
         for name in ("epsilon", "noise_limit", "learning_rate"):
             value = getattr(self, name)
+            if name == "learning_rate" and value is None:  # of a method that takes no such steps
+                continue
             if not (_is_number(value) and math.isfinite(value) and value > 0):
                 raise ValueError(f"`{name}` must be a positive number, but got {value!r}.")
         if not (_is_number(self.norm_weight) and math.isfinite(self.norm_weight) and self.norm_weight >= 0):
@@ -102,6 +106,11 @@ class NullspaceConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, but got {value!r}.")
+        if self.method == "sample" and self.bank_size > 1:
+            raise ValueError(
+                f"`bank_size` must be 1 with `method='sample'`, which draws another noise for every image, but got "
+                f"{self.bank_size!r}."
+            )
         if not (_is_number(self.confidence) and 0.5 <= self.confidence < 1):
             raise ValueError(f"`confidence` must lie in [0.5, 1), but got {self.confidence!r}.")
         if self.on_failure not in FAILURE_POLICIES:

@@ -158,6 +158,7 @@ class FrozenBatch:
     inputs: dict[str, torch.Tensor]
     embeddings: torch.Tensor | None
     clean_logits: torch.Tensor
+    positions: torch.Tensor
     global_size: int
 
     def __len__(self) -> int:
@@ -215,7 +216,8 @@ class FrozenImages:
         order = torch.arange(self.total) if order is None else order
         for batch in order.split(self.batch_size):
             rows = local[batch]
-            yield FrozenBatch(*self._rows(rows[rows >= 0]), len(batch))
+            rows = rows[rows >= 0]
+            yield FrozenBatch(*self._rows(rows), self.positions[rows], len(batch))
 
     def _select(self, mask: torch.Tensor, offset: int, total: int) -> FrozenImages:
         rows, positions = self._rows(mask.nonzero()[:, 0]), self.positions[mask] - offset

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from .certificate import Certificate, remove_hidden_mean
 from .configuration import NullspaceConfig
+from .image_noise import ImageNoise, draw_in_axes
 from .uploading import open_repository, upload_files
 
 
@@ -49,10 +50,13 @@ class NullspaceNoise:
             The settings they were synthesised with.
         round_index (`int`, *optional*, defaults to 0):
             The synthesis round they come from.
+        axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`, *optional*):
+            Of `method="sample"`: every image gets a noise of its own, drawn in these axes at the norm of `tensor`, which
+            is one such draw. The certificate is of one draw for each image.
 
     Raises:
         `ValueError`: If the tensor has no three dimensions, is not finite, or has another number of noises than there
-            are certificates.
+            are certificates; if the axes have another shape, or there is more than one noise beside them.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class NullspaceNoise:
         certificates: Sequence[Certificate],
         config: NullspaceConfig,
         round_index: int = 0,
+        axes: torch.Tensor | None = None,
     ):
         if tensor.dim() != 3 or tensor.numel() == 0:
             raise ValueError(
@@ -75,6 +80,13 @@ class NullspaceNoise:
         # Not where it is removed already: doing it twice changes the last bits, and a resumed run would differ.
         has_mean = tensor.mean(-1).abs().max() > 1e-6 * tensor.abs().max()
         self.tensor = (remove_hidden_mean(tensor) if has_mean else tensor).contiguous()
+        hidden_size = tensor.shape[-1]
+        if axes is not None and (len(tensor) > 1 or axes.shape != (hidden_size, hidden_size)):
+            raise ValueError(
+                f"`axes` must have shape ({hidden_size}, {hidden_size}) and stand beside one noise, but got "
+                f"{tuple(axes.shape)} beside {len(tensor)}."
+            )
+        self.axes = None if axes is None else axes.detach().to("cpu", torch.float32).contiguous()
         self.certificates = tuple(certificates)
         self.config = config
         self.round_index = round_index
@@ -108,6 +120,7 @@ class NullspaceNoise:
         generator: torch.Generator,
         random_scale: bool = False,
         convex_combination: bool = False,
+        device: torch.device | str = "cpu",
     ) -> torch.Tensor:
         """
         Noise for each image of a batch, under whose shrinking and mixing the approximate nullspace is nearly closed.
@@ -119,12 +132,16 @@ class NullspaceNoise:
                 [0, 1].
             convex_combination (`bool`, *optional*, defaults to `False`): Mix the bank for each image, with weights
                 uniform on the simplex, instead of choosing one noise.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the noise is to be.
 
         Returns:
             `torch.Tensor` of shape `(1, num_patches, hidden_size)` if all images share one noise, else
             `(batch_size, num_patches, hidden_size)`.
         """
-        if len(self.tensor) == 1:
+        if self.axes is not None:
+            axes, norm = self.axes.to(device), self.tensor.norm().item()
+            noise = draw_in_axes(axes, batch_size, self.tensor.shape[1], norm, generator)
+        elif len(self.tensor) == 1:
             noise = self.tensor
         elif convex_combination:
             # Normalised exponentials are uniform on the simplex.
@@ -132,7 +149,16 @@ class NullspaceNoise:
             noise = torch.einsum("ik,knd->ind", weights / weights.sum(-1, keepdim=True), self.tensor)
         else:
             noise = self.tensor[torch.randint(len(self.tensor), (batch_size,), generator=generator)]
-        return noise * torch.rand(batch_size, 1, 1, generator=generator) if random_scale else noise
+        if random_scale:
+            noise = noise * torch.rand(batch_size, 1, 1, generator=generator).to(noise)
+        return noise.to(device)
+
+    def image_noise(self, device: torch.device) -> ImageNoise | None:
+        """The draws that a certificate is measured on, where every image gets a noise of its own."""
+        if self.axes is None:
+            return None
+        key = (self.config.seed, self.round_index)
+        return ImageNoise(self.axes.to(device), self.tensor.shape[1], self.tensor.norm().item(), key)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
@@ -144,13 +170,16 @@ class NullspaceNoise:
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         with replaced(directory / NOISE_TENSOR_NAME) as path:
-            save_file({"noise": self.tensor}, path, metadata={"format": "pt"})
+            save_file(self._tensors(), path, metadata={"format": "pt"})
         with replaced(directory / NOISE_CONFIG_NAME) as path:
             path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def digest(self) -> str:
-        """SHA-256 of the tensor's bytes: two noises have the same one only if they are bitwise equal."""
-        return hashlib.sha256(self.tensor.numpy().tobytes()).hexdigest()
+        """SHA-256 of the tensors' bytes: two noises have the same one only if they are bitwise equal."""
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._tensors().values())).hexdigest()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {"noise": self.tensor} | ({} if self.axes is None else {"axes": self.axes})
 
     def push_to_hub(
         self,
@@ -234,7 +263,8 @@ class NullspaceNoise:
                     "`NullspaceNoise.save_pretrained` or by `NullspaceTrainer` holds one."
                 )
         try:
-            tensor = load_file(paths[0])["noise"]
+            tensors = load_file(paths[0])
+            tensor = tensors["noise"]
             values = json.loads(paths[1].read_text(encoding="utf-8"))
             if list(tensor.shape) != values["shape"]:
                 raise ValueError(f"the tensor has shape {list(tensor.shape)}, the JSON says {values['shape']}")
@@ -243,6 +273,7 @@ class NullspaceNoise:
                 [Certificate.from_dict(certificate) for certificate in values["certificates"]],
                 NullspaceConfig.from_dict(values["config"]),
                 values["round_index"],
+                tensors.get("axes"),
             )
             if noise.digest() != values["sha256"]:
                 raise ValueError("the tensor is not the one that the JSON was written with")

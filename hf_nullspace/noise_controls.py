@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from .certificate import remove_hidden_mean
 from .frozen import FrozenClassifier, frozen, read_images
+from .image_noise import draw_in_axes
 from .noise import NullspaceNoise
 from .probing import certify, permute_elements
 from .randomness import keyed_generator, preserved_random_state
@@ -59,7 +61,8 @@ def make_control(
     """
     The control of every noise of a bank, each with a certificate of its own.
 
-    It is measured on the images that the certificates of `noise` come from, so that both can be compared; `steps` and
+    Where every image gets a noise of its own, so does it by the control: draws of the same norm in any direction, which
+    is what a permutation of each draw's elements would leave. It is measured on the images that the certificates of `noise` come from, so that both can be compared; `steps` and
     `seconds` are those of `noise`, which it costs. As a rule none is `converged`.
 
     Args:
@@ -70,7 +73,7 @@ def make_control(
         dataloader (iterable of `dict`): Yields the images it was made with.
         accelerator, patch_projection: As in [`synthesize_noise`].
     """
-    config = noise.config
+    config, axes = noise.config, None
     tensors, certificates = [], []
     with frozen(model):
         classifier = FrozenClassifier(model, patch_projection, accelerator)
@@ -79,20 +82,19 @@ def make_control(
         held_out, _ = images.split(num_held_out(len(images), config))
         for index, source in enumerate(noise.certificates):
             generator = keyed_generator(name, config.seed, noise.round_index, index)
-            tensor = control(noise.tensor[index : index + 1], generator)
+            tensor, draws = noise.tensor[index : index + 1], None
+            if noise.axes is None:
+                tensor = control(tensor, generator)
+            else:
+                axes = remove_hidden_mean(torch.eye(noise.axes.shape[0]))
+                tensor = draw_in_axes(axes, 1, tensor.shape[1], tensor.norm().item(), generator)
+                draws = dataclasses.replace(noise.image_noise(classifier.device), axes=axes.to(classifier.device))
+            on_device = tensor.to(classifier.device)
             certificates.append(
-                certify(
-                    classifier,
-                    held_out,
-                    tensor.to(classifier.device),
-                    config,
-                    generator,
-                    source.steps,
-                    source.seconds,
-                )
+                certify(classifier, held_out, on_device, config, generator, source.steps, source.seconds, draws)
             )
             tensors.append(tensor)
-    return NullspaceNoise(torch.cat(tensors), certificates, config, noise.round_index)
+    return NullspaceNoise(torch.cat(tensors), certificates, config, noise.round_index, axes)
 
 
 def _with_norm_of(noise: torch.Tensor, control: torch.Tensor) -> torch.Tensor:

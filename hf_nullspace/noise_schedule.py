@@ -86,7 +86,9 @@ class NoiseSchedule:
         self._places = (step, self._places[1] + 1 if self._places[0] == step else 0)
         return self._places
 
-    def draw(self, step: int, batch_size: int, process_index: int) -> torch.Tensor | None:
+    def draw(
+        self, step: int, batch_size: int, process_index: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor | None:
         """
         Noise for one micro-batch, or `None` in a round without noise to train on.
 
@@ -96,7 +98,7 @@ class NoiseSchedule:
         if not self.is_in_use:
             return None
         generator = keyed_generator("draw", self.seed, *self.next_place(step), process_index)
-        return self.noise.draw(batch_size, generator, **self.draw_options)
+        return self.noise.draw(batch_size, generator, device=device, **self.draw_options)
 
     def save(self, directory: str) -> None:
         """Writes the noise and the history into a checkpoint."""

@@ -1,4 +1,4 @@
-"""Two ways to look for noise on a frozen classifier: along the boundary of epsilon, and the paper's."""
+"""Ways to look for noise on a frozen classifier: along the boundary of epsilon, by draws, and the paper's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers.utils import logging
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from .certificate import logit_distance, probability_mse, remove_hidden_mean
 from .configuration import NullspaceConfig
 from .frozen import FrozenBatch, FrozenClassifier, FrozenImages
+from .image_noise import ImageNoise, draw_in_axes
 from .sensitivity import harmless_axes, hidden_moment
 
 
@@ -35,13 +37,29 @@ MAX_RELATIVE_NORM = 10.0
 SCALE_LIMIT = 0.3
 
 
+class FoundNoise(NamedTuple):
+    """
+    What a search found.
+
+    Args:
+        noise (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise.
+        steps (`int`): Steps it took.
+        axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`, *optional*): Where every image gets a noise of its
+            own: what they are drawn in; `noise` is one of them.
+    """
+
+    noise: torch.Tensor
+    steps: int
+    axes: torch.Tensor | None = None
+
+
 def boundary_search(
     classifier: FrozenClassifier,
     images: FrozenImages,
     config: NullspaceConfig,
     generator: torch.Generator,
     on_step: Callable[[], None],
-) -> tuple[torch.Tensor, int]:
+) -> FoundNoise:
     """
     Searches `argmax ||v|| subject to probability_mse(v) <= epsilon` by moving along the boundary.
 
@@ -53,9 +71,6 @@ def boundary_search(
     norm is held below `max_token_ratio` times the median, so that a few background tokens cannot hide an unbounded norm.
     A step whose logits are not finite makes the noise smaller, and is counted in a warning at the end. These steps need
     no device sync.
-
-    Returns:
-        `tuple[torch.Tensor, int]`: Noise of shape `(1, num_patches, hidden_size)`, and the steps it took.
     """
     batches = endless_batches(images, generator)
     num_measured = min(SENSITIVITY_STEPS, config.max_steps // 2)
@@ -90,7 +105,7 @@ def boundary_search(
             f"The model gave NaN or infinite logits in {int(backed_off)} of {config.max_steps} synthesis steps; each time "
             "the noise was made smaller. If there are many, run in bf16 or fp32 instead of fp16."
         )
-    return noise, config.max_steps
+    return FoundNoise(noise, config.max_steps)
 
 
 def paper_search(
@@ -99,15 +114,12 @@ def paper_search(
     config: NullspaceConfig,
     generator: torch.Generator,
     on_step: Callable[[], None],
-) -> tuple[torch.Tensor, int]:
+) -> FoundNoise:
     """
     The paper's search: from a uniform start down `logit_distance - lambda * log(norm)`, until a batch meets epsilon.
 
     It departs from algorithm 1 in two places: the weight decay of AdamW is 0, since decay shrinks the noise, and the
     hidden-axis mean is removed at every step.
-
-    Returns:
-        `tuple[torch.Tensor, int]`: Noise of shape `(1, num_patches, hidden_size)`, and the steps it took.
 
     Raises:
         `ValueError`: If the model gives NaN or infinite logits under the noise.
@@ -120,7 +132,7 @@ def paper_search(
         measured = distance_gradient(classifier, batch, noise)
         mse, is_finite = torch.stack([measured.mse, measured.finite]).tolist()  # the step's one device sync
         if mse <= config.epsilon:
-            return noise, step
+            return FoundNoise(noise, step)
         if not is_finite:
             raise ValueError(
                 f"The model gives NaN or infinite logits under noise of norm {noise.norm():.3g} at synthesis step "
@@ -131,10 +143,34 @@ def paper_search(
         optimizer.step()
         noise.copy_(remove_hidden_mean(noise))
         on_step()
-    return noise, config.max_steps
+    return FoundNoise(noise, config.max_steps)
 
 
-SEARCHES = {"boundary": boundary_search, "paper": paper_search}
+def sample_search(
+    classifier: FrozenClassifier,
+    images: FrozenImages,
+    config: NullspaceConfig,
+    generator: torch.Generator,
+    on_step: Callable[[], None],
+) -> FoundNoise:
+    """
+    Measures the axes that [`boundary_search`] moves in, and draws in them at random.
+
+    One noise can be learnt by heart, and subtracted; a noise of its own for every image cannot. A random draw is smaller
+    than a noise that is searched for, but costs no step of its own.
+    """
+    batches, (num_patches, hidden_size) = endless_batches(images, generator), images.tokens_shape
+    equal = remove_hidden_mean(torch.eye(hidden_size, device=classifier.device))
+    random = draw_in_axes(equal, 1, num_patches, images.embedding_norm, generator)
+    norm = scaled_to_boundary(classifier, images, random, config.epsilon).norm().item()
+    # Another noise for each image: under one, an encoder shows the directions that it moves the logits in, and no others.
+    every = ImageNoise(equal, num_patches, norm, ("axes", config.seed))
+    axes = measured_axes(classifier, itertools.islice(batches, config.max_steps), every, on_step)
+    noise = draw_in_axes(axes, 1, num_patches, norm, generator)
+    return FoundNoise(scaled_to_boundary(classifier, images, noise, config.epsilon), config.max_steps, axes)
+
+
+SEARCHES = {"boundary": boundary_search, "sample": sample_search, "paper": paper_search}
 
 
 def boundary_scale(
@@ -226,18 +262,24 @@ def scaled_to_boundary(
 
 
 def measured_axes(
-    classifier: FrozenClassifier, batches: Iterable[FrozenBatch], noise: torch.Tensor, on_step: Callable[[], None]
+    classifier: FrozenClassifier,
+    batches: Iterable[FrozenBatch],
+    noise: torch.Tensor | ImageNoise,
+    on_step: Callable[[], None],
 ) -> torch.Tensor:
     """Axes of the hidden axis that avoid what moves the logits of these batches under `noise`: see [`harmless_axes`]."""
-    total = torch.zeros(noise.shape[-1], noise.shape[-1], device=noise.device)
+    differs = isinstance(noise, ImageNoise)
+    hidden_size = (noise.axes if differs else noise).shape[-1]
+    total = torch.zeros(hidden_size, hidden_size, device=classifier.device)
     for batch in batches:
-        step = distance_gradient(classifier, batch, noise)
-        moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(noise))))
+        own = noise(batch.positions) if differs else noise
+        step = distance_gradient(classifier, batch, own)
+        moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(own))))
         # Every batch counts the same, however large its gradients are; one that is not finite does not count.
         share = moment.trace().clamp_min(torch.finfo(torch.float32).tiny)
         total = total + torch.where(step.finite, moment / share, 0.0)
         on_step()
-    return harmless_axes(total).to(noise.dtype)
+    return harmless_axes(total).float()
 
 
 def endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
@@ -268,7 +310,8 @@ class DistanceGradient:
 
     Args:
         mse, distance (`torch.Tensor`): Mean `probability_mse` and `logit_distance`.
-        gradient (`torch.Tensor` of the shape of the noise): Gradient of `distance`.
+        gradient (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Gradient of `distance`, as to a noise that
+            all images share.
         local_gradients (`torch.Tensor` of shape `(local_images, num_patches, hidden_size)`): The gradients of the
             distances of this process's images.
         finite (`torch.Tensor`): Whether everything is finite.
@@ -282,9 +325,9 @@ class DistanceGradient:
 
 
 def distance_gradient(classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor) -> DistanceGradient:
-    """Runs the batch under `noise` of shape `(1, num_patches, hidden_size)`, once there and once back."""
+    """Runs the batch under `noise` of shape `(1 or local_images, num_patches, hidden_size)`, once there and once back."""
     precise = _precise_dtype(noise)
-    sums = torch.zeros(2 + noise.numel(), dtype=precise, device=noise.device)
+    sums = torch.zeros(2 + noise.shape[1] * noise.shape[2], dtype=precise, device=noise.device)
     local = noise.new_zeros(0, *noise.shape[1:])
     if len(batch):
         variable = noise.detach().expand(len(batch), -1, -1).requires_grad_()
@@ -297,7 +340,7 @@ def distance_gradient(classifier: FrozenClassifier, batch: FrozenBatch, noise: t
     # One reduction for everything: the sums of the processes, divided by the size of the whole batch.
     sums = classifier.sum_over_processes(sums)
     means = (sums / batch.global_size).to(noise.dtype)
-    return DistanceGradient(means[0], means[1], means[2:].view_as(noise), local, torch.isfinite(sums).all())
+    return DistanceGradient(means[0], means[1], means[2:].view(1, *noise.shape[1:]), local, torch.isfinite(sums).all())
 
 
 def _precise_dtype(noise: torch.Tensor) -> torch.dtype:

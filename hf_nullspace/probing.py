@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,7 @@ from .certificate import (
 )
 from .configuration import NullspaceConfig
 from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
+from .image_noise import ImageNoise
 from .noise import NullspaceNoise
 from .objectives import Objective
 from .randomness import keyed_generator
@@ -56,8 +57,9 @@ def measure_noise(
     with frozen(model):
         classifier = FrozenClassifier(model, patch_projection, accelerator, objective)
         images = read_images(classifier, dataloader, max_images=2**62)
+        draws = noise.image_noise(classifier.device) if is_bank else None
         certificates = [
-            certify(classifier, images, row, config, keyed_generator("permutation", config.seed, index))
+            certify(classifier, images, row, config, keyed_generator("permutation", config.seed, index), draws=draws)
             for index, row in enumerate(tensor.to(classifier.device).split(1))
         ]
     return max(certificates, key=lambda certificate: certificate.probability_mse)
@@ -76,7 +78,7 @@ def permute_elements(noise: torch.Tensor, generator: torch.Generator) -> torch.T
 
 @torch.no_grad()
 def measure_probability_mse(
-    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor, confidence: float
+    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor | ImageNoise, confidence: float
 ) -> tuple[float, float]:
     """Mean `probability_mse` of `noise` over the images of all processes, and its upper confidence bound."""
     return _measure(classifier, images, noise, confidence)[:2]
@@ -91,6 +93,7 @@ def certify(
     generator: torch.Generator,
     steps: int = 0,
     seconds: float = 0.0,
+    draws: ImageNoise | None = None,
 ) -> Certificate:
     """
     The certificate of one noise of shape `(1, num_patches, hidden_size)` on the given images.
@@ -99,11 +102,18 @@ def certify(
         generator (`torch.Generator`): Draws the permuted control.
         steps (`int`, *optional*, defaults to 0): Optimizer steps that made the noise.
         seconds (`float`, *optional*, defaults to 0.0): Time that took.
+        draws ([`ImageNoise`], *optional*): Measure the noise that this gives each image; `noise` is then one of the same
+            kind, and gives the norms.
     """
     centred = remove_hidden_mean(noise)
+    order = torch.randperm(noise.numel(), generator=generator).to(noise.device)
+
     # Centring the control as well would change its norm.
-    permuted = permute_elements(centred, generator)
-    mse, mse_upper, distance, agrees = _measure(classifier, images, centred, config.confidence)
+    def permuted(positions: torch.Tensor) -> torch.Tensor:
+        own = centred if draws is None else draws(positions)
+        return own.flatten(1)[:, order].view_as(own)
+
+    mse, mse_upper, distance, agrees = _measure(classifier, images, draws or centred, config.confidence)
     permuted_mse, _, _, permuted_agrees = _measure(classifier, images, permuted, config.confidence)
     spread = token_norms(noise)
     return Certificate(
@@ -129,14 +139,18 @@ def certify(
 
 
 def _measure(
-    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor, confidence: float
+    classifier: FrozenClassifier,
+    images: FrozenImages,
+    noise: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
+    confidence: float,
 ) -> tuple[float, float, float, float]:
     """`probability_mse`, its upper bound, `logit_distance` and `agreement`, as means over all processes' images."""
-    sums = torch.zeros(4, dtype=torch.float64, device=noise.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=classifier.device)
     for batch in images.batches():
         if not len(batch):
             continue
-        clean_logits, noisy_logits = batch.clean_logits, classifier.logits(batch.inputs, noise, batch.embeddings)
+        own = noise(batch.positions) if callable(noise) else noise
+        clean_logits, noisy_logits = batch.clean_logits, classifier.logits(batch.inputs, own, batch.embeddings)
         mse = probability_mse(clean_logits, noisy_logits).double()
         distance = logit_distance(clean_logits, noisy_logits).double()
         agrees = agreement(clean_logits, noisy_logits).double()

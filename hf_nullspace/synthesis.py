@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .certificate import Certificate
 from .configuration import NullspaceConfig
 from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
+from .image_noise import ImageNoise
 from .noise import NullspaceNoise
 from .noise_search import MAX_RELATIVE_NORM, SEARCHES, boundary_scale
 from .objectives import Objective
@@ -102,17 +103,20 @@ def synthesize_noise(
             for index in range(config.bank_size):
                 generator = keyed_generator("synthesis", config.seed, round_index, index)
                 start = time.perf_counter()
-                noise, steps = SEARCHES[config.method](classifier, training, config, generator, progress.update)
-                if config.method == "boundary" or config.on_failure == "shrink":
-                    noise = _scale_to_boundary(classifier, held_out, noise, config)
-                certificate = certify(
-                    classifier, held_out, noise, config, generator, steps, time.perf_counter() - start
-                )
+                noise, steps, axes = SEARCHES[config.method](classifier, training, config, generator, progress.update)
+                draws = None
+                if axes is not None:
+                    draws = ImageNoise(axes, noise.shape[1], noise.norm().item(), (config.seed, round_index))
+                if config.method != "paper" or config.on_failure == "shrink":
+                    scale = _largest_scale(classifier, held_out, draws or noise, noise.norm().item(), config)
+                    noise, draws = scale * noise, draws and scale * draws
+                seconds = time.perf_counter() - start
+                certificate = certify(classifier, held_out, noise, config, generator, steps, seconds, draws)
                 _report(certificate, config, round_index)
                 noises.append(noise)
                 certificates.append(certificate)
                 progress.update(config.max_steps - steps)
-        return NullspaceNoise(torch.cat(noises), certificates, config, round_index)
+        return NullspaceNoise(torch.cat(noises), certificates, config, round_index, axes)
 
 
 def num_held_out(total: int, config: NullspaceConfig) -> int:
@@ -121,18 +125,22 @@ def num_held_out(total: int, config: NullspaceConfig) -> int:
     return min(config.num_certificate_images, max(2, round(total * share)), total - 1)
 
 
-def _scale_to_boundary(
-    classifier: FrozenClassifier, held_out: FrozenImages, noise: torch.Tensor, config: NullspaceConfig
-) -> torch.Tensor:
-    """The noise at the largest norm whose upper bound on the held-out images is within epsilon."""
-    largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(noise.norm().item(), 1e-30)
+def _largest_scale(
+    classifier: FrozenClassifier,
+    held_out: FrozenImages,
+    noise: torch.Tensor | ImageNoise,
+    norm: float,
+    config: NullspaceConfig,
+) -> float:
+    """The largest scale of a noise whose upper bound on the held-out images is within epsilon; 1 if there is none."""
+    largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(norm, 1e-30)
     scale = boundary_scale(
         lambda scale: measure_probability_mse(classifier, held_out, scale * noise, config.confidence)[1],
         config.epsilon,
-        max_scale=max(largest, 1.0) if config.method == "boundary" else 1.0,
+        max_scale=max(largest, 1.0) if config.method != "paper" else 1.0,
         tolerance=SCALE_TOLERANCE,
     )
-    return scale * noise if scale else noise
+    return scale or 1.0
 
 
 def _report(certificate: Certificate, config: NullspaceConfig, round_index: int) -> None:

@@ -13,7 +13,9 @@ from .certificate import Certificate
 from .checkpointing import check_writable, report_lost_loss
 from .checkpointing_trainer import CheckpointingTrainer
 from .evaluation_loss import exact_loss
+from .frozen import frozen
 from .hub import TAGS, PublishingTrainer, collect_training_facts, write_card, write_manifest
+from .image_noise import ascend_in_axes
 from .injection import NoiseInjector
 from .noise import NullspaceNoise
 from .noise_forward import ForwardPlan, check_not_checkpointed
@@ -153,6 +155,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if noise is None:
             return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         parent = super().compute_loss
+        if self.args.noise_ascent:
+            noise = self._ascend(model, noise, lambda model: parent(model, dict(inputs)))
         clean, noisy_loss = self._forward_plan.losses(
             # The parent pops `labels` from the dict it is given, hence the copies.
             lambda model, is_noisy: parent(model, dict(inputs), return_outputs and not is_noisy, num_items_in_batch),
@@ -179,8 +183,20 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
         if not self.args.noise_weight:
             return None
-        noise = self.noise_schedule.draw(self.state.global_step, batch_size, self.args.process_index)
-        return None if noise is None else noise.to(self.args.device)
+        return self.noise_schedule.draw(self.state.global_step, batch_size, self.args.process_index, self.args.device)
+
+    def _ascend(
+        self, model: nn.Module, noise: torch.Tensor, loss_of: Callable[[nn.Module], torch.Tensor]
+    ) -> torch.Tensor:
+        """Noise moved up the loss, whose gradient is taken on the unwrapped model: DDP has no part in this pass."""
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        variable = noise.detach().requires_grad_()
+        with frozen(unwrapped), torch.enable_grad(), self.injector.inject(variable), self.accelerator.autocast():
+            loss = loss_of(unwrapped)
+            # Without its scale, the gradient of a small loss is lost in fp16.
+            loss = loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
+            (gradient,) = torch.autograd.grad(loss, variable)
+        return ascend_in_axes(noise, gradient, self.noise.axes.to(noise), self.args.noise_ascent)
 
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""

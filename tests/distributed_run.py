@@ -1,5 +1,6 @@
 """Trains a tiny model in however many processes it is started in, and saves what the test compares."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def main(folder: str, processes: int) -> None:
     batches = [{"pixel_values": batch} for batch in torch.randn(48, 3, 16, 16).split(16)]
     config = NullspaceConfig(max_steps=40, num_images=32, num_certificate_images=16)
     first_noise = synthesize_noise(model, batches, config, accelerator=trainer.accelerator).tensor
+    drawing = dataclasses.replace(config, method="sample", max_steps=2)
+    draws = synthesize_noise(model, batches, drawing, accelerator=trainer.accelerator)
     trainer.train()
     predictions = trainer.predict(examples[:13]).predictions
     ranks = trainer.accelerator.gather(trainer.noise.tensor.to(trainer.args.device))
@@ -62,17 +65,35 @@ def main(folder: str, processes: int) -> None:
         "evaluations": _evaluations(trainer, examples),
         "disagreement": _disagreement(trainer),
         "num_processes": trainer.accelerator.num_processes,
+        "draws": draws.certificate.to_dict(),
+        "ascending_ranks_agree": _ascending_ranks_agree(folder, processes),
         "accuracies": trainer.accelerator.gather(accuracies).tolist(),
     }
     if trainer.is_world_process_zero():
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        noises = {"first_noise": first_noise, "last_noise": trainer.noise.tensor}
+        noises = {"first_noise": first_noise, "last_noise": trainer.noise.tensor, "draws": draws.tensor}
         save_file({**noises, **weights}, Path(folder, "run.safetensors"))
         Path(folder, "run.json").write_text(json.dumps(results))
 
 
 def _accuracy(output) -> dict[str, float]:
     return {"accuracy": float((output.predictions.argmax(-1) == output.label_ids).mean())}
+
+
+def _ascending_ranks_agree(folder: str, processes: int) -> bool:
+    """Whether all processes have the same weights after steps on draws that each of them moved up its own loss."""
+    model, examples = seeded_model_and_examples()
+    settings = {**TINY_RUN, "noise_method": "sample", "noise_ascent": 2.0}
+    args = NullspaceTrainingArguments(
+        f"{folder}/ascending", max_steps=2, per_device_train_batch_size=16 // processes, **settings
+    )
+    trainer = NullspaceTrainer(model, args, NullspaceDataCollator(), examples)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    trainer.train()
+    weights = trainer.accelerator.unwrap_model(trainer.model).parameters()
+    assert any(not torch.equal(old, new) for old, new in zip(before, weights, strict=True))
+    weights = torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])[None]
+    return all(torch.equal(rank, weights[0]) for rank in trainer.accelerator.gather(weights))
 
 
 def _evaluations(trainer, examples) -> dict[str, dict[str, float]]:

@@ -54,12 +54,17 @@ def test_json_round_trip(changes):
     assert NullspaceConfig.from_dict(values) == config
 
 
-@pytest.mark.parametrize("method, learning_rate", [("boundary", 0.3), ("paper", 0.1)])
+@pytest.mark.parametrize("method, learning_rate", [("boundary", 0.3), ("sample", None), ("paper", 0.1)])
 def test_defaults(method, learning_rate):
     config = NullspaceConfig(method=method)
     assert (config.epsilon, config.noise_limit, config.learning_rate) == (0.03, 3.0, learning_rate)
     assert (config.norm_weight, config.bank_size, config.on_failure, config.seed) == (0.0, 1, "shrink", 42)
     assert NullspaceConfig(method=method, learning_rate=0.7).learning_rate == 0.7
+
+
+def test_a_bank_of_draws_is_refused():
+    with pytest.raises(ValueError, match="`bank_size` must be 1 with `method='sample'`.* but got 3"):
+        NullspaceConfig(method="sample", bank_size=3)
 
 
 @pytest.mark.parametrize("name, value", INVALID, ids=lambda value: repr(value))

@@ -29,7 +29,7 @@ def test_two_processes_really_ran(runs):
 
 
 # The last noise belongs to weights that differ by rounding, which a search along insensitive directions enlarges.
-@pytest.mark.parametrize("name, difference", [("first_noise", 1e-5), ("last_noise", 1e-4)])
+@pytest.mark.parametrize("name, difference", [("first_noise", 1e-5), ("last_noise", 1e-4), ("draws", 1e-5)])
 def test_noise_is_that_of_one_process(runs, name, difference):
     one, two = runs[1][0][name], runs[2][0][name]
     assert runs[1][1]["history"][0]["steps"] == 8
@@ -46,8 +46,19 @@ def test_certificates_are_those_of_one_process(runs):
 
 def test_weights_are_those_of_one_process(runs):
     (one, *_), (two, *_) = runs[1], runs[2]
-    for name in one.keys() - {"first_noise", "last_noise"}:
+    for name in one.keys() - {"first_noise", "last_noise", "draws"}:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_draws_are_measured_as_in_one_process(runs):
+    """Each image has the draw of its place, whichever process holds it."""
+    one, two = (runs[processes][1]["draws"] for processes in (1, 2))
+    for name in ("norm", "probability_mse", "probability_mse_upper", "permuted_probability_mse", "agreement"):
+        assert one[name] == pytest.approx(two[name], rel=1e-4), name
+
+
+def test_processes_that_move_their_own_draws_keep_the_same_weights(runs):
+    assert runs[1][1]["ascending_ranks_agree"] and runs[2][1]["ascending_ranks_agree"]
 
 
 def test_evaluation_is_that_of_one_process(runs):

@@ -64,6 +64,7 @@ FLOORS = {
         "certificate",
         "frozen",
         "sensitivity",
+        "image_noise",
     ],
     0: ["patch_embedding", "configuration", "objectives", "randomness", "uploading"],
 }

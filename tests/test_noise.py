@@ -42,6 +42,32 @@ def test_save_and_load_change_no_bit(make_noise, tmp_path, bank_size, mean):
     assert first == second
 
 
+def test_axes_are_saved_and_tell_noises_apart(make_noise, tmp_path):
+    axes = torch.randn(32, 32, generator=torch.Generator().manual_seed(5))
+    noise = make_noise(axes=axes)
+    noise.save_pretrained(tmp_path)
+    loaded = NullspaceNoise.from_pretrained(tmp_path)
+    assert torch.equal(loaded.axes, axes) and loaded.to_dict() == noise.to_dict()
+    assert len({noise.digest(), make_noise().digest(), make_noise(axes=-axes).digest()}) == 3
+
+
+@pytest.mark.parametrize(("bank_size", "shape"), [(1, (32, 4)), (2, (32, 32))])
+def test_axes_of_another_shape_or_beside_a_bank_are_refused(make_noise, bank_size, shape):
+    with pytest.raises(ValueError, match=r"`axes` must have shape \(32, 32\) and stand beside one noise"):
+        make_noise(bank_size, axes=torch.ones(shape))
+
+
+def test_axes_give_every_image_a_noise_of_its_own(make_noise):
+    axes = torch.diag(torch.cat([torch.ones(8), torch.zeros(24)]))
+    noise = make_noise(axes=axes)
+    drawn = noise.draw(6, torch.Generator().manual_seed(0))
+    assert drawn.shape == (6, 4, 32) and (drawn[..., 8:] == 0).all()
+    torch.testing.assert_close(drawn.flatten(1).norm(dim=1), noise.tensor.norm().expand(6))
+    assert len({row.numpy().tobytes() for row in drawn}) == 6
+    smaller = noise.draw(6, torch.Generator().manual_seed(0), random_scale=True)
+    assert (smaller.flatten(1).norm(dim=1) < noise.tensor.norm()).all()
+
+
 def test_only_safetensors_and_json_are_written(saved):
     assert sorted(os.listdir(saved)) == [NOISE_CONFIG_NAME, NOISE_TENSOR_NAME]
 

@@ -41,6 +41,26 @@ def test_gaussian_keeps_the_norm_only(source):
     assert kurtosis[1] < 4 < 6 < kurtosis[0]  # 3 for a Gaussian
 
 
+@pytest.mark.parametrize("control", [permuted_control, gaussian_control])
+def test_the_control_of_draws_is_draws_in_any_direction(make_vit, make_batches, control):
+    """Same norm, in any direction: measured with one draw for each image, as the certificate of the source is."""
+    model, batches = make_vit(classifier_scale=20), make_batches(48, 16)
+    config = NullspaceConfig(epsilon=1e-3, method="sample", num_images=32, num_certificate_images=16)
+    source = synthesize_noise(model, batches, config, disable_tqdm=True)
+    found = make_control(control, "name", source, model, batches)
+    draws = [noise.draw(300, generator()) for noise in (source, found)]
+    for noise in draws:
+        torch.testing.assert_close(noise.flatten(1).norm(dim=1), source.tensor.norm().expand(300))
+    spreads = [torch.linalg.eigvalsh((rows.flatten(0, 1).T @ rows.flatten(0, 1)).double()) for rows in draws]
+    # The source's draws lie in some directions more than in others, the control's in all 31 alike.
+    participations = [(values.sum() ** 2 / values.square().sum()).item() for values in spreads]
+    assert participations[0] < 20 and participations[1] == pytest.approx(31, abs=0.9)
+    expected = measure_noise(model, found, batches[:1])
+    for name in ("probability_mse", "probability_mse_upper", "agreement", "norm"):
+        assert getattr(found.certificate, name) == pytest.approx(getattr(expected, name), rel=1e-4)
+    assert found.certificate.probability_mse > 1.5 * source.certificate.probability_mse
+
+
 def test_a_bank_of_controls_is_measured_on_the_images_of_its_source(make_vit, make_batches):
     model, batches = make_vit(classifier_scale=20).train(), make_batches(48, 16)
     config = NullspaceConfig(epsilon=1e-3, max_steps=8, num_images=32, num_certificate_images=16, bank_size=2)

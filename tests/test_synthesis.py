@@ -13,6 +13,7 @@ from hf_nullspace import NoiseNotConvergedError, NullspaceConfig, inject_noise, 
 from hf_nullspace.certificate import remove_hidden_mean
 from hf_nullspace.frozen import FrozenClassifier
 from hf_nullspace.noise_search import SEARCHES
+from hf_nullspace.probing import measure_noise
 from hf_nullspace.randomness import keyed_generator, preserved_random_state
 from hf_nullspace.synthesis import num_held_out
 
@@ -94,7 +95,7 @@ def test_boundary_noise_lies_at_the_boundary(model, batches, on_failure):
 @pytest.mark.parametrize("size", [0.01, 100.0])
 def test_boundary_noise_is_scaled_up_or_down_to_the_boundary(model, batches, monkeypatch, size):
     direction = start_of_paper(settings())
-    monkeypatch.setitem(SEARCHES, "boundary", lambda *args: (size * direction, 1))
+    monkeypatch.setitem(SEARCHES, "boundary", lambda *args: (size * direction, 1, None))
     noise = synthesize(model, batches)
     assert 0.9 * 0.03 <= noise.certificate.probability_mse_upper <= 0.03
     cosine = torch.nn.functional.cosine_similarity(noise.tensor.flatten(), direction.flatten(), dim=0)
@@ -237,6 +238,20 @@ def test_activation_checkpointing_changes_nothing(model, batches, use_reentrant)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model.train()
     torch.testing.assert_close(synthesize(model, batches).tensor, expected, rtol=0, atol=1e-4)
+
+
+def test_draws_are_certified_one_for_each_image(model, batches):
+    noise = synthesize(model, batches, method="sample")
+    held_out = torch.cat([batch["pixel_values"] for batch in batches])[:16]
+    draws = noise.image_noise(torch.device("cpu"))(torch.arange(16))
+    torch.testing.assert_close(draws.flatten(1).norm(dim=1), torch.full((16,), noise.certificate.norm))
+    errors = errors_by_hand(model, held_out, draws)
+    assert noise.certificate.probability_mse == pytest.approx(errors.mean().item(), rel=1e-4)
+    assert 0.9 * 0.03 < noise.certificate.probability_mse_upper <= 0.03
+    assert noise.certificate.permuted_probability_mse > noise.certificate.probability_mse
+    assert noise.tensor.norm().item() == pytest.approx(noise.certificate.norm, rel=1e-6)
+    again = measure_noise(model, noise, [{"pixel_values": part} for part in held_out.split(5)])
+    assert again.probability_mse == pytest.approx(noise.certificate.probability_mse, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,6 +15,7 @@ from hf_nullspace import (
     NullspaceTrainingArguments,
     inject_noise,
 )
+from hf_nullspace.image_noise import ascend_in_axes
 
 
 @pytest.fixture
@@ -153,7 +154,35 @@ def test_custom_loss_function_sees_both_passes(model, examples, tmp_path, noise_
     torch.testing.assert_close(loss, (clean + noisy) / 8)
 
 
-@pytest.mark.parametrize("settings", [{}, {"noise_bank_size": 3}, {"gradient_accumulation_steps": 2}])
+@FORWARDS
+def test_draws_move_up_the_loss_before_they_are_trained_on(model, examples, tmp_path, noise_forward):
+    args = arguments(tmp_path, noise_forward=noise_forward, noise_method="sample", noise_ascent=2.0)
+    trainer = build(model, examples, args)
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    trainer.noise_schedule._places = (-1, 0)  # the same draw again
+    draws = trainer._draw_noise(len(batch["labels"])).requires_grad_()
+    clean = model(**batch).loss
+    with inject_noise(model, draws):
+        before = model(**batch).loss
+    moved = ascend_in_axes(draws.detach(), torch.autograd.grad(before, draws)[0], trainer.noise.axes, 2.0)
+    with inject_noise(model, moved):
+        after = model(**batch).loss
+    torch.testing.assert_close(loss, clean + after)
+    assert after > before
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"noise_bank_size": 3},
+        {"gradient_accumulation_steps": 2},
+        {"noise_method": "sample", "noise_ascent": 2.0},
+    ],
+)
 def test_one_pass_trains_as_two(model, examples, tmp_path, settings):
     one, two = (
         build(model, examples, arguments(tmp_path / name, noise_forward=name, optim="sgd", **settings))
@@ -285,15 +314,13 @@ def test_evaluation_and_prediction_are_clean(model, examples, tmp_path):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("save_steps", [2, 3])
-@pytest.mark.parametrize("noise_bank_size", [1, 3])
-def test_resumed_run_is_bitwise_the_uninterrupted_one(
-    model, examples, tmp_path, accumulation, save_steps, noise_bank_size
-):
+@pytest.mark.parametrize("noise", [{}, {"noise_bank_size": 3}, {"noise_method": "sample", "noise_ascent": 2.0}])
+def test_resumed_run_is_bitwise_the_uninterrupted_one(model, examples, tmp_path, accumulation, save_steps, noise):
     changes = {
         "save_strategy": "steps",
         "save_steps": save_steps,
         "gradient_accumulation_steps": accumulation,
-        "noise_bank_size": noise_bank_size,
+        **noise,
     }
     whole = build(model, examples, arguments(tmp_path / "a", **changes))
     whole.train()
@@ -366,6 +393,12 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
         ({"noise_limit": -1.0}, "`noise_limit`.*-1.0"),
         ({"noise_learning_rate": 0.0}, "`noise_learning_rate`"),
         ({"noise_refresh_steps": 0}, "`noise_refresh_steps`.*0"),
+        ({"noise_method": "sample", "noise_ascent": -1.0}, "`noise_ascent`.*-1.0"),
+        (
+            {"noise_ascent": 3.0},
+            "`noise_ascent` moves the draws of `noise_method='sample'`, but the method is 'boundary'",
+        ),
+        ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
         ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
         ({"noise_batch_size": 0}, "`noise_batch_size`.*0"),
         ({"noise_on_failure": "hope"}, "`noise_on_failure`.*hope"),
