@@ -37,8 +37,8 @@ class NullspaceDataCollator:
             and others do. It belongs to the weights it was built from: keep the patch projection frozen, or build a new
             one when it has changed.
         noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(bank_size, num_patches, hidden_size)`, *optional*):
-            Noise of the encoder's approximate nullspace. Each image gets one of the bank, realised in pixels by
-            `nullspace`.
+            Noise of the encoder's approximate nullspace. Each image gets one of the bank, or a draw of its own where the
+            noise has axes to draw in, realised in pixels by `nullspace`.
         noise_norm (`float`, *optional*):
             Norm of the exact noise of an image, in normalised pixels. By default as large as the pixel box allows.
         image_mean, image_std (`Sequence[float]`, *optional*):
@@ -108,7 +108,9 @@ class NullspaceDataCollator:
             raise ValueError("`noise_norm` is for exact noise; scale `noise` itself instead.")
         bank = self.noise.tensor if isinstance(self.noise, NullspaceNoise) else self.noise
         self._bank = bank.detach().cpu().float()
-        self._realized = self.nullspace.realize(self._bank) if self.image_mean is None else None
+        self._draws = isinstance(self.noise, NullspaceNoise) and self.noise.axes is not None
+        is_fixed = self.image_mean is None and not self._draws
+        self._realized = self.nullspace.realize(self._bank) if is_fixed else None
 
     def set_epoch(self, epoch: int) -> None:
         """
@@ -159,10 +161,16 @@ class NullspaceDataCollator:
         generator = keyed_generator("pixel noise", self.seed, self._epoch, int.from_bytes(digest[:8], "little"))
         statistics = (self.image_mean, self.image_std)
         if self.noise is not None:
-            choice = int(torch.randint(len(self._bank), (1,), generator=generator))
-            if self._realized is not None:
-                return self._realized[choice : choice + 1]
-            return self.nullspace.realize_within(self._bank[choice : choice + 1], image, *statistics)[0]
+            if self._draws:
+                noise = self.noise.draw(1, generator)
+            else:
+                choice = int(torch.randint(len(self._bank), (1,), generator=generator))
+                if self._realized is not None:
+                    return self._realized[choice : choice + 1]
+                noise = self._bank[choice : choice + 1]
+            if self.image_mean is None:
+                return self.nullspace.realize(noise)
+            return self.nullspace.realize_within(noise, image, *statistics)[0]
         if self.image_mean is None:
             return self.nullspace.sample(1, self.noise_norm, generator, tuple(image.shape[2:]))
         return self.nullspace.sample_within(image, *statistics, generator, self.noise_norm, self.slides)

@@ -77,6 +77,23 @@ def test_approximate_noise_is_one_of_the_bank_in_pixels(model, nullspace, pictur
     assert not torch.equal(boxed, noisy)
 
 
+def test_every_image_gets_a_draw_of_its_own(model, nullspace, pictures, bank):
+    axes = torch.diag(torch.cat([torch.ones(8), torch.zeros(24)]))
+    draws = NullspaceNoise(bank.tensor[:1], bank.certificates[:1], bank.config, axes=axes)
+    collator = NullspaceDataCollator(nullspace=nullspace, noise=draws)
+    noisy = collator(pictures)["pixel_values"]
+    projection = find_patch_projection(model).module
+    embedded = nn.functional.conv2d(noisy - stack(pictures), projection.weight, stride=8).flatten(2).transpose(1, 2)
+    norms = embedded.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, draws.tensor.norm().expand(8), rtol=1e-3, atol=0)
+    assert embedded[..., 8:].abs().max() < 1e-4 * norms.min()
+    directions = embedded.flatten(1) / norms[:, None]
+    assert (directions @ directions.T - torch.eye(8)).abs().max() < 0.7
+    assert torch.equal(collator(pictures[::-1])["pixel_values"].flip(0), noisy)
+    boxed = NullspaceDataCollator(nullspace=nullspace, noise=draws, **STATISTICS)(pictures)["pixel_values"]
+    assert boxed.abs().max() <= 1 + 1e-6
+
+
 def test_pairs_hold_the_clean_images_first(nullspace, pictures):
     options = {"nullspace": nullspace, "noise_norm": 5.0}
     pairs = NullspaceDataCollator(**options, paired=True)(pictures)
