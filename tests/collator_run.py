@@ -36,6 +36,8 @@ def main(path: str, expected_processes: str, workers: str) -> None:
             batches[f"{name} {epoch}"] = pixels[labels.argsort(stable=True)].contiguous()
     if accelerator.is_main_process:
         save_file(batches, Path(path))
+    # A process group that is still open when Python ends can abort the process.
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
