@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from .objectives import kl_divergence
 from .pixel_box import normalization, pixel_limits
 
 
@@ -114,9 +115,3 @@ def trades_examples(
         return kl_divergence(clean_logits, logits_of(images)).sum()
 
     return ascent.maximize(loss_of, pixel_values, start.to(pixel_values.device))
-
-
-def kl_divergence(clean_logits: torch.Tensor, adversarial_logits: torch.Tensor) -> torch.Tensor:
-    """`KL(softmax(clean) || softmax(adversarial))` of each image, of shape `(batch_size,)`; both sides have gradients."""
-    clean, adversarial = (logits.float().log_softmax(-1) for logits in (clean_logits, adversarial_logits))
-    return (clean.exp() * (clean - adversarial)).sum(-1)

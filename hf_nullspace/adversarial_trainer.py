@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor
 
-from .adversarial_examples import LinfAscent, kl_divergence, pgd_examples, trades_examples
+from .adversarial_examples import LinfAscent, pgd_examples, trades_examples
 from .frozen import LABEL_NAMES, frozen
-from .objectives import read_logits
+from .objectives import kl_divergence, read_logits
 from .randomness import keyed_generator
 from .robustness import PixelModel, parse_epsilon
 from .trainer import NullspaceTrainer
@@ -196,13 +196,6 @@ class TradesTrainer(AdversarialTrainer):
 
     def _search(self, ascent: LinfAscent, logits_of, inputs, generator: torch.Generator) -> torch.Tensor:
         return trades_examples(ascent, logits_of, inputs["pixel_values"], generator)
-
-    def _reduce(self, values: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
-        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or a share of the whole batch's."""
-        if num_items_in_batch is None:
-            return values.mean()
-        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return values.sum() * scale / num_items_in_batch
 
 
 def _parse(name: str, value: float | str) -> float:

@@ -97,33 +97,33 @@ class ForwardPlan:
 
     def losses(
         self,
-        loss_of: Callable[[nn.Module, bool], Any],
+        loss_of: Callable[[nn.Module], Any],
         model: nn.Module,
         unwrapped: nn.Module,
         injector: NoiseInjector,
         noise: torch.Tensor,
     ) -> tuple[Any, Any]:
         """
-        The clean and the noisy result of `loss_of(model, is_noisy)`, which runs the model it is given once.
+        The clean and the noisy result of `loss_of(model)`, which runs the model it is given once.
 
         Args:
-            loss_of (`Callable`): Takes the model, or a stand-in for it, and whether this is the noisy pass.
+            loss_of (`Callable`): Takes the model, or a stand-in for it.
             model, unwrapped, injector, noise: As in [`TwofoldForward`].
         """
         if self.concatenates and not self._is_checked:
             # What it draws is given back: a resumed run checks again, an uninterrupted one does not.
             with preserved_random_state():  # with gradients on, or torch.compile would make another graph
                 try:
-                    loss_of(TwofoldForward(model, unwrapped, injector, noise, check=True), False)
+                    loss_of(TwofoldForward(model, unwrapped, injector, noise, check=True))
                 except NotConcatenableError as reason:
                     self._run_sequentially(str(reason))
             self._is_checked = True
         if self.concatenates:
             halves = TwofoldForward(model, unwrapped, injector, noise)
-            return loss_of(halves, False), loss_of(halves, True)
-        clean = loss_of(model, False)
+            return loss_of(halves), loss_of(halves)
+        clean = loss_of(model)
         with injector.inject(noise):
-            return clean, loss_of(model, True)
+            return clean, loss_of(model)
 
     def _run_sequentially(self, reason: str) -> None:
         self.concatenates = False

@@ -37,6 +37,21 @@ def read_logits(outputs: Any) -> torch.Tensor:
     return logits.flatten(2).transpose(1, 2) if logits.dim() == 4 else logits
 
 
+def kl_divergence(clean_logits: torch.Tensor, other_logits: torch.Tensor) -> torch.Tensor:
+    """
+    `KL(softmax(clean) || softmax(other))` of each image; gradients flow through both.
+
+    Args:
+        clean_logits, other_logits (`torch.Tensor` of shape `(batch_size, num_labels)` or `(batch_size, pixels, num_labels)`):
+            As [`read_logits`] gives them.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`; the mean over the pixels where there are some.
+    """
+    clean, other = (logits.float().log_softmax(-1) for logits in (clean_logits, other_logits))
+    return (clean.exp() * (clean - other)).sum(-1).reshape(len(clean), -1).mean(1)
+
+
 def similarity_objective(
     references: torch.Tensor, temperature: float = 0.07, embed: Objective | None = None
 ) -> Objective:

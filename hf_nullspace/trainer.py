@@ -20,12 +20,14 @@ from .injection import NoiseInjector
 from .noise import NullspaceNoise
 from .noise_forward import ForwardPlan, check_not_checkpointed
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
+from .objectives import kl_divergence, read_logits
 from .probing import measure_noise
 from .randomness import preserved_random_state
-from .sharding import check_backend
+from .sharding import check_averageable, check_backend
 from .synthesis import synthesize_noise
 from .training_args import NullspaceTrainingArguments
 from .training_images import check_enough, check_example, draw_images
+from .weight_average import WeightAverage
 
 
 # What `evaluate_noise` logs.
@@ -93,6 +95,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if not isinstance(args, NullspaceTrainingArguments):
             raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed, args.draw_options())
+        self.weight_average = WeightAverage(args.ema_decay) if args.ema_decay else None
         self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
         self._noisy_loss_since = 0
@@ -115,6 +118,9 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_backend(self.accelerator)
+        if self.weight_average is not None:
+            check_averageable(self.accelerator)
+            self.add_callback(self.weight_average)
         self._attach_noise(self.model)
         if train_dataset is not None and args.noise_weight:
             self._check_training_images()
@@ -157,18 +163,27 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         parent = super().compute_loss
         if self.args.noise_ascent:
             noise = self._ascend(model, noise, lambda model: parent(model, dict(inputs)))
-        clean, noisy_loss = self._forward_plan.losses(
+        (loss, outputs), (noisy_loss, noisy_outputs) = self._forward_plan.losses(
             # The parent pops `labels` from the dict it is given, hence the copies.
-            lambda model, is_noisy: parent(model, dict(inputs), return_outputs and not is_noisy, num_items_in_batch),
+            lambda model: parent(model, dict(inputs), True, num_items_in_batch),
             model,
             self.accelerator.unwrap_model(model, keep_torch_compile=False),
             self.injector,
             noise,
         )
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
-        if return_outputs:
-            return clean[0] + self.args.noise_weight * noisy_loss, clean[1]
-        return clean + self.args.noise_weight * noisy_loss
+        loss = loss + self.args.noise_weight * noisy_loss
+        if self.args.noise_consistency:
+            divergence = kl_divergence(read_logits(outputs), read_logits(noisy_outputs))
+            loss = loss + self.args.noise_consistency * self._reduce(divergence, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _reduce(self, values: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or a share of the whole batch's."""
+        if num_items_in_batch is None:
+            return values.mean()
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return values.sum() * scale / num_items_in_batch
 
     def _attach_noise(self, model: nn.Module) -> None:
         """Puts the injector on a model, and finds out how its two passes can run."""
@@ -215,7 +230,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         return synthesize_noise(
             model,
             self._noise_dataloader(round_index),
-            self.args.nullspace_config(),
+            self.args.nullspace_config(self.state.global_step),
             accelerator=self.accelerator,
             round_index=round_index,
             patch_projection=self.args.patch_projection,
@@ -358,6 +373,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
         self.noise_schedule.reset()
+        if self.weight_average is not None:
+            self.weight_average.reset()
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -373,11 +390,15 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.noise_schedule.save(output_dir)
+            if self.weight_average is not None:
+                self.weight_average.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(checkpoint)
+        if checkpoint is not None and self.weight_average is not None:
+            self.weight_average.load(checkpoint, self.model)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import TrainingArguments
 
@@ -57,6 +57,14 @@ class NullspaceTrainingArguments(TrainingArguments):
             For `noise_method="sample"`: standard deviations that each image's draw moves up its loss, at the same norm
             and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one more pass forward and
             back. The certificate is of draws that did not move.
+        noise_consistency (`float`, *optional*, defaults to 0.0):
+            Weight of a further term of the loss, the divergence `KL(clean || noisy)` of the predictions.
+        epsilon_warmup_steps (`int`, *optional*, defaults to 0):
+            Optimizer steps over which epsilon grows linearly to its value: the noise of a round that ends at step `s`
+            is synthesised for `epsilon * min(1, s / epsilon_warmup_steps)`.
+        ema_decay (`float`, *optional*, defaults to 0.0):
+            Decay of an exponential moving average of the weights, which takes their place when training ends: 0.99 looks
+            back over some 100 steps. Evaluation during training measures the weights that are trained. 0 averages none.
         patch_projection (`str`, *optional*):
             Name of the module that embeds patches, where the rule does not find it.
 
@@ -141,6 +149,16 @@ class NullspaceTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Standard deviations that each image's draw of noise_method=sample moves up its loss."},
     )
+    noise_consistency: float = field(
+        default=0.0, metadata={"help": "Weight of the divergence between the clean and the noisy prediction."}
+    )
+    epsilon_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimizer steps over which epsilon grows linearly to its value."}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of a moving average of the weights, which training ends with; 0 averages none."},
+    )
     patch_projection: str | None = field(
         default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
     )
@@ -152,13 +170,11 @@ class NullspaceTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters = False
         super().__post_init__()
         self.nullspace_config()
-        weight = self.noise_weight
-        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"`noise_weight` must be a number of at least 0, but got {weight!r}.")
-        ascent = self.noise_ascent
-        if not (isinstance(ascent, (int, float)) and math.isfinite(ascent) and ascent >= 0):
-            raise ValueError(f"`noise_ascent` must be a number of at least 0, but got {ascent!r}.")
-        if ascent and self.noise_method != "sample":
+        for name in ("noise_weight", "noise_ascent", "noise_consistency"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
+        if self.noise_ascent and self.noise_method != "sample":
             raise ValueError(
                 f"`noise_ascent` moves the draws of `noise_method='sample'`, but the method is {self.noise_method!r}. Set "
                 "`noise_method='sample'`, or leave `noise_ascent` at 0."
@@ -169,6 +185,17 @@ class NullspaceTrainingArguments(TrainingArguments):
             )
         if self.noise_batch_size is not None and self.noise_batch_size < 1:
             raise ValueError(f"`noise_batch_size` must be at least 1, but got {self.noise_batch_size!r}.")
+        if not isinstance(self.epsilon_warmup_steps, int) or self.epsilon_warmup_steps < 0:
+            raise ValueError(
+                f"`epsilon_warmup_steps` must be an integer of at least 0, but got {self.epsilon_warmup_steps!r}."
+            )
+        if not (isinstance(self.ema_decay, (int, float)) and 0 <= self.ema_decay < 1):
+            raise ValueError(f"`ema_decay` must lie in [0, 1), but got {self.ema_decay!r}.")
+        if self.ema_decay and self.load_best_model_at_end:
+            raise ValueError(
+                "`ema_decay` ends training with averaged weights, and `load_best_model_at_end` with those of a checkpoint. "
+                "Set one of them."
+            )
         if self.noise_forward not in NOISE_FORWARDS:
             raise ValueError(f"`noise_forward` must be one of {list(NOISE_FORWARDS)}, but got {self.noise_forward!r}.")
 
@@ -179,14 +206,24 @@ class NullspaceTrainingArguments(TrainingArguments):
     def nullspace_schedule(self) -> dict[str, float | bool]:
         """How the noise is used, beside how it is made."""
         schedule = {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
-        return {**schedule, **self.draw_options(), "noise_ascent": self.noise_ascent}
+        names = ("noise_ascent", "noise_consistency", "epsilon_warmup_steps", "ema_decay")
+        return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in names}}
 
-    def nullspace_config(self) -> NullspaceConfig:
-        """The synthesis settings among these arguments."""
+    def nullspace_config(self, step: int | None = None) -> NullspaceConfig:
+        """
+        The synthesis settings among these arguments.
+
+        Args:
+            step (`int`, *optional*): The optimizer step that the noise is made at, if epsilon shall be that of its round.
+        """
         try:
-            return NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
+            config = NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
         except ValueError as error:
             message = str(error)
             for argument, name in CONFIG_FIELDS.items():
                 message = message.replace(f"`{name}`", f"`{argument}`")
             raise ValueError(message) from None
+        if step is None or not self.epsilon_warmup_steps:
+            return config
+        round_end = (step // self.noise_refresh_steps + 1) * self.noise_refresh_steps
+        return replace(config, epsilon=self.epsilon * min(1.0, round_end / self.epsilon_warmup_steps))

@@ -41,6 +41,8 @@ def main(folder: str, processes: int) -> None:
         per_device_train_batch_size=16 // processes,
         per_device_eval_batch_size=8 // processes,
         noise_limit=1.0,
+        noise_consistency=0.5,
+        ema_decay=0.5,
         **TINY_RUN,
     )
     trainer = NullspaceTrainer(

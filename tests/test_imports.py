@@ -24,6 +24,7 @@ FLOORS = {
         "noise_forward",
         "checkpointing",
         "checkpointing_trainer",
+        "weight_average",
         "evaluation_loss",
         "sharding",
         "training_images",

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from model_types import TEXT, VIT
+from torch.nn import functional
 from transformers import (
     AutoModel,
     BeitConfig,
@@ -20,7 +21,7 @@ from whole_path import draw_model
 
 from hf_nullspace import NullspaceConfig, inject_noise, measure_noise, similarity_objective, synthesize_noise
 from hf_nullspace.certificate import agreement, logit_distance, probability_mse
-from hf_nullspace.objectives import read_logits
+from hf_nullspace.objectives import kl_divergence, read_logits
 
 
 CONFIG = NullspaceConfig(max_steps=4, num_images=16, num_certificate_images=16)
@@ -48,6 +49,15 @@ def test_pixels_of_a_segmentation_become_positions():
     positions = read_logits(SimpleNamespace(logits=logits))
     assert positions.shape == (2, 20, 3)
     assert torch.equal(positions[1, 2 * 5 + 3], logits[1, :, 2, 3])
+
+
+def test_divergence_is_that_of_torch():
+    clean, other = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+    expected = functional.kl_div(other.log_softmax(-1), clean.softmax(-1), reduction="none").sum(-1)
+    torch.testing.assert_close(kl_divergence(clean, other), expected)
+    assert kl_divergence(clean, clean).abs().max() == 0
+    # A segmentation's is the mean over its pixels.
+    torch.testing.assert_close(kl_divergence(clean.view(2, 3, 5), other.view(2, 3, 5)), expected.view(2, 3).mean(1))
 
 
 @pytest.mark.parametrize("quantity", [probability_mse, logit_distance, agreement])

@@ -103,10 +103,26 @@ def test_loss_is_clean_plus_weighted_noisy(
 
 
 @FORWARDS
+def test_consistency_adds_the_divergence_of_the_noisy_predictions(model, examples, tmp_path, noise_forward):
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward, noise_consistency=0.5))
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    clean = model(**batch)
+    with inject_noise(model, trainer.noise.tensor):
+        noisy = model(**batch)
+    log_ratio = clean.logits.log_softmax(-1) - noisy.logits.log_softmax(-1)
+    divergence = (clean.logits.softmax(-1) * log_ratio).sum(-1).mean()
+    assert divergence > 0.01
+    torch.testing.assert_close(loss, clean.loss + noisy.loss + 0.5 * divergence, rtol=0, atol=1e-6)
+
+
+@FORWARDS
 @pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
 def test_accumulated_batches_equal_one_batch(model, examples, tmp_path, label_smoothing_factor, noise_forward):
     shared = {
         "noise_forward": noise_forward,
+        "noise_consistency": 0.5,
         "label_smoothing_factor": label_smoothing_factor,
         "optim": "sgd",
         "max_grad_norm": 0.0,
@@ -309,12 +325,38 @@ def test_evaluation_and_prediction_are_clean(model, examples, tmp_path):
     assert (trainer.predict(examples[:10]).predictions == expected).all()
 
 
+# ---- Rounds of growing epsilon ----------------------------------------------------------------------------------
+
+
+def test_epsilon_grows_over_the_rounds_of_its_warmup(model, examples, tmp_path):
+    asked = []
+
+    class Recording(NullspaceTrainer):
+        def _refresh_noise(self, model):
+            super()._refresh_noise(model)
+            asked.append(self.noise.config.epsilon)
+
+    build(model, examples, arguments(tmp_path, max_steps=12, epsilon=0.08, epsilon_warmup_steps=8), Recording).train()
+    assert asked == pytest.approx([0.03, 0.06, 0.08, 0.08])  # rounds end at the steps 3, 6, 9 and 12
+
+
+def test_without_warmup_every_round_has_the_whole_epsilon(tmp_path):
+    assert {arguments(tmp_path, epsilon=0.08).nullspace_config(step).epsilon for step in (0, 3, 6)} == {0.08}
+
+
 # ---- Saving and resuming ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("save_steps", [2, 3])
-@pytest.mark.parametrize("noise", [{}, {"noise_bank_size": 3}, {"noise_method": "sample", "noise_ascent": 2.0}])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"epsilon_warmup_steps": 6},
+        {"noise_bank_size": 3, "ema_decay": 0.9},
+        {"noise_method": "sample", "noise_ascent": 2.0},
+    ],
+)
 def test_resumed_run_is_bitwise_the_uninterrupted_one(model, examples, tmp_path, accumulation, save_steps, noise):
     changes = {
         "save_strategy": "steps",
@@ -400,6 +442,14 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
         ),
         ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
         ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
+        ({"noise_consistency": -1.0}, "`noise_consistency`.*-1.0"),
+        ({"epsilon_warmup_steps": -1}, "`epsilon_warmup_steps`.*-1"),
+        ({"epsilon_warmup_steps": 1.5}, "`epsilon_warmup_steps`.*1.5"),
+        ({"ema_decay": 1.0}, r"`ema_decay` must lie in \[0, 1\), but got 1.0"),
+        (
+            {"ema_decay": 0.9, "load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
+            "`ema_decay` ends training with averaged weights, and `load_best_model_at_end`",
+        ),
         ({"noise_batch_size": 0}, "`noise_batch_size`.*0"),
         ({"noise_on_failure": "hope"}, "`noise_on_failure`.*hope"),
         ({"noise_forward": "both"}, "`noise_forward`.*both"),

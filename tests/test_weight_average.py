@@ -1,0 +1,151 @@
+"""The moving average of the weights: its recursion, what training ends with, and what checkpoints hold of it."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace.hub.manifest import publishable_files
+from hf_nullspace.weight_average import AVERAGE_NAME, WeightAverage
+
+
+DECAY = 0.75
+
+
+class Recorder(TrainerCallback):
+    """The weights after every step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+
+
+@pytest.fixture
+def model(make_vit):
+    return make_vit()
+
+
+@pytest.fixture
+def examples(make_examples):
+    return make_examples(32)
+
+
+def settings(folder, args_class=NullspaceTrainingArguments, **changes):
+    common = {"max_steps": 4, "per_device_train_batch_size": 8, "save_strategy": "no", "learning_rate": 1e-2}
+    common |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    return args_class(str(folder), **{**common, **changes})
+
+
+def build(model, examples, folder, **changes):
+    args = settings(folder, **{"ema_decay": DECAY, "noise_weight": 0.0, **changes})
+    return NullspaceTrainer(copy.deepcopy(model), args, NullspaceDataCollator(), train_dataset=examples)
+
+
+def averages(start, weights):
+    """The recursion, by hand."""
+    for current in weights:
+        start = {name: DECAY * start[name] + (1 - DECAY) * weight for name, weight in current.items()}
+    return start
+
+
+def test_training_ends_with_the_recursion(model, examples, tmp_path):
+    recorder, trainer = Recorder(), build(model, examples, tmp_path)
+    trainer.add_callback(recorder)
+    trainer.train()
+    assert len(recorder.weights) == 4
+    expected = averages(dict(model.named_parameters()), recorder.weights)
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6, msg=name)
+        assert not torch.equal(weight, recorder.weights[-1][name]) or weight.numel() == 0, name
+
+
+def test_steps_are_those_of_training_without_an_average(model, examples, tmp_path):
+    recorder, trainer = Recorder(), build(model, examples, tmp_path / "a")
+    trainer.add_callback(recorder)
+    plain = Trainer(
+        copy.deepcopy(model),
+        settings(tmp_path / "b", TrainingArguments, data_seed=42),
+        NullspaceDataCollator(),
+        train_dataset=examples,
+    )
+    trainer.train(), plain.train()
+    for name, weight in plain.model.named_parameters():
+        assert torch.equal(weight, recorder.weights[-1][name]), name
+
+
+def test_a_second_run_averages_anew(model, examples, tmp_path):
+    trainer = build(model, examples, tmp_path, max_steps=2)
+    trainer.train()
+    start, recorder = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}, Recorder()
+    trainer.add_callback(recorder)
+    trainer.train()
+    expected = averages(start, recorder.weights)
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_frozen_weights_have_no_average(model, examples, tmp_path):
+    model.vit.requires_grad_(False)
+    trainer = build(model, examples, tmp_path)
+    trainer.train()
+    assert set(trainer.weight_average.weights) == {"classifier.weight", "classifier.bias"}
+
+
+def test_half_precision_is_averaged_in_full(model):
+    average, model = WeightAverage(0.999), model.to(torch.bfloat16)
+    average.on_train_begin(None, None, None, model)
+    with torch.no_grad():
+        model.classifier.bias.fill_(1.0)
+    for _ in range(100):  # each step is below the spacing of bfloat16 at 1
+        average.on_step_end(None, None, None, model)
+    average.on_train_end(None, None, None, model)
+    expected = torch.full_like(model.classifier.bias, 1 - 0.999**100)
+    torch.testing.assert_close(model.classifier.bias, expected)
+
+
+# ---- Checkpoints ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(model, examples, tmp_path):
+    build(model, examples, tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2).train()
+    return tmp_path / "run" / "checkpoint-2"
+
+
+def test_a_checkpoint_holds_weights_and_average(model, examples, tmp_path, checkpoint):
+    trainer = build(model, examples, tmp_path / "again", max_steps=2)
+    trainer.train()
+    held = load_file(checkpoint / AVERAGE_NAME)
+    assert held.keys() == dict(model.named_parameters()).keys()
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(held[name], weight), name
+    trained = type(model).from_pretrained(checkpoint)
+    assert not torch.equal(trained.classifier.weight, held["classifier.weight"])
+    assert AVERAGE_NAME not in publishable_files(checkpoint)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def replace_by_another(path):
+    save_file({"weight": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda path: path.unlink(), FileNotFoundError, f"has no {AVERAGE_NAME}: it was trained without `ema_decay`"),
+        (cut, ValueError, f"{AVERAGE_NAME} in .* is damaged"),
+        (replace_by_another, ValueError, "holds the weights of another model"),
+    ],
+)
+def test_a_checkpoint_without_its_average_is_refused(model, examples, tmp_path, checkpoint, damage, error, message):
+    damage(checkpoint / AVERAGE_NAME)
+    with pytest.raises(error, match=message):
+        build(model, examples, tmp_path / "resumed").train(resume_from_checkpoint=str(checkpoint))
