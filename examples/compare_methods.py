@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -354,3 +354,4 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    PartialState().destroy_process_group()  # or a launched run may abort when Python ends

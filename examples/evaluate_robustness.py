@@ -29,3 +29,4 @@ def main(argv: list[str]) -> list[RobustnessReport]:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    PartialState().destroy_process_group()  # or a launched run may abort when Python ends

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from transformers import Trainer, set_seed
 from transformers.utils import logging
 
@@ -168,3 +169,4 @@ def report(trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> N
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    PartialState().destroy_process_group()  # or a launched run may abort when Python ends

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BaseImageProcessor
 
 from .adversarial_examples import LinfAscent, pgd_examples, trades_examples
 from .frozen import LABEL_NAMES, frozen
 from .objectives import kl_divergence, read_logits
 from .randomness import keyed_generator
-from .robustness import PixelModel, parse_epsilon
+from .robustness import parse_epsilon
 from .trainer import NullspaceTrainer
 from .training_args import NullspaceTrainingArguments
+from .training_images import image_statistics
 
 
 @dataclass
@@ -107,15 +107,8 @@ class AdversarialTrainer(NullspaceTrainer):
             raise TypeError(
                 f"`args` must be an `AdversarialTrainingArguments`, but got a `{type(self.args).__name__}`."
             )
-        processor = self.processing_class
-        if not isinstance(processor, BaseImageProcessor):
-            raise TypeError(
-                "Adversarial examples are bounded in pixels, so `processing_class` must be the image processor that "
-                f"normalises the training images, but got {_name_of(processor)}. Pass "
-                "`processing_class=AutoImageProcessor.from_pretrained(...)`."
-            )
-        pixels = PixelModel(self.model, processor)
-        self._image_mean, self._image_std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
+        reason = "Adversarial examples are"
+        self._image_mean, self._image_std = image_statistics(self.model, self.processing_class, reason)
 
     def compute_loss(
         self,
@@ -203,7 +196,3 @@ def _parse(name: str, value: float | str) -> float:
         return parse_epsilon(value)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("`epsilon`", f"`{name}`")) from None
-
-
-def _name_of(processor: Any) -> str:
-    return "nothing" if processor is None else f"a `{type(processor).__name__}`"

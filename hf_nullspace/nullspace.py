@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from transformers.utils import logging
 
 from .box_filling import approach, fill_box, norm_bound
-from .patch_embedding import PatchProjection, find_patch_projection
+from .patch_embedding import PatchProjection
 from .patch_matrix import PatchMatrix
 from .randomness import keyed_generator
 
@@ -90,28 +89,6 @@ class PatchNullspace(PatchMatrix):
         self.basis = self.right_vectors[self.rank :].T.contiguous()
         if self.obstacle is not None:
             logger.warning(f"{self.obstacle} Samples will be zero.")
-
-    @classmethod
-    def from_model(
-        cls, model: nn.Module, rtol: float | None = None, patch_projection: str | None = None
-    ) -> PatchNullspace:
-        """
-        The exact nullspace of a classifier's patch projection.
-
-        Args:
-            model (`nn.Module`): The classifier, unwrapped.
-            rtol (`float`, *optional*): See [`PatchNullspace`].
-            patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
-
-        Raises:
-            `ValueError`: If the model has no patch projection, or its patches overlap.
-        """
-        config = getattr(model, "config", None)
-        config = getattr(config, "vision_config", config)
-        size = getattr(config, "image_size", None)
-        size = (size, size) if isinstance(size, int) else size
-        projection = find_patch_projection(model, patch_projection)
-        return cls(projection, tuple(size) if size else None, rtol, getattr(config, "num_channels", 3))
 
     def __repr__(self) -> str:
         rows, features = self.matrix.shape

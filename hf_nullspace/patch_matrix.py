@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
-from .patch_embedding import PatchProjection
+from .patch_embedding import PatchProjection, find_patch_projection
 from .patch_grid import PatchGrid
 from .pixel_box import pixel_limits
 
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.get_logger(__name__)
 
@@ -55,6 +60,26 @@ class PatchMatrix(PatchGrid):
         self.rank = int((singular_values > self.tolerance).sum())
         self.right_vectors = right
         self.pseudo_inverse = (right[: self.rank].T / singular_values[: self.rank]) @ left[:, : self.rank].T
+
+    @classmethod
+    def from_model(cls, model: nn.Module, rtol: float | None = None, patch_projection: str | None = None) -> Self:
+        """
+        That of a classifier's patch projection.
+
+        Args:
+            model (`nn.Module`): The classifier, unwrapped.
+            rtol (`float`, *optional*): See [`PatchNullspace`].
+            patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+
+        Raises:
+            `ValueError`: If the model has no patch projection, or its patches overlap.
+        """
+        config = getattr(model, "config", None)
+        config = getattr(config, "vision_config", config)
+        size = getattr(config, "image_size", None)
+        size = (size, size) if isinstance(size, int) else size
+        projection = find_patch_projection(model, patch_projection)
+        return cls(projection, tuple(size) if size else None, rtol, getattr(config, "num_channels", 3))
 
     def pixel_box(
         self, pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]

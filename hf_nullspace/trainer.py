@@ -20,6 +20,7 @@ from .injection import NoiseInjector
 from .noise import NullspaceNoise
 from .noise_forward import ForwardPlan, check_not_checkpointed
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
+from .noisy_pictures import NoisyPictures
 from .objectives import kl_divergence, read_logits
 from .probing import measure_noise
 from .randomness import preserved_random_state
@@ -54,7 +55,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
-        `TypeError`: If `args` is no [`NullspaceTrainingArguments`].
+        `TypeError`: If `args` is no [`NullspaceTrainingArguments`], or `noise_in_pixels` is set and `processing_class`
+            no image processor.
         `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
             its images do not fit the model, FSDP1 or ZeRO-3 is asked for, or a checkpoint to resume from is not whole.
         `FloatingPointError`: In `train`, if a loss is not finite; before the step, so that no weight is lost.
@@ -122,6 +124,9 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             check_averageable(self.accelerator)
             self.add_callback(self.weight_average)
         self._attach_noise(self.model)
+        self._noisy_pictures = None
+        if args.noise_in_pixels and args.noise_weight:
+            self._noisy_pictures = NoisyPictures(self.model, self.processing_class, args.patch_projection)
         if train_dataset is not None and args.noise_weight:
             self._check_training_images()
 
@@ -163,14 +168,18 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         parent = super().compute_loss
         if self.args.noise_ascent:
             noise = self._ascend(model, noise, lambda model: parent(model, dict(inputs)))
-        (loss, outputs), (noisy_loss, noisy_outputs) = self._forward_plan.losses(
-            # The parent pops `labels` from the dict it is given, hence the copies.
-            lambda model: parent(model, dict(inputs), True, num_items_in_batch),
-            model,
-            self.accelerator.unwrap_model(model, keep_torch_compile=False),
-            self.injector,
-            noise,
-        )
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+        def loss_of(model: nn.Module, inputs: dict[str, torch.Tensor | Any] = inputs):
+            # The parent pops `labels` from the dict it is given, hence the copy.
+            return parent(model, dict(inputs), True, num_items_in_batch)
+
+        if self._noisy_pictures is None:
+            both = self._forward_plan.losses(loss_of, model, unwrapped, self.injector, noise)
+        else:
+            pictures = self._noisy_pictures.make(unwrapped, inputs["pixel_values"], noise)
+            both = loss_of(model), loss_of(model, {**inputs, "pixel_values": pictures})
+        (loss, outputs), (noisy_loss, noisy_outputs) = both
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         loss = loss + self.args.noise_weight * noisy_loss
         if self.args.noise_consistency:

@@ -57,6 +57,9 @@ class NullspaceTrainingArguments(TrainingArguments):
             For `noise_method="sample"`: standard deviations that each image's draw moves up its loss, at the same norm
             and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one more pass forward and
             back. The certificate is of draws that did not move.
+        noise_in_pixels (`bool`, *optional*, defaults to `False`):
+            Give the noise to the pixels of each image, inside [0, 1], instead of to its patch embeddings; what does not
+            fit into the box is lost. Needs the image processor as `processing_class`, and runs two forward passes.
         noise_consistency (`float`, *optional*, defaults to 0.0):
             Weight of a further term of the loss, the divergence `KL(clean || noisy)` of the predictions.
         epsilon_warmup_steps (`int`, *optional*, defaults to 0):
@@ -149,6 +152,10 @@ class NullspaceTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Standard deviations that each image's draw of noise_method=sample moves up its loss."},
     )
+    noise_in_pixels: bool = field(
+        default=False,
+        metadata={"help": "Give the noise to the pixels of each image, inside [0, 1], not to its patch embeddings."},
+    )
     noise_consistency: float = field(
         default=0.0, metadata={"help": "Weight of the divergence between the clean and the noisy prediction."}
     )
@@ -206,7 +213,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     def nullspace_schedule(self) -> dict[str, float | bool]:
         """How the noise is used, beside how it is made."""
         schedule = {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
-        names = ("noise_ascent", "noise_consistency", "epsilon_warmup_steps", "ema_decay")
+        names = ("noise_ascent", "noise_in_pixels", "noise_consistency", "epsilon_warmup_steps", "ema_decay")
         return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in names}}
 
     def nullspace_config(self, step: int | None = None) -> NullspaceConfig:

@@ -1,15 +1,18 @@
-"""The training images that noise is synthesised on, and what must be true of them before training begins."""
+"""The training images that noise is synthesised on, what must be true of them, and how they are normalised."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
+from transformers import BaseImageProcessor
 
 from .frozen import frozen
 from .randomness import keyed_generator, preserved_random_state
+from .robustness import PixelModel
 
 
 def draw_images(dataset: Dataset, num_images: int, seed: int, round_index: int) -> Subset | list:
@@ -55,3 +58,26 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module) -> None:
             f"expects {expected[0]}x{expected[1]}. Set the image processor's `size` to the model's, or load the "
             "model with another `image_size`."
         ) from error
+
+
+def image_statistics(model: nn.Module, processing_class: Any, reason: str) -> tuple[list[float], list[float]]:
+    """
+    The mean and standard deviation that training images were normalised with, one value for each channel or one for all.
+
+    Args:
+        model (`nn.Module`): The classifier.
+        processing_class ([`~transformers.BaseImageProcessor`]): What the trainer was given.
+        reason (`str`): What is bounded in pixels, for the error.
+
+    Raises:
+        `TypeError`: If `processing_class` is no image processor.
+        `ValueError`: If its normalisation does not fit the model.
+    """
+    if not isinstance(processing_class, BaseImageProcessor):
+        given = "nothing" if processing_class is None else f"a `{type(processing_class).__name__}`"
+        raise TypeError(
+            f"{reason} made in pixels, so `processing_class` must be the image processor that normalises the training "
+            f"images, but got {given}. Pass `processing_class=AutoImageProcessor.from_pretrained(...)`."
+        )
+    pixels = PixelModel(model, processing_class)
+    return pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()

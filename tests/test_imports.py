@@ -25,6 +25,7 @@ FLOORS = {
         "checkpointing",
         "checkpointing_trainer",
         "weight_average",
+        "noisy_pictures",
         "evaluation_loss",
         "sharding",
         "training_images",
