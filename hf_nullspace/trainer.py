@@ -163,29 +163,40 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         noise = self._draw_noise(len(inputs["pixel_values"])) if model.training else None
-        if noise is None:
-            return super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         parent = super().compute_loss
-        if self.args.noise_ascent:
-            noise = self._ascend(model, noise, lambda model: parent(model, dict(inputs)))
-        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-
-        def loss_of(model: nn.Module, inputs: dict[str, torch.Tensor | Any] = inputs):
-            # The parent pops `labels` from the dict it is given, hence the copy.
-            return parent(model, dict(inputs), True, num_items_in_batch)
-
-        if self._noisy_pictures is None:
-            both = self._forward_plan.losses(loss_of, model, unwrapped, self.injector, noise)
-        else:
-            pictures = self._noisy_pictures.make(unwrapped, inputs["pixel_values"], noise)
-            both = loss_of(model), loss_of(model, {**inputs, "pixel_values": pictures})
-        (loss, outputs), (noisy_loss, noisy_outputs) = both
+        if noise is None:
+            return parent(model, dict(inputs), return_outputs, num_items_in_batch)
+        (loss, outputs), (noisy_loss, noisy_outputs) = self._clean_and_noisy(
+            # The parent pops `labels` from the dict it is given, hence the copies.
+            lambda model, inputs: parent(model, dict(inputs), True, num_items_in_batch),
+            model,
+            inputs,
+            noise,
+        )
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         loss = loss + self.args.noise_weight * noisy_loss
         if self.args.noise_consistency:
             divergence = kl_divergence(read_logits(outputs), read_logits(noisy_outputs))
             loss = loss + self.args.noise_consistency * self._reduce(divergence, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _clean_and_noisy(
+        self,
+        loss_of: Callable[[nn.Module, dict[str, Any]], tuple[torch.Tensor, Any]],
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        noise: torch.Tensor,
+    ) -> tuple[tuple[torch.Tensor, Any], tuple[torch.Tensor, Any]]:
+        """Loss and outputs of a micro-batch without noise and with it, on its embeddings or in its pixels."""
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if self.args.noise_ascent:
+            noise = self._ascend(unwrapped, noise, lambda model: loss_of(model, inputs)[0])
+        if self._noisy_pictures is None:
+            return self._forward_plan.losses(
+                lambda model: loss_of(model, inputs), model, unwrapped, self.injector, noise
+            )
+        pictures = self._noisy_pictures.make(unwrapped, inputs["pixel_values"], noise)
+        return loss_of(model, inputs), loss_of(model, {**inputs, "pixel_values": pictures})
 
     def _reduce(self, values: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
         """What `Trainer` makes of the clean loss: a mean over the micro-batch, or a share of the whole batch's."""
@@ -210,10 +221,9 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         return self.noise_schedule.draw(self.state.global_step, batch_size, self.args.process_index, self.args.device)
 
     def _ascend(
-        self, model: nn.Module, noise: torch.Tensor, loss_of: Callable[[nn.Module], torch.Tensor]
+        self, unwrapped: nn.Module, noise: torch.Tensor, loss_of: Callable[[nn.Module], torch.Tensor]
     ) -> torch.Tensor:
         """Noise moved up the loss, whose gradient is taken on the unwrapped model: DDP has no part in this pass."""
-        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         variable = noise.detach().requires_grad_()
         with frozen(unwrapped), torch.enable_grad(), self.injector.inject(variable), self.accelerator.autocast():
             loss = loss_of(unwrapped)

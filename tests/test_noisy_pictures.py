@@ -4,8 +4,9 @@ import logging
 
 import pytest
 import torch
+from test_adversarial_trainer import processor
 from test_trainer import arguments, assert_same_weights, batch_of, build
-from transformers import SegformerConfig, SegformerForImageClassification, ViTImageProcessorPil
+from transformers import SegformerConfig, SegformerForImageClassification
 
 from hf_nullspace import PatchNullspace, inject_noise
 from hf_nullspace.noisy_pictures import NoisyPictures
@@ -21,10 +22,6 @@ def model(make_vit):
 @pytest.fixture
 def pictures(make_pictures):
     return make_pictures(64)
-
-
-def processor(**changes):
-    return ViTImageProcessorPil(size={"height": 16, "width": 16}, **changes)
 
 
 def embedded(model, change):
