@@ -10,9 +10,10 @@ What a claim about nullspace finetuning stands beside: other ways to finetune, i
 | `pgd` | adversarial examples of the cross-entropy | what a finetuning made for attacks reaches |
 | `trades` | clean images, and the divergence of adversarial ones | the same, with clean accuracy kept |
 
-Of `noise_method="sample"`, where every image gets a noise of its own, the controls are draws of the same norm in any
-direction. `permuted` and `gaussian` cost what `nullspace` costs, and the measurement of their own certificates: they are made by
-the search that they are the control of. `pgd` and `trades` take `adversarial_steps` more forward and backward passes.
+Of `noise_method="sample"`, where every image gets a noise of its own, both controls are draws of the same norm in any
+direction, and `permuted` is `gaussian`. They cost what `nullspace` costs, and the measurement of their own certificates:
+they are made by the search that they are the control of. `pgd` and `trades` take `adversarial_steps` more forward and
+backward passes.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def make_control(
     The control of every noise of a bank, each with a certificate of its own.
 
     Where every image gets a noise of its own, so does it by the control: draws of the same norm in any direction, which
-    is what a permutation of each draw's elements would leave. It is measured on the images that the certificates of `noise` come from, so that both can be compared; `steps` and
+    is what a permutation of each draw's elements would leave, and Gaussian noise; both controls are one there. It is
+    measured on the images that the certificates of `noise` come from, so that both can be compared; `steps` and
     `seconds` are those of `noise`, which it costs. As a rule none is `converged`.
 
     Args:

@@ -27,6 +27,7 @@ CONFIG_FIELDS = {
 }
 
 NOISE_FORWARDS = ("concatenated", "sequential")
+DEFAULT_ASCENTS = {"sample": 3.0, "boundary": 0.0, "paper": 0.0}
 
 
 @dataclass
@@ -53,10 +54,10 @@ class NullspaceTrainingArguments(TrainingArguments):
             Scale each image's noise by a number uniform in [0, 1].
         noise_convex_combination (`bool`, *optional*, defaults to `False`):
             Mix the noises of a bank for each image instead of choosing one.
-        noise_ascent (`float`, *optional*, defaults to 0.0):
+        noise_ascent (`float`, *optional*):
             For `noise_method="sample"`: standard deviations that each image's draw moves up its loss, at the same norm
-            and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one more pass forward and
-            back. The certificate is of draws that did not move.
+            and in the same axes; 3, the default there, makes it about as hard as the worst of 700 draws. Takes one more
+            pass forward and back; 0 takes none. The certificate is of draws that did not move.
         noise_in_pixels (`bool`, *optional*, defaults to `False`):
             Give the noise to the pixels of each image, inside [0, 1], instead of to its patch embeddings; what does not
             fit into the box is lost. Needs the image processor as `processing_class`, and runs two forward passes.
@@ -70,6 +71,13 @@ class NullspaceTrainingArguments(TrainingArguments):
             back over some 100 steps. Evaluation during training measures the weights that are trained. 0 averages none.
         patch_projection (`str`, *optional*):
             Name of the module that embeds patches, where the rule does not find it.
+
+    <Tip>
+
+    `noise_method` is `"sample"` by default, where that of [`NullspaceConfig`] is `"boundary"`: one noise for all images is
+    the largest to be found and what reports are about, and a noise of its own for every image trains better.
+
+    </Tip>
 
     <Tip>
 
@@ -87,11 +95,11 @@ class NullspaceTrainingArguments(TrainingArguments):
         metadata={"help": "Largest probability_mse at which a noise counts as part of the approximate nullspace."},
     )
     noise_method: str = field(
-        default=NullspaceConfig.method,
+        default="sample",
         metadata={
-            "help": "Search along the boundary of epsilon, draw another noise for every image in the axes that the "
-            "encoder hardly sees, or search as in the paper.",
-            "choices": ["boundary", "sample", "paper"],
+            "help": "Draw another noise for every image in the axes that the encoder hardly sees, search along the "
+            "boundary of epsilon, or search as in the paper.",
+            "choices": ["sample", "boundary", "paper"],
         },
     )
     noise_limit: float = field(
@@ -148,9 +156,9 @@ class NullspaceTrainingArguments(TrainingArguments):
     noise_convex_combination: bool = field(
         default=False, metadata={"help": "Mix the noises of a bank for each image instead of choosing one."}
     )
-    noise_ascent: float = field(
-        default=0.0,
-        metadata={"help": "Standard deviations that each image's draw of noise_method=sample moves up its loss."},
+    noise_ascent: float | None = field(
+        default=None,
+        metadata={"help": "Standard deviations that each image's draw moves up its loss; 3 for sample, else 0."},
     )
     noise_in_pixels: bool = field(
         default=False,
@@ -177,6 +185,8 @@ class NullspaceTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters = False
         super().__post_init__()
         self.nullspace_config()
+        if self.noise_ascent is None:
+            self.noise_ascent = DEFAULT_ASCENTS[self.noise_method]
         for name in ("noise_weight", "noise_ascent", "noise_consistency"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):

@@ -77,6 +77,7 @@ def build(folder: str, hold: str | None = None, held: int = 0, dropout: float = 
         "noise_max_steps": 4,
         "noise_num_images": 16,
         "noise_num_certificate_images": 8,
+        "noise_method": "boundary",
         "noise_bank_size": 2,
         "epsilon": 1e-3,
         "save_strategy": "steps",

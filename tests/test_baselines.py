@@ -126,6 +126,7 @@ def test_every_method_trains_as_the_table_says(model, make_pictures, tmp_path):
     common = {
         "max_steps": 1,
         "per_device_train_batch_size": 8,
+        "noise_method": "boundary",
         "noise_max_steps": 2,
         "noise_num_images": 8,
         "noise_num_certificate_images": 8,

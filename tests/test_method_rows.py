@@ -68,6 +68,18 @@ def test_the_variants_beside_the_example_can_be_planned():
     assert [row.name for row in rows if row.start == "pgd"] == ["pgd+nullspace"]
 
 
+def test_the_levers_beside_the_example_differ_from_its_methods_in_one_thing():
+    path = Path(__file__).parents[1] / "examples" / "compare_levers.json"
+    rows = plan_rows(list(METHODS), METHODS, read_variants(path))
+    changed = {row.name: row.arguments for row in rows if row.name not in METHODS}
+    assert changed["one-round"] == {"noise_refresh_steps": 120}
+    assert changed["no-token-limit"] == {**changed["boundary"], "noise_max_token_ratio": None}
+    for row in rows:  # with the other flags of the command on the page
+        common = {"noise_method": "sample", "noise_ascent": 3.0, "epsilon": 0.3, "noise_weight": 2.0}
+        fixed = METHODS[row.method].fixed_arguments
+        METHODS[row.method].args_class("out", use_cpu=True, **{**common, **fixed, **row.arguments})
+
+
 def test_variants_are_read_from_json(tmp_path):
     assert read_variants(None) == {}
     path = tmp_path / "variants.json"

@@ -35,15 +35,15 @@ def test_where_and_how_a_run_is_logged_and_read_does_not_tell_it_apart():
         {"weight_decay": 0.1},
         {"seed": 1},
         {"bf16": True},
-        {"noise_bank_size": 2},
+        {"noise_num_images": 2},
         {"max_grad_norm": 0.0},
     ):
         assert json_hash(settings_of(**changes)) != json_hash(ours)
 
 
 def test_the_noise_tells_runs_apart_only_where_it_has_a_weight():
-    assert settings_of(epsilon=0.1, noise_bank_size=3) != settings_of()
-    assert settings_of(noise_weight=0.0, epsilon=0.1, noise_bank_size=3) == settings_of(noise_weight=0.0)
+    assert settings_of(epsilon=0.1, noise_num_images=3) != settings_of()
+    assert settings_of(noise_weight=0.0, epsilon=0.1, noise_num_images=3) == settings_of(noise_weight=0.0)
 
 
 def test_a_finished_run_is_read_and_another_refused(tmp_path):

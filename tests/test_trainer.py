@@ -33,6 +33,7 @@ def arguments(folder, args_class=NullspaceTrainingArguments, **changes):
         "max_steps": 6,
         "per_device_train_batch_size": 8,
         "noise_refresh_steps": 3,
+        "noise_method": "boundary",
         "noise_max_steps": 4,
         "noise_num_images": 32,
         "noise_num_certificate_images": 16,
@@ -437,7 +438,7 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
         ({"noise_refresh_steps": 0}, "`noise_refresh_steps`.*0"),
         ({"noise_method": "sample", "noise_ascent": -1.0}, "`noise_ascent`.*-1.0"),
         (
-            {"noise_ascent": 3.0},
+            {"noise_method": "boundary", "noise_ascent": 3.0},
             "`noise_ascent` moves the draws of `noise_method='sample'`, but the method is 'boundary'",
         ),
         ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
@@ -458,6 +459,15 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
 def test_bad_arguments_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **changes)
+
+
+def test_draws_that_ascend_are_the_default_of_training(tmp_path):
+    default = NullspaceTrainingArguments(str(tmp_path))
+    assert (default.noise_method, default.noise_ascent) == ("sample", 3.0)
+    assert (default.nullspace_config().method, default.nullspace_config().epsilon) == ("sample", 0.03)
+    for method, ascent in (("boundary", 0.0), ("paper", 0.0), ("sample", 3.0)):
+        assert NullspaceTrainingArguments(str(tmp_path), noise_method=method).noise_ascent == ascent
+    assert NullspaceTrainingArguments(str(tmp_path), noise_ascent=0.0).noise_ascent == 0.0
 
 
 def test_plain_training_arguments_are_refused(model, examples, tmp_path):

@@ -17,6 +17,7 @@ TINY_VIT = {
 
 # Arguments of a trainer that is compared over processes: plain steps, so that rounding stays rounding, and quick rounds.
 TINY_RUN = {
+    "noise_method": "boundary",
     "noise_refresh_steps": 2,
     "epsilon": 1e-4,
     "noise_max_steps": 8,
