@@ -109,7 +109,7 @@ class NullspaceConfig:
         if self.method == "sample" and self.bank_size > 1:
             raise ValueError(
                 f"`bank_size` must be 1 with `method='sample'`, which draws another noise for every image, but got "
-                f"{self.bank_size!r}."
+                f"{self.bank_size!r}. A bank is for the methods 'boundary' and 'paper'."
             )
         if not (_is_number(self.confidence) and 0.5 <= self.confidence < 1):
             raise ValueError(f"`confidence` must lie in [0.5, 1), but got {self.confidence!r}.")
