@@ -239,7 +239,7 @@ class Comparison:
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What can change a number of an evaluation beside the model; another has a folder of its own."""
-        limits = {"max_robustness_samples": self.compare_args.max_robustness_samples}
+        limits = {"max_robustness_samples": self.compare_args.max_robustness_samples, "seed": self.args.seed}
         limits |= {"max_eval_samples": self.data_args.max_eval_samples, "num_images": len(self.images)}
         where = {"split": self.compare_args.evaluate_on, "datasets": self.compare_args.datasets}
         return {"profile": self.profile.name, "profile_hash": self.profile.hash, **where, **limits}

@@ -41,6 +41,9 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         for module, mode in training:
+            if mode and type(module).train is not nn.Module.train:
+                module.train()  # some drop there what they keep of their weights in evaluation mode
+        for module, mode in training:
             module.training = mode
         _reshard(model)
         for parameter, requires_grad in trainable:

@@ -94,6 +94,16 @@ def test_accuracies_and_differences_are_those_of_the_reports(digits):
         assert difference == pytest.approx(paired_bootstrap(*pair)[0])
 
 
+def test_other_images_are_measured_in_another_folder(example, tmp_path):
+    """Of `seed`, which chooses them, and of their number."""
+    hashes = set()
+    for changes in ([], ["--seed", "7"], ["--max_robustness_samples", "20"]):
+        flags = f"{DIGITS} --output_dir {tmp_path} --max_robustness_samples 30".split()
+        settings = example.Comparison(*example.parse([*flags, *changes])).evaluation_settings()
+        hashes.add(json.dumps(settings, sort_keys=True))
+    assert len(hashes) == 3
+
+
 def test_rows_start_where_they_should_and_seeds_follow_each_other(digits):
     _, folder, results = digits
     runs = {path.name: read_run(path) for path in (folder / "runs").iterdir()}

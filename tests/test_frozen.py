@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import ViTForImageClassification
+from transformers import LevitConfig, LevitForImageClassification, ViTForImageClassification
 
 from hf_nullspace.frozen import FrozenClassifier, FrozenImages, frozen, read_images
 from hf_nullspace.injection import NoiseInjector
@@ -64,6 +64,23 @@ def all_images(batches):
 @torch.no_grad()
 def embeddings_of(model, pixels):
     return model.vit.embeddings.patch_embeddings.projection(pixels)
+
+
+def test_what_a_module_caches_in_evaluation_mode_is_dropped():
+    """LeViT keeps the biases of its attention, computed from weights that training goes on to change."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "hidden_sizes": [16, 16, 16], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1]}
+    config = LevitConfig(**sizes, key_dim=[8, 8, 8], num_labels=5)
+    model, pixels = LevitForImageClassification(config), torch.rand(2, 3, 32, 32)
+    with frozen(model.train()), torch.no_grad():
+        model(pixels)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "attention_biases" in name:
+                weight.normal_(std=5.0)
+        found = model.eval()(pixels).logits
+        expected = model.train().eval()(pixels).logits  # which drops the cache
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("fails", [False, True])
