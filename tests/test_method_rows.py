@@ -73,7 +73,7 @@ def test_the_levers_beside_the_example_differ_from_its_methods_in_one_thing():
     rows = plan_rows(list(METHODS), METHODS, read_variants(path))
     changed = {row.name: row.arguments for row in rows if row.name not in METHODS}
     assert changed["one-round"] == {"noise_refresh_steps": 120}
-    assert changed["no-token-limit"] == {**changed["boundary"], "noise_max_token_ratio": None}
+    assert changed["bank-5"] == {**changed["boundary"], "noise_bank_size": 5, "noise_random_scale": True}
     for row in rows:  # with the other flags of the command on the page
         common = {"noise_method": "sample", "noise_ascent": 3.0, "epsilon": 0.3, "noise_weight": 2.0}
         fixed = METHODS[row.method].fixed_arguments
