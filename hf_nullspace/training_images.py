@@ -67,7 +67,7 @@ def image_statistics(model: nn.Module, processing_class: Any, reason: str) -> tu
     Args:
         model (`nn.Module`): The classifier.
         processing_class ([`~transformers.BaseImageProcessor`]): What the trainer was given.
-        reason (`str`): What is bounded in pixels, for the error.
+        reason (`str`): How the error begins: what is made in pixels.
 
     Raises:
         `TypeError`: If `processing_class` is no image processor.

@@ -30,7 +30,7 @@ class WeightAverage(TrainerCallback):
     """
 
     def __init__(self, decay: float):
-        self.decay = decay
+        self._average = get_ema_multi_avg_fn(decay)
         self.reset()
 
     def reset(self) -> None:
@@ -44,7 +44,7 @@ class WeightAverage(TrainerCallback):
     @torch.no_grad()
     def on_step_end(self, args, state, control, model: nn.Module, **kwargs) -> None:
         current = [weight.float() for weight in _trained(model).values()]
-        get_ema_multi_avg_fn(self.decay)(list(self.weights.values()), current, None)
+        self._average(list(self.weights.values()), current, None)
 
     @torch.no_grad()
     def on_train_end(self, args, state, control, model: nn.Module, **kwargs) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_nullspace import NullspaceTrainingArguments
 from hf_nullspace.baselines import METHODS
 from hf_nullspace.method_rows import Row, plan_rows, read_variants
 
@@ -66,6 +67,12 @@ def test_the_variants_beside_the_example_can_be_planned():
     epsilons = [row.arguments["epsilon"] for row in rows if row.name.startswith("epsilon-")]
     assert epsilons == [0.1, 0.3]
     assert [row.name for row in rows if row.start == "pgd"] == ["pgd+nullspace"]
+    for common in ({}, {"noise_method": "boundary"}):  # photographs, and the digits
+        given = NullspaceTrainingArguments("out", use_cpu=True, **common)
+        common |= {"noise_ascent": given.noise_ascent}
+        for row in rows:
+            fixed = METHODS[row.method].fixed_arguments
+            METHODS[row.method].args_class("out", use_cpu=True, **{**common, **fixed, **row.arguments})
 
 
 def test_the_levers_beside_the_example_differ_from_its_methods_in_one_thing():
