@@ -114,44 +114,54 @@ class NullspaceNoise:
         directions = torch.nn.functional.normalize(self.tensor.flatten(1), dim=-1)
         return directions @ directions.T
 
-    def draw(
+    def draw(self, batch_size: int, generator: torch.Generator, **options: Any) -> torch.Tensor:
+        """Noise for each image of a batch: the first of [`~NullspaceNoise.draws`], with the same arguments."""
+        return next(self.draws(1, batch_size, generator, **options))
+
+    def draws(
         self,
+        count: int,
         batch_size: int,
         generator: torch.Generator,
         random_scale: bool = False,
         convex_combination: bool = False,
         device: torch.device | str = "cpu",
-    ) -> torch.Tensor:
+    ) -> Iterator[torch.Tensor]:
         """
-        Noise for each image of a batch, under whose shrinking and mixing the approximate nullspace is nearly closed.
+        Noises for each image of a batch, under whose shrinking and mixing the approximate nullspace is nearly closed.
 
         Args:
+            count (`int`): How many for each image. Noises chosen from a bank differ, until all of it are chosen.
             batch_size (`int`): Number of images.
-            generator (`torch.Generator`): Source of the draw.
+            generator (`torch.Generator`): Source of the draws.
             random_scale (`bool`, *optional*, defaults to `False`): Scale each image's noise by a number uniform in
                 [0, 1].
             convex_combination (`bool`, *optional*, defaults to `False`): Mix the bank for each image, with weights
                 uniform on the simplex, instead of choosing one noise.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the noise is to be.
 
-        Returns:
+        Yields:
             `torch.Tensor` of shape `(1, num_patches, hidden_size)` if all images share one noise, else
             `(batch_size, num_patches, hidden_size)`.
         """
-        if self.axes is not None:
-            axes, norm = self.axes.to(device), self.tensor.norm().item()
-            noise = draw_in_axes(axes, batch_size, self.tensor.shape[1], norm, generator)
-        elif len(self.tensor) == 1:
-            noise = self.tensor
-        elif convex_combination:
-            # Normalised exponentials are uniform on the simplex.
-            weights = torch.empty(batch_size, len(self.tensor)).exponential_(generator=generator)
-            noise = torch.einsum("ik,knd->ind", weights / weights.sum(-1, keepdim=True), self.tensor)
-        else:
-            noise = self.tensor[torch.randint(len(self.tensor), (batch_size,), generator=generator)]
-        if random_scale:
-            noise = noise * torch.rand(batch_size, 1, 1, generator=generator).to(noise)
-        return noise.to(device)
+        bank_size = len(self.tensor)
+        if bank_size > 1 and not convex_combination:
+            first = torch.randint(bank_size, (batch_size,), generator=generator)
+        for place in range(count):
+            if self.axes is not None:
+                axes, norm = self.axes.to(device), self.tensor.norm().item()
+                noise = draw_in_axes(axes, batch_size, self.tensor.shape[1], norm, generator)
+            elif bank_size == 1:
+                noise = self.tensor
+            elif convex_combination:
+                # Normalised exponentials are uniform on the simplex.
+                weights = torch.empty(batch_size, bank_size).exponential_(generator=generator)
+                noise = torch.einsum("ik,knd->ind", weights / weights.sum(-1, keepdim=True), self.tensor)
+            else:
+                noise = self.tensor[(first + place) % bank_size]
+            if random_scale:
+                noise = noise * torch.rand(batch_size, 1, 1, generator=generator).to(noise)
+            yield noise.to(device)
 
     def image_noise(self, device: torch.device) -> ImageNoise | None:
         """The draws that a certificate is measured on, where every image gets a noise of its own."""

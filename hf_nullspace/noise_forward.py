@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from .batch_parts import is_batched, part_of, with_loss
 from .injection import NoiseInjector
 from .patch_embedding import PatchProjection
 from .randomness import preserved_random_state
@@ -53,15 +54,17 @@ class TwofoldForward(nn.Module):
             return self.noisy_half
         batch_size = len(inputs["pixel_values"])
         twofold = {
-            name: torch.cat([value, value]) if _is_batched(value, batch_size) else value
+            name: torch.cat([value, value]) if is_batched(value, batch_size) else value
             for name, value in inputs.items()
         }
         with self.injector.inject(self.noise, is_twofold=True):
             outputs = self.model(**twofold)
         if not isinstance(outputs, dict):
             raise NotConcatenableError(f"the model returns a {type(outputs).__name__} without names")
-        clean_half = self._with_loss(_half(outputs, 0, batch_size), inputs)
-        self.noisy_half = self._with_loss(_half(outputs, 1, batch_size), inputs)
+        clean_half, self.noisy_half = (
+            with_loss(part_of(outputs, start, batch_size, 2 * batch_size), inputs, self.unwrapped)
+            for start in (0, batch_size)
+        )
         if self.check and "loss" in outputs:
             # Divided by `num_items_in_batch` the loss of both is the sum of theirs, otherwise it is their mean.
             both = clean_half["loss"] + self.noisy_half["loss"]
@@ -69,14 +72,6 @@ class TwofoldForward(nn.Module):
             if not torch.allclose(both.float(), outputs["loss"].float(), rtol=1e-3, atol=1e-6, equal_nan=True):
                 raise NotConcatenableError("the model's loss is not its `loss_function` of logits and labels")
         return clean_half
-
-    def _with_loss(self, outputs: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
-        if "loss" in outputs:
-            options = {name: inputs[name] for name in ("num_items_in_batch",) if name in inputs}
-            outputs["loss"] = self.unwrapped.loss_function(
-                inputs["labels"], outputs["logits"], self.unwrapped.config, **options
-            )
-        return outputs
 
 
 class ForwardPlan:
@@ -162,16 +157,3 @@ def check_not_checkpointed(model: nn.Module, projection: PatchProjection) -> Non
                 f"{projection.name}, without its noise: the gradients would be wrong. Train "
                 f"{type(model).__name__} without `activation_checkpointing`."
             )
-
-
-def _is_batched(value: Any, batch_size: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == batch_size
-
-
-def _half(outputs: Any, index: int, batch_size: int) -> Any:
-    """The first (0) or second (1) half of every tensor in the outputs that holds both."""
-    if isinstance(outputs, dict):
-        return type(outputs)(**{name: _half(value, index, batch_size) for name, value in outputs.items()})
-    if isinstance(outputs, (tuple, list)):
-        return type(outputs)(_half(value, index, batch_size) for value in outputs)
-    return outputs.split(batch_size)[index] if _is_batched(outputs, 2 * batch_size) else outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class NoiseSchedule:
     Args:
         refresh_steps (`int`): Optimizer steps in a round.
         seed (`int`): Seed of the draws from the bank.
-        draw_options (`dict`, *optional*): Further arguments of [`NullspaceNoise.draw`].
+        draw_options (`dict`, *optional*): Further arguments of [`NullspaceNoise.draws`].
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank.
@@ -86,19 +87,19 @@ class NoiseSchedule:
         self._places = (step, self._places[1] + 1 if self._places[0] == step else 0)
         return self._places
 
-    def draw(
-        self, step: int, batch_size: int, process_index: int, device: torch.device | str = "cpu"
-    ) -> torch.Tensor | None:
+    def draws(
+        self, step: int, batch_size: int, process_index: int, device: torch.device | str = "cpu", count: int = 1
+    ) -> Iterator[torch.Tensor] | None:
         """
-        Noise for one micro-batch, or `None` in a round without noise to train on.
+        `count` noises for each image of one micro-batch, or `None` in a round without noise to train on.
 
-        The draw depends on the seed, the step, the place of the micro-batch in the step and the process alone, so a
+        What is drawn depends on the seed, the step, the place of the micro-batch in the step and the process alone, so a
         resumed run draws what the uninterrupted one would have.
         """
         if not self.is_in_use:
             return None
         generator = keyed_generator("draw", self.seed, *self.next_place(step), process_index)
-        return self.noise.draw(batch_size, generator, device=device, **self.draw_options)
+        return self.noise.draws(count, batch_size, generator, device=device, **self.draw_options)
 
     def save(self, directory: str) -> None:
         """Writes the noise and the history into a checkpoint."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .checkpointing import check_writable, report_lost_loss
 from .checkpointing_trainer import CheckpointingTrainer
 from .evaluation_loss import exact_loss
 from .frozen import frozen
+from .hardest_noise import ImageLosses, Loss, hardest
 from .hub import TAGS, PublishingTrainer, collect_training_facts, write_card, write_manifest
 from .image_noise import ascend_in_axes
 from .injection import NoiseInjector
@@ -162,16 +164,16 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        noise = self._draw_noise(len(inputs["pixel_values"])) if model.training else None
+        candidates = self._draw_candidates(len(inputs["pixel_values"])) if model.training else None
         parent = super().compute_loss
-        if noise is None:
+        if candidates is None:
             return parent(model, dict(inputs), return_outputs, num_items_in_batch)
         (loss, outputs), (noisy_loss, noisy_outputs) = self._clean_and_noisy(
             # The parent pops `labels` from the dict it is given, hence the copies.
             lambda model, inputs: parent(model, dict(inputs), True, num_items_in_batch),
             model,
             inputs,
-            noise,
+            candidates,
         )
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         loss = loss + self.args.noise_weight * noisy_loss
@@ -185,10 +187,11 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         loss_of: Callable[[nn.Module, dict[str, Any]], tuple[torch.Tensor, Any]],
         model: nn.Module,
         inputs: dict[str, torch.Tensor | Any],
-        noise: torch.Tensor,
+        candidates: Iterator[torch.Tensor],
     ) -> tuple[tuple[torch.Tensor, Any], tuple[torch.Tensor, Any]]:
         """Loss and outputs of a micro-batch without noise and with it, on its embeddings or in its pixels."""
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        noise = self._choose(unwrapped, candidates, inputs, lambda model, inputs: loss_of(model, inputs)[0])
         if self.args.noise_ascent:
             noise = self._ascend(unwrapped, noise, lambda model: loss_of(model, inputs)[0])
         if self._noisy_pictures is None:
@@ -209,16 +212,30 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         """Puts the injector on a model, and finds out how its two passes can run."""
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
         noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
+        self._image_losses = ImageLosses()
         self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
         # Renamed between Transformers 5.17 and 5.23.
         names = ("activation_checkpointing", "gradient_checkpointing")
         if any(getattr(self.args, name, False) for name in names):
             check_not_checkpointed(model, self.injector.projection)
 
-    def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
+    def _draw_candidates(self, batch_size: int) -> Iterator[torch.Tensor] | None:
         if not self.args.noise_weight:
             return None
-        return self.noise_schedule.draw(self.state.global_step, batch_size, self.args.process_index, self.args.device)
+        args = self.args
+        return self.noise_schedule.draws(
+            self.state.global_step, batch_size, args.process_index, args.device, args.noise_candidates
+        )
+
+    def _choose(
+        self, unwrapped: nn.Module, candidates: Iterator[torch.Tensor], inputs: dict[str, Any], loss_of: Loss
+    ) -> torch.Tensor:
+        """For each image its hardest candidate, by its loss on the unwrapped model in evaluation mode."""
+        if self.args.noise_candidates == 1:
+            return next(candidates)
+        with frozen(unwrapped), torch.no_grad(), self.accelerator.autocast():
+            losses_of = partial(self._image_losses, loss_of, unwrapped, inputs, self.injector)
+            return hardest(candidates, losses_of)
 
     def _ascend(
         self, unwrapped: nn.Module, noise: torch.Tensor, loss_of: Callable[[nn.Module], torch.Tensor]

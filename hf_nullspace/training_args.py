@@ -54,6 +54,10 @@ class NullspaceTrainingArguments(TrainingArguments):
             Scale each image's noise by a number uniform in [0, 1].
         noise_convex_combination (`bool`, *optional*, defaults to `False`):
             Mix the noises of a bank for each image instead of choosing one.
+        noise_candidates (`int`, *optional*, defaults to 1):
+            Noises drawn for each image, of which it is trained on the one with the largest loss: the hardest of so many
+            draws, or of so many noises of the bank. Each takes a forward pass; 1 takes none. What `noise_ascent` moves
+            is the chosen one. The certificate is of draws that were not chosen.
         noise_ascent (`float`, *optional*):
             For `noise_method="sample"`: standard deviations that each image's draw moves up its loss, at the same norm
             and in the same axes; 3, the default there, makes it about as hard as the worst of 700 draws. Takes one more
@@ -156,6 +160,10 @@ class NullspaceTrainingArguments(TrainingArguments):
     noise_convex_combination: bool = field(
         default=False, metadata={"help": "Mix the noises of a bank for each image instead of choosing one."}
     )
+    noise_candidates: int = field(
+        default=1,
+        metadata={"help": "Noises drawn for each image, which is trained on the one with the largest loss."},
+    )
     noise_ascent: float | None = field(
         default=None,
         metadata={"help": "Standard deviations that each image's draw moves up its loss; 3 for sample, else 0."},
@@ -196,6 +204,7 @@ class NullspaceTrainingArguments(TrainingArguments):
                 f"`noise_ascent` moves the draws of `noise_method='sample'`, but the method is {self.noise_method!r}. Set "
                 "`noise_method='sample'`, or leave `noise_ascent` at 0."
             )
+        self._check_candidates()
         if not isinstance(self.noise_refresh_steps, int) or self.noise_refresh_steps < 1:
             raise ValueError(
                 f"`noise_refresh_steps` must be an integer of at least 1, but got {self.noise_refresh_steps!r}."
@@ -216,15 +225,27 @@ class NullspaceTrainingArguments(TrainingArguments):
         if self.noise_forward not in NOISE_FORWARDS:
             raise ValueError(f"`noise_forward` must be one of {list(NOISE_FORWARDS)}, but got {self.noise_forward!r}.")
 
+    def _check_candidates(self) -> None:
+        candidates, bank_size = self.noise_candidates, self.noise_bank_size
+        if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
+            raise ValueError(f"`noise_candidates` must be an integer of at least 1, but got {candidates!r}.")
+        are_endless = self.noise_method == "sample" or any(self.draw_options().values())
+        if candidates > bank_size and not are_endless:
+            raise ValueError(
+                f"`noise_candidates={candidates}` noises for each image to choose from are more than the "
+                f"`noise_bank_size={bank_size}` that there are. Make the bank as large, or draw at random: "
+                "`noise_method='sample'`, `noise_random_scale` or `noise_convex_combination`."
+            )
+
     def draw_options(self) -> dict[str, bool]:
-        """How noise is drawn from a bank: arguments of [`NullspaceNoise.draw`]."""
+        """How noise is drawn from a bank: arguments of [`NullspaceNoise.draws`]."""
         return {"random_scale": self.noise_random_scale, "convex_combination": self.noise_convex_combination}
 
     def nullspace_schedule(self) -> dict[str, float | bool]:
         """How the noise is used, beside how it is made."""
         schedule = {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
-        names = ("noise_ascent", "noise_in_pixels", "noise_consistency", "epsilon_warmup_steps", "ema_decay")
-        return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in names}}
+        names = ("noise_candidates", "noise_ascent", "noise_in_pixels", "noise_consistency", "epsilon_warmup_steps")
+        return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in (*names, "ema_decay")}}
 
     def nullspace_config(self, step: int | None = None) -> NullspaceConfig:
         """

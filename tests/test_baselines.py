@@ -107,7 +107,7 @@ def test_a_harmless_control_does_not_replace_a_noise_that_failed(model, examples
     trainer._refresh_noise(trainer.model)
     assert trainer.noise.converged and trainer.noise_schedule.is_in_use
     trainer.noise_history[-1]["source_converged"] = False
-    assert trainer._draw_noise(8) is None
+    assert trainer._draw_candidates(8) is None
 
 
 CARDS = {

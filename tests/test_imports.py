@@ -22,6 +22,8 @@ FLOORS = {
         "training_args",
         "noise_schedule",
         "noise_forward",
+        "hardest_noise",
+        "batch_parts",
         "checkpointing",
         "checkpointing_trainer",
         "weight_average",

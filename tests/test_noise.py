@@ -210,6 +210,23 @@ def test_draw_gives_rows_of_the_bank(make_noise):
     assert not torch.equal(draws[0], draws[2])
 
 
+def test_draws_from_a_bank_differ_until_it_is_used_up(make_noise):
+    noise = make_noise(4)
+    draws = torch.stack(list(noise.draws(8, 16, torch.Generator().manual_seed(0))))
+    members = (draws[:, :, None] == noise.tensor).flatten(3).all(-1).int().argmax(-1)  # (draw, image)
+    assert members[:4].sort(0).values.tolist() == [[member] * 16 for member in range(4)]
+    assert torch.equal(members[4:], members[:4])
+    assert len(set(members[0].tolist())) == 4
+    assert torch.equal(draws[0], noise.draw(16, torch.Generator().manual_seed(0)))
+
+
+def test_draws_in_axes_are_independent(make_noise):
+    noise = make_noise(axes=torch.eye(32))
+    draws = torch.cat(list(noise.draws(3, 2, torch.Generator().manual_seed(0)))).flatten(1)
+    cosines = torch.nn.functional.cosine_similarity(draws[:, None], draws[None], dim=-1)
+    assert (cosines - torch.eye(6)).abs().max() < 0.4  # 128 dimensions: standard deviation 0.09
+
+
 def test_repr_tells_the_numbers(make_noise):
     text = repr(make_noise(2, round_index=3))
     assert "shape=(2, 4, 32)" in text

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from hf_nullspace import (
@@ -179,7 +180,7 @@ def test_draws_move_up_the_loss_before_they_are_trained_on(model, examples, tmp_
     batch, model = batch_of(examples), trainer.model.train()
     loss = trainer.compute_loss(model, batch)
     trainer.noise_schedule._places = (-1, 0)  # the same draw again
-    draws = trainer._draw_noise(len(batch["labels"])).requires_grad_()
+    draws = next(trainer._draw_candidates(len(batch["labels"]))).requires_grad_()
     clean = model(**batch).loss
     with inject_noise(model, draws):
         before = model(**batch).loss
@@ -191,11 +192,38 @@ def test_draws_move_up_the_loss_before_they_are_trained_on(model, examples, tmp_
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
 
 
+@pytest.mark.parametrize("ascent", [0.0, 2.0])
+@FORWARDS
+def test_the_hardest_of_the_draws_is_trained_on(model, examples, tmp_path, noise_forward, ascent):
+    settings = {"noise_method": "sample", "noise_ascent": ascent, "noise_candidates": 4}
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward, **settings))
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    trainer.noise_schedule._places = (-1, 0)  # the same draws again
+    candidates = list(trainer._draw_candidates(len(batch["labels"])))
+    losses = []
+    for noise in candidates:
+        with inject_noise(model, noise):
+            losses.append(cross_entropy(model(batch["pixel_values"]).logits, batch["labels"], reduction="none"))
+    best = torch.stack(losses).argmax(0)
+    assert len(candidates) == 4 and len(set(best.tolist())) > 1
+    chosen = torch.stack(candidates)[best, torch.arange(len(best))].requires_grad_()
+    clean = model(**batch).loss
+    with inject_noise(model, chosen):
+        gradient = torch.autograd.grad(model(**batch).loss, chosen)[0]
+    moved = ascend_in_axes(chosen.detach(), gradient, trainer.noise.axes, ascent) if ascent else chosen.detach()
+    with inject_noise(model, moved):
+        torch.testing.assert_close(loss, clean + model(**batch).loss)
+    assert model.training and all(weight.requires_grad for weight in model.parameters())
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"noise_bank_size": 3},
+        {"noise_bank_size": 3, "noise_candidates": 3},
         {"gradient_accumulation_steps": 2},
         {"noise_method": "sample", "noise_ascent": 2.0},
     ],
@@ -355,7 +383,7 @@ def test_without_warmup_every_round_has_the_whole_epsilon(tmp_path):
     [
         {"epsilon_warmup_steps": 6},
         {"noise_bank_size": 3, "ema_decay": 0.9},
-        {"noise_method": "sample", "noise_ascent": 2.0},
+        {"noise_method": "sample", "noise_ascent": 2.0, "noise_candidates": 2},
     ],
 )
 def test_resumed_run_is_bitwise_the_uninterrupted_one(model, examples, tmp_path, accumulation, save_steps, noise):
@@ -440,6 +468,12 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
         (
             {"noise_method": "boundary", "noise_ascent": 3.0},
             "`noise_ascent` moves the draws of `noise_method='sample'`, but the method is 'boundary'",
+        ),
+        ({"noise_candidates": 0}, "`noise_candidates` must be an integer of at least 1, but got 0"),
+        ({"noise_candidates": True}, "`noise_candidates`.*True"),
+        (
+            {"noise_method": "boundary", "noise_bank_size": 2, "noise_candidates": 3},
+            "`noise_candidates=3` noises .* more than the `noise_bank_size=2`",
         ),
         ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
         ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
