@@ -298,9 +298,12 @@ class Comparison:
         return replace(row, name=f"{row.name}-{EQUAL_TIME}", arguments={**row.arguments, "max_steps": max(1, steps)})
 
     def _references(self, row: Row) -> list[str]:
+        """The rows that a row is compared with, plain finetuning from the same start among them."""
         others = [PLAIN, *([PERMUTED] if row.method == NULLSPACE else [])]
         if self._kind(row) == VARIANT:
             others += [NULLSPACE, row.start]
+            if row.start != BASE:
+                others += [known.name for known in self.rows if (known.method, known.start) == (PLAIN, row.start)]
         names = [known.name for known in self.rows]
         return [name for name in dict.fromkeys(others) if name != row.name and name in names]
 

@@ -32,6 +32,7 @@ PROFILE = {
 }
 VARIANTS = {
     "epsilon-0.2": {"method": "nullspace", "epsilon": 0.2},
+    "plain-after": {"method": "plain", "start": "epsilon-0.2", "max_steps": 1},
     "twice": {"method": "nullspace", "start": "epsilon-0.2", "max_steps": 1},
 }
 
@@ -76,7 +77,11 @@ def report_of(folder: Path, run: str) -> RobustnessReport:
 def test_accuracies_and_differences_are_those_of_the_reports(digits):
     _, folder, results = digits
     assert json.loads((folder / "results.json").read_text()) == results
-    assert list(results["methods"]) == ["base", "plain", "nullspace", "epsilon-0.2", "twice", "plain-equal-time"]
+    names = ["base", "plain", "nullspace", "epsilon-0.2", "plain-after", "twice", "plain-equal-time"]
+    assert list(results["methods"]) == names
+    assert list(results["methods"]["twice"]["minus"]) == ["plain", "nullspace", "epsilon-0.2", "plain-after"]
+    assert list(results["methods"]["plain-after"]["minus"]) == ["plain", "nullspace", "epsilon-0.2"]
+    assert list(results["methods"]["epsilon-0.2"]["minus"]) == ["plain", "nullspace"]
     reports = {name: [report_of(folder, f"{name}-{seed}") for seed in (42, 43)] for name in ("plain", "nullspace")}
     for name, of_seeds in reports.items():
         row = results["methods"][name]
@@ -108,10 +113,10 @@ def test_rows_start_where_they_should_and_seeds_follow_each_other(digits):
     _, folder, results = digits
     runs = {path.name: read_run(path) for path in (folder / "runs").iterdir()}
     base = read_run(folder / "base")
-    assert len(runs) == 10
+    assert len(runs) == 12
     for name, run in runs.items():
         row, _, seed = name.rpartition("-")
-        start = runs[f"epsilon-0.2-{seed}"] if row == "twice" else base
+        start = runs[f"epsilon-0.2-{seed}"] if row in ("twice", "plain-after") else base
         assert run["settings"]["start"]["settings_hash"] == start["settings_hash"]
         assert run["settings"]["arguments"]["seed"] == int(seed)
         assert len(run["noise_history"]) == (0 if "plain" in row else run["steps"])

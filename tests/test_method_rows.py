@@ -66,7 +66,7 @@ def test_the_variants_beside_the_example_can_be_planned():
     rows = plan_rows(list(METHODS), METHODS, read_variants(path))
     epsilons = [row.arguments["epsilon"] for row in rows if row.name.startswith("epsilon-")]
     assert epsilons == [0.1, 0.3]
-    assert [row.name for row in rows if row.start == "pgd"] == ["pgd+nullspace"]
+    assert [row.name for row in rows if row.start == "pgd"] == ["pgd+plain", "pgd+nullspace"]
     for common in ({}, {"noise_method": "boundary"}):  # photographs, and the digits
         given = NullspaceTrainingArguments("out", use_cpu=True, **common)
         common |= {"noise_ascent": given.noise_ascent}
