@@ -248,7 +248,7 @@ def plot_methods(
         left.errorbar(values, places, xerr=whiskers, fmt=marker, color=color, capsize=2, label=group)
     left.axvline(0, color="black", linewidth=1)
     left.set_yticks(range(len(differences)), list(differences))
-    left.invert_yaxis()
+    left.set_ylim(len(differences) - 0.5, -0.5)
     left.set(xlabel="accuracy minus that of plain finetuning (points)")
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(groups))
     for number, (name, row) in enumerate(differences.items()):
@@ -258,7 +258,7 @@ def plot_methods(
         right.errorbar(costs[name], mean["difference"], yerr=whiskers, fmt=marker, color=color, capsize=2, label=name)
     right.axhline(0, color="black", linewidth=1)
     right.set(xlabel="training time / that of plain finetuning", ylabel=f"{groups[0]}, minus plain (points)")
-    right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _finish(left, right)
     _save(plt, figure, path)
 
