@@ -229,12 +229,13 @@ class NullspaceTrainingArguments(TrainingArguments):
         candidates, bank_size = self.noise_candidates, self.noise_bank_size
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
             raise ValueError(f"`noise_candidates` must be an integer of at least 1, but got {candidates!r}.")
-        are_endless = self.noise_method == "sample" or any(self.draw_options().values())
+        mixtures = self.noise_convex_combination and bank_size > 1
+        are_endless = self.noise_method == "sample" or self.noise_random_scale or mixtures
         if candidates > bank_size and not are_endless:
             raise ValueError(
                 f"`noise_candidates={candidates}` noises for each image to choose from are more than the "
                 f"`noise_bank_size={bank_size}` that there are. Make the bank as large, or draw at random: "
-                "`noise_method='sample'`, `noise_random_scale` or `noise_convex_combination`."
+                "`noise_method='sample'`, `noise_random_scale`, or `noise_convex_combination` of a larger bank."
             )
 
     def draw_options(self) -> dict[str, bool]:

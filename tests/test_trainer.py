@@ -475,6 +475,10 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
             {"noise_method": "boundary", "noise_bank_size": 2, "noise_candidates": 3},
             "`noise_candidates=3` noises .* more than the `noise_bank_size=2`",
         ),
+        (
+            {"noise_method": "boundary", "noise_convex_combination": True, "noise_candidates": 2},
+            "`noise_candidates=2` noises .* more than the `noise_bank_size=1`",
+        ),
         ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
         ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
         ({"noise_consistency": -1.0}, "`noise_consistency`.*-1.0"),
