@@ -145,11 +145,12 @@ class NullspaceNoise:
             `(batch_size, num_patches, hidden_size)`.
         """
         bank_size = len(self.tensor)
+        if self.axes is not None:
+            axes, norm = self.axes.to(device), self.tensor.norm().item()
         if bank_size > 1 and not convex_combination:
             first = torch.randint(bank_size, (batch_size,), generator=generator)
         for place in range(count):
             if self.axes is not None:
-                axes, norm = self.axes.to(device), self.tensor.norm().item()
                 noise = draw_in_axes(axes, batch_size, self.tensor.shape[1], norm, generator)
             elif bank_size == 1:
                 noise = self.tensor

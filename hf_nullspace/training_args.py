@@ -245,8 +245,15 @@ class NullspaceTrainingArguments(TrainingArguments):
     def nullspace_schedule(self) -> dict[str, float | bool]:
         """How the noise is used, beside how it is made."""
         schedule = {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
-        names = ("noise_candidates", "noise_ascent", "noise_in_pixels", "noise_consistency", "epsilon_warmup_steps")
-        return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in (*names, "ema_decay")}}
+        names = (
+            "noise_candidates",
+            "noise_ascent",
+            "noise_in_pixels",
+            "noise_consistency",
+            "epsilon_warmup_steps",
+            "ema_decay",
+        )
+        return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in names}}
 
     def nullspace_config(self, step: int | None = None) -> NullspaceConfig:
         """
