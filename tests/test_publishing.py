@@ -55,17 +55,6 @@ def make_trainer(tmp_path, make_vit, examples):
     return make
 
 
-@pytest.fixture
-def logged(caplog):
-    """What the package logged, which Transformers keeps from pytest by default."""
-    import logging
-
-    logger = logging.getLogger("hf_nullspace")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def assert_nothing_private(files: dict[str, bytes]) -> None:
     """No token and no folder of this machine in any byte, and not its name in any text, header or figure's metadata."""
     secrets = ["hf_owner", str(Path.home()), tempfile.gettempdir(), str(Path.cwd()), str(Path(__file__).parents[1])]
@@ -189,7 +178,7 @@ def test_a_published_checkpoint_resumes(hub, make_trainer, tmp_path):
     ],
     ids=["down", "5xx", "cut upload", "cut commit", "wrong token", "name of another", "name taken"],
 )
-def test_training_survives_the_hub(hub, make_trainer, logged, fault, arguments):
+def test_training_survives_the_hub(hub, make_trainer, caplog, fault, arguments):
     hub.repositories["somebody/taken"] = Repository(private=False)
     if fault is not None:
         hub.fail(**fault)
@@ -202,7 +191,7 @@ def test_training_survives_the_hub(hub, make_trainer, logged, fault, arguments):
     assert set(MODEL_FILES) <= {path.name for path in folder.iterdir()}
     assert NullspaceNoise.from_pretrained(folder).tensor.equal(trainer.noise.tensor)
     repo_id = arguments.get("hub_model_id") or trainer.hub_model_id or "out"
-    assert f"hf-nullspace push {folder} {repo_id}\n" in logged.text
+    assert f"hf-nullspace push {folder} {repo_id}\n" in caplog.text
     assert not list(folder.glob("_publishing-*"))
     hub.faults.clear()
     for _ in range(2):  # the second push finds all there
@@ -212,13 +201,13 @@ def test_training_survives_the_hub(hub, make_trainer, logged, fault, arguments):
     assert set(hub.files("user/out")) == MODEL_FILES
 
 
-def test_no_server_at_all(make_trainer, monkeypatch, tmp_path, logged):
+def test_no_server_at_all(make_trainer, monkeypatch, tmp_path, caplog):
     with HubServer() as server:
         server.use_in(monkeypatch, str(tmp_path))
     trainer = make_trainer(max_steps=2)
     trainer.train()
     assert trainer.push_to_hub() is None
-    assert "Nothing is lost" in logged.text
+    assert "Nothing is lost" in caplog.text
 
 
 def test_a_push_in_the_background_can_be_waited_for(hub, make_trainer):

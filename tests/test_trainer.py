@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import logging
 
 import pytest
 import torch
@@ -245,19 +244,7 @@ def test_one_pass_trains_as_two(model, examples, tmp_path, settings):
     assert_same_weights(one.model, two.model, atol=1e-6)
 
 
-@pytest.fixture
-def warnings_of():
-    """The warnings of `hf_nullspace`, as a list that grows."""
-    records = []
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())
-    logger = logging.getLogger("hf_nullspace")
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
-
-
-def test_batch_statistics_take_two_passes(examples, tmp_path, warnings_of):
+def test_batch_statistics_take_two_passes(examples, tmp_path, caplog):
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=5)
@@ -266,12 +253,12 @@ def test_batch_statistics_take_two_passes(examples, tmp_path, warnings_of):
         build(convolutional, examples, arguments(tmp_path / name, noise_forward=name))
         for name in ("concatenated", "sequential")
     )
-    assert [message for message in warnings_of if "two forward passes" in message and "BatchNorm2d" in message]
+    assert [message for message in caplog.messages if "two forward passes" in message and "BatchNorm2d" in message]
     one.train(), two.train()
     assert_same_weights(one.model, two.model)
 
 
-def test_a_model_with_a_loss_of_its_own_takes_two_passes(model, examples, tmp_path, warnings_of):
+def test_a_model_with_a_loss_of_its_own_takes_two_passes(model, examples, tmp_path, caplog):
     trainer, twin = (build(model, examples, arguments(tmp_path / name)) for name in "ab")
     twin.args.noise_forward = "sequential"
     twin._attach_noise(twin.model)
@@ -287,7 +274,7 @@ def test_a_model_with_a_loss_of_its_own_takes_two_passes(model, examples, tmp_pa
 
         changed.model.forward = with_penalty
         changed.train()
-    assert [message for message in warnings_of if "`loss_function`" in message]
+    assert [message for message in caplog.messages if "`loss_function`" in message]
     assert_same_weights(trainer.model, twin.model)
 
 
