@@ -81,12 +81,11 @@ class ForwardPlan:
     Args:
         noise_forward (`str`): `"concatenated"` or `"sequential"`, what was asked for.
         model (`nn.Module`): The classifier, unwrapped.
-        num_devices (`int`, *optional*, defaults to 1): Devices that `nn.DataParallel` spreads a batch over.
     """
 
-    def __init__(self, noise_forward: str, model: nn.Module, num_devices: int = 1):
+    def __init__(self, noise_forward: str, model: nn.Module):
         self.concatenates, self._is_checked = noise_forward == "concatenated", False
-        reason = reason_against_concatenation(model, num_devices)
+        reason = reason_against_concatenation(model)
         if self.concatenates and reason is not None:
             self._run_sequentially(reason)
 
@@ -125,16 +124,13 @@ class ForwardPlan:
         logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
 
 
-def reason_against_concatenation(model: nn.Module, num_devices: int = 1) -> str | None:
+def reason_against_concatenation(model: nn.Module) -> str | None:
     """
     Why one pass over both halves would not be two passes; `None` if it would.
 
     Args:
         model (`nn.Module`): The classifier, unwrapped.
-        num_devices (`int`, *optional*, defaults to 1): Devices that `nn.DataParallel` spreads a batch over.
     """
-    if num_devices > 1:
-        return f"nn.DataParallel splits the batch over {num_devices} devices"
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             return f"{name} ({type(module).__name__}) takes its statistics over the batch"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from .checkpointing import REMEDY
+from .configuration import NullspaceConfig
 from .noise import NullspaceNoise, replaced
 from .randomness import keyed_generator
 
@@ -110,13 +111,18 @@ class NoiseSchedule:
         with replaced(Path(directory, SCHEDULE_NAME)) as path:
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
-    def load(self, directory: str) -> None:
+    def load(self, directory: str, config_of: Callable[[int], NullspaceConfig]) -> None:
         """
         Restores noise and history from a checkpoint.
 
+        Args:
+            directory (`str`): The checkpoint.
+            config_of (`Callable`): Gives the settings that this run would make the noise of an optimizer step with.
+
         Raises:
             `FileNotFoundError`: If the checkpoint holds none.
-            `ValueError`: If the files are damaged, do not belong together, or are of another refresh interval.
+            `ValueError`: If the files are damaged, do not belong together, or are of another refresh interval or of
+                other settings.
         """
         path = Path(directory, SCHEDULE_NAME)
         if not path.is_file():
@@ -142,6 +148,14 @@ class NoiseSchedule:
             raise ValueError(
                 f"The noise in {directory} is of round {noise.round_index}, but its history is of round {round_index}. "
                 f"{REMEDY}"
+            )
+        then, now = noise.config.to_dict(), config_of(round_index * refresh_steps).to_dict()
+        changed = [name for name, value in now.items() if then[name] != value]
+        if changed:
+            before, after = ({name: values[name] for name in changed} for values in (then, now))
+            raise ValueError(
+                f"The checkpoint {directory} was trained with noise of {before}, but now it is {after}. Resume with the "
+                "same settings, or start a new run from the checkpoint's weights."
             )
         self.noise, self.history = noise, history
 

@@ -60,7 +60,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         `TypeError`: If `args` is no [`NullspaceTrainingArguments`], or `noise_in_pixels` is set and `processing_class`
             no image processor.
         `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
-            its images do not fit the model, FSDP1 or ZeRO-3 is asked for, or a checkpoint to resume from is not whole.
+            its images do not fit the model, FSDP1 or ZeRO-3 is asked for, one process has several devices, or a
+            checkpoint to resume from is not whole or of another noise.
         `FloatingPointError`: In `train`, if a loss is not finite; before the step, so that no weight is lost.
         `OSError`: If the output folder cannot be written, or a checkpoint cannot be saved.
 
@@ -125,6 +126,12 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if self.weight_average is not None:
             check_averageable(self.accelerator)
             self.add_callback(self.weight_average)
+        if args.noise_weight and args.n_gpu > 1:
+            raise ValueError(
+                f"One process was given {args.n_gpu} devices; `nn.DataParallel` would split the images between them, but "
+                "not their noise. Start one process for each device with `accelerate launch`, or set "
+                "`CUDA_VISIBLE_DEVICES` to one."
+            )
         self._attach_noise(self.model)
         self._noisy_pictures = None
         if args.noise_in_pixels and args.noise_weight:
@@ -213,7 +220,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
         noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
         self._image_losses = ImageLosses()
-        self._forward_plan = ForwardPlan(noise_forward, model, self.args.n_gpu)
+        self._forward_plan = ForwardPlan(noise_forward, model)
         # Renamed between Transformers 5.17 and 5.23.
         names = ("activation_checkpointing", "gradient_checkpointing")
         if any(getattr(self.args, name, False) for name in names):
@@ -432,7 +439,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.noise_weight:
-            self.noise_schedule.load(checkpoint)
+            self.noise_schedule.load(checkpoint, self.args.nullspace_config)
         if checkpoint is not None and self.weight_average is not None:
             self.weight_average.load(checkpoint, self.model)
 

@@ -128,7 +128,6 @@ def test_outputs_without_names_are_noticed(make_vit):
 def test_reasons_against_concatenation(make_vit):
     assert reason_against_concatenation(make_vit()) is None
     assert "BatchNorm2d" in reason_against_concatenation(AutoModelForImageClassification.from_config(RESNET))
-    assert "4 devices" in reason_against_concatenation(make_vit(), num_devices=4)
     assert "Linear has no `loss_function`" in reason_against_concatenation(nn.Linear(2, 2))
 
 

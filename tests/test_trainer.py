@@ -433,6 +433,21 @@ def test_another_refresh_interval_is_refused_on_resume(model, examples, tmp_path
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
+@pytest.mark.parametrize("changes", [{"noise_method": "sample"}, {"epsilon": 0.1, "noise_num_images": 40}])
+def test_noise_of_other_settings_is_refused_on_resume(model, examples, tmp_path, checkpoint, changes):
+    trainer = build(model, examples, arguments(tmp_path / "resumed", **changes))
+    with pytest.raises(ValueError, match="noise of .*now it is .*Resume with the same settings"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_several_devices_in_one_process_are_refused(model, examples, tmp_path):
+    args, plain = arguments(tmp_path), arguments(tmp_path, noise_weight=0.0)
+    args._n_gpu = plain._n_gpu = 2
+    with pytest.raises(ValueError, match="given 2 devices.*accelerate launch"):
+        build(model, examples, args)
+    build(model, examples, plain)
+
+
 def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examples, tmp_path):
     trainer = build(model, examples, arguments(tmp_path))
     trainer.train()
