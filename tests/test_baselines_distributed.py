@@ -31,7 +31,8 @@ def test_two_processes_train_as_one(runs, run):
     )
     assert one.keys() == two.keys() and (f"{run}: noise" in one) == (run == "permuted")
     for name, value in one.items():
-        assert (value - two[name]).abs().max() <= 1e-5 * max(1.0, value.norm().item()), name
+        difference = 1e-4 if name.endswith(": noise") else 1e-5  # a search enlarges what rounding makes of its sums
+        assert (value - two[name]).abs().max() <= difference * max(1.0, value.norm().item()), name
 
 
 @pytest.mark.parametrize("name", ["pgd", "trades"])
