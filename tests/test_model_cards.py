@@ -17,6 +17,8 @@ from hf_nullspace.hub.model_card import eval_results, render_section
 CARDS = Path(__file__).parents[1] / "model_cards"
 PAGES = sorted(CARDS.rglob("*.md"))
 FINISHED = sorted(path.parent for path in CARDS.rglob(TRAINING_NAME))
+README = CARDS.parent / "README.md"
+DIFFERENCE = re.compile(r"([+-])(\d+\.\d+) \[([+-])(\d+\.\d+), ([+-])(\d+\.\d+)\]")
 NUMBER = re.compile(r"(?<![\w.:/+-])[+-]?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?![\w/-]|\.\d)")
 
 
@@ -83,6 +85,25 @@ def check_page(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CARDS)))
 def test_every_number_is_in_the_results(page):
     check_page(page)
+
+
+def differences_of(text: str) -> list[str]:
+    """The differences with an interval that a text states."""
+    return [match.group() for match in DIFFERENCE.finditer(text)]
+
+
+def reversed_difference(difference: str) -> str:
+    sign, mean, low_sign, low, high_sign, high = DIFFERENCE.match(difference).groups()
+    opposite = {"+": "-", "-": "+"}
+    return f"{opposite[sign]}{mean} [{opposite[high_sign]}{high}, {opposite[low_sign]}{low}]"
+
+
+def test_every_difference_in_the_readme_is_on_a_page():
+    on_pages = {difference for page in PAGES for difference in differences_of(page.read_text(encoding="utf-8"))}
+    stated = differences_of(README.read_text(encoding="utf-8"))
+    assert len(stated) > 100
+    assert [each for each in stated if not {each, reversed_difference(each)} & on_pages] == []
+    assert reversed_difference("+4.39 [-2.73, +5.93]") == "-4.39 [-5.93, +2.73]"
 
 
 @pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.name)
