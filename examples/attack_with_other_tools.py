@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
+from hf_nullspace.command_line import run_command
 from hf_nullspace.digits import load_digits_splits, train_digits_model
 from hf_nullspace.pictures import read_pictures
 from hf_nullspace.robustness import PixelModel, check_classifier, cw_l2, fgsm, frozen, parse_epsilon, pgd_linf
@@ -105,4 +106,4 @@ def main(argv: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("attack_with_other_tools.py", main, sys.argv[1:])

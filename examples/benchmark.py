@@ -23,10 +23,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, measure_noise, synthesize_noise
 from hf_nullspace.certificate import logit_distance, probability_mse, remove_hidden_mean, token_norms
+from hf_nullspace.command_line import CommandParser, run_command
 from hf_nullspace.data import image_transform
 from hf_nullspace.digits import train_digits_model
 from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
@@ -287,8 +288,8 @@ def load_bench(model_args, data_args, args: BenchmarkArguments) -> Bench:
 
 
 def main(argv: list[str]) -> dict:
-    parser = HfArgumentParser((ModelArguments, DataArguments, BenchmarkArguments))
-    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    parser = CommandParser((ModelArguments, DataArguments, BenchmarkArguments), "benchmark.py")
+    model_args, data_args, args = parser.parse(argv)
     bench = load_bench(model_args, data_args, args)
     results = {"settings": asdict(args), "torch": torch.__version__, "device": str(bench.classifier.device)}
     results["cost"] = measure_cost(bench)
@@ -334,4 +335,4 @@ def table(results: dict) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("benchmark.py", main, sys.argv[1:])

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from transformers import (
-    HfArgumentParser,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -31,6 +30,7 @@ from transformers import (
 )
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace.command_line import CommandParser, run_command
 from hf_nullspace.digits import build_digits_model
 
 
@@ -176,7 +176,7 @@ def table(results: dict) -> str:
 
 
 def main(argv: list[str]) -> dict:
-    (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
+    (args,) = CommandParser([BenchmarkArguments], "benchmark_training.py").parse(argv)
     results = measure(args)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,4 +186,4 @@ def main(argv: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("benchmark_training.py", main, sys.argv[1:])

@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments, RobustnessReport, evaluate_robustness
 from hf_nullspace.baselines import METHODS
+from hf_nullspace.command_line import run_command
 from hf_nullspace.data import draw_images, image_transform
 from hf_nullspace.evaluate_command import dataset_locations
 from hf_nullspace.loading import (
@@ -99,7 +100,7 @@ class CompareArguments:
 def parse(argv: list[str]):
     """Flags, or a single JSON file."""
     types = (ModelArguments, DataArguments, CompareArguments, NullspaceTrainingArguments)
-    model_args, data_args, compare_args, args = parse_arguments(types, argv, DIGITS_DEFAULTS)
+    model_args, data_args, compare_args, args = parse_arguments(types, argv, DIGITS_DEFAULTS, "compare_methods.py")
     is_digits = data_args.source is None and model_args.model_name_or_path is None
     if compare_args.num_seeds < 1:
         raise ValueError(f"`num_seeds` must be at least 1, but got {compare_args.num_seeds}.")
@@ -356,5 +357,5 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("compare_methods.py", main, sys.argv[1:])
     PartialState().destroy_process_group()  # or a launched run may abort when Python ends

@@ -15,6 +15,7 @@ import sys
 from accelerate import PartialState
 
 from hf_nullspace import RobustnessReport
+from hf_nullspace.command_line import run_command
 from hf_nullspace.evaluate_command import evaluate_models, parse_evaluate_arguments
 
 
@@ -28,5 +29,5 @@ def main(argv: list[str]) -> list[RobustnessReport]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("evaluate_robustness.py", main, sys.argv[1:])
     PartialState().destroy_process_group()  # or a launched run may abort when Python ends

@@ -26,6 +26,7 @@ from hf_nullspace import (
     evaluate_robustness,
 )
 from hf_nullspace.checkpointing import last_whole_checkpoint
+from hf_nullspace.command_line import run_command
 from hf_nullspace.data import image_transform
 from hf_nullspace.hub import card_results, markdown_table
 from hf_nullspace.loading import (
@@ -66,7 +67,7 @@ class FinetuneArguments:
 def parse(argv: list[str]):
     """Flags, or a single JSON file."""
     types = (ModelArguments, DataArguments, FinetuneArguments, NullspaceTrainingArguments)
-    parsed = parse_arguments(types, argv, DIGITS_DEFAULTS)
+    parsed = parse_arguments(types, argv, DIGITS_DEFAULTS, "finetune.py")
     args = parsed[-1]
     if not (args.do_train or args.do_eval):
         args.do_train = args.do_eval = True
@@ -168,5 +169,5 @@ def report(trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("finetune.py", main, sys.argv[1:])
     PartialState().destroy_process_group()  # or a launched run may abort when Python ends

@@ -16,6 +16,7 @@ from PIL import Image
 
 from hf_nullspace import PatchNullspace, ProbeReport, probe
 from hf_nullspace.cli import load_probe_inputs, parse_probe_arguments
+from hf_nullspace.command_line import run_command
 from hf_nullspace.exact_noise import predict, relative_logit_change, watermark
 from hf_nullspace.pictures import pixel_statistics, to_pixel_values
 from hf_nullspace.pixel_box import normalization
@@ -45,4 +46,4 @@ def main(argv: list[str]) -> ProbeReport:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command("probe_nullspace.py", main, sys.argv[1:])

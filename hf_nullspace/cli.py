@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
+import difflib
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
 
 from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, set_seed
+from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
+from .command_line import CommandParser, run_command
 from .configuration import NullspaceConfig
 from .data import image_transform
 from .data_collator import NullspaceDataCollator
@@ -95,10 +98,8 @@ class ProbeArguments:
 
 def finetune(argv: list[str]) -> None:
     """Finetune a classifier on its own nullspace noise, and save it with the noise."""
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, NullspaceTrainingArguments), prog="hf-nullspace finetune"
-    )
-    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    parser = CommandParser((ModelArguments, DataArguments, NullspaceTrainingArguments), "hf-nullspace finetune")
+    model_args, data_args, args = parser.parse(argv)
     args.remove_unused_columns = False  # the transform reads the image column
     model, processor, splits, labels = _load(model_args, data_args, args.seed)
     trainer = NullspaceTrainer(
@@ -122,11 +123,8 @@ def finetune(argv: list[str]) -> None:
 
 
 def synthesize(argv: list[str]) -> None:
-    """Synthesise and certify noise for a classifier, and save it."""
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, NullspaceConfig, OutputArguments), prog="hf-nullspace synthesize"
-    )
-    model_args, data_args, config, output = parser.parse_args_into_dataclasses(argv)
+    """Synthesise and certify noise for a classifier, and save it: `synthesize [MODEL] [--train_dir DIR]`."""
+    model_args, data_args, config, output = parse_synthesize_arguments(argv, "hf-nullspace synthesize")
     model, _, splits, _ = _load(model_args, data_args, config.seed)
     images = splits["train"].shuffle(seed=config.seed)
     dataloader = DataLoader(images, batch_size=output.batch_size, collate_fn=NullspaceDataCollator())
@@ -146,7 +144,8 @@ def probe(argv: list[str]) -> None:
 
 def push(argv: list[str]) -> None:
     """Publish a folder that finetuning wrote: `push FOLDER REPO`."""
-    push_args, hub_args = _parse_positional((PushArguments, HubArguments), argv, "push", ["folder", "repo_id"])
+    parser = CommandParser((PushArguments, HubArguments), "hf-nullspace push", words=["folder", "repo_id"])
+    push_args, hub_args = parser.parse(argv)
     push_args.private = push_args.private or None  # otherwise as the owner's settings on the Hub say
     info = publish(**vars(push_args), **vars(hub_args))
     print(f"Published: {info.commit_url}")
@@ -154,23 +153,12 @@ def push(argv: list[str]) -> None:
 
 def verify(argv: list[str]) -> None:
     """Download a checkpoint and check all it claims: `verify REPO_OR_FOLDER [--images DIR ...]`."""
-    verify_args, hub_args = _parse_positional((VerifyArguments, HubArguments), argv, "verify", ["repo_or_folder"])
-    try:
-        verification = verify_checkpoint(**vars(verify_args), **vars(hub_args))
-    except (ImportError, OSError, ValueError) as error:  # 1 says that a claim is wrong, 2 that none could be checked
-        print(f"hf-nullspace verify: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    parser = CommandParser((VerifyArguments, HubArguments), "hf-nullspace verify", words=["repo_or_folder"])
+    verify_args, hub_args = parser.parse(argv)
+    verification = verify_checkpoint(**vars(verify_args), **vars(hub_args))  # an error exits with 2: none was checked
     print(verification.to_markdown())
     if verification.failed:
         raise SystemExit(1)
-
-
-def _parse_positional(classes: tuple, argv: list[str], command: str, names: list[str]) -> tuple:
-    """The flags of `classes`; the first words are the values of `names`, whose flags may be left out."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))[: len(names)]
-    flags = [part for name, word in zip(names, words, strict=False) for part in (f"--{name}", word)]
-    parser = HfArgumentParser(classes, prog=f"hf-nullspace {command}")
-    return parser.parse_args_into_dataclasses([*flags, *argv[len(words) :]])
 
 
 def evaluate(argv: list[str]) -> None:
@@ -186,12 +174,19 @@ def evaluate(argv: list[str]) -> None:
 
 def parse_probe_arguments(argv: list[str], prog: str) -> tuple[ModelArguments, ProbeArguments]:
     """The flags of `probe`; the model may come first, without its flag."""
-    parser = HfArgumentParser((ModelArguments, ProbeArguments), prog=prog)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model_name_or_path", *argv]
-    elif not any(argument.partition("=")[0] == "--model_name_or_path" for argument in argv):
-        parser.set_defaults(**DIGITS_PROBE)
-    return parser.parse_args_into_dataclasses(argv)
+
+    def defaults(given: set[str]) -> dict[str, Any]:
+        return {} if "model_name_or_path" in given else DIGITS_PROBE
+
+    return CommandParser((ModelArguments, ProbeArguments), prog, ["model_name_or_path"], defaults).parse(argv)
+
+
+def parse_synthesize_arguments(
+    argv: list[str], prog: str
+) -> tuple[ModelArguments, DataArguments, NullspaceConfig, OutputArguments]:
+    """The flags of `synthesize`; the model may come first, without its flag."""
+    types = (ModelArguments, DataArguments, NullspaceConfig, OutputArguments)
+    return CommandParser(types, prog, words=["model_name_or_path"]).parse(argv)
 
 
 def load_probe_inputs(
@@ -213,6 +208,12 @@ def load_probe_inputs(
 DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.02, 0.05, 0.1, 0.2, 0.4]}
 
 COMMANDS = {command.__name__: command for command in (evaluate, finetune, probe, push, synthesize, verify)}
+LISTED_COMMANDS = "\n".join(f"  {name:12}{command.__doc__}" for name, command in COMMANDS.items())
+USAGE = f"""usage: hf-nullspace COMMAND [options]
+
+{LISTED_COMMANDS}
+
+hf-nullspace COMMAND --help lists its options. --version prints the version, and --debug the traceback of an error."""
 
 
 def _load(model_args: ModelArguments, data_args: DataArguments, seed: int):
@@ -225,10 +226,21 @@ def _load(model_args: ModelArguments, data_args: DataArguments, seed: int):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command that the first argument names."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in COMMANDS:
-        listed = "\n".join(f"  {name:12}{command.__doc__}" for name, command in COMMANDS.items())
-        print(f"usage: hf-nullspace COMMAND [options]\n\n{listed}\n\nhf-nullspace COMMAND --help lists its options.")
-        raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 2)
-    COMMANDS[argv[0]](argv[1:])
+    """Runs the command that the first argument names; an error is one line and exit code 2, see [`run_command`]."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = ["--debug"] if argv[:1] == ["--debug"] else []
+    argv = argv[len(debug) :]
+    if argv[:1] == ["--version"]:
+        print(f"hf-nullspace {version('hf_nullspace')}")
+    elif argv[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+    elif not argv:
+        print(f"hf-nullspace: error: no command; one of {', '.join(COMMANDS)} (`--help` lists them)", file=sys.stderr)
+        raise SystemExit(2)
+    elif argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f", did you mean {near[0]}?" if near else f"; the commands are {', '.join(COMMANDS)}"
+        print(f"hf-nullspace: error: unknown command {argv[0]!r}{hint}", file=sys.stderr)
+        raise SystemExit(2)
+    else:
+        run_command(f"hf-nullspace {argv[0]}", COMMANDS[argv[0]], [*argv[1:], *debug])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -70,7 +70,7 @@ class NullspaceConfig:
     """
 
     epsilon: float = 0.03
-    method: str = "boundary"
+    method: str = field(default="boundary", metadata={"choices": list(DEFAULT_MAX_STEPS)})
     learning_rate: float | None = None
     max_token_ratio: float | None = 4.0
     noise_limit: float = 3.0
@@ -80,7 +80,7 @@ class NullspaceConfig:
     num_images: int = 256
     num_certificate_images: int = 128
     confidence: float = 0.95
-    on_failure: str = "shrink"
+    on_failure: str = field(default="shrink", metadata={"choices": list(FAILURE_POLICIES)})
     seed: int = 42
 
     def __post_init__(self):
@@ -134,7 +134,7 @@ class NullspaceConfig:
         Raises:
             `ValueError`: If a key is not a field of this version of the package.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
-from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
+from .command_line import CommandParser
 from .data import draw_images
 from .digits import load_digits_splits, train_digits_model
 from .loading import ModelArguments, load_model
@@ -56,12 +57,7 @@ class EvaluateArguments:
 
 def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArguments, EvaluateArguments]:
     """The flags of `evaluate`; models may come first, without their flag."""
-    first_flag = next((place for place, value in enumerate(argv) if value.startswith("-")), len(argv))
-    if first_flag:
-        argv = ["--models", *argv]
-    model_args, args = HfArgumentParser((ModelArguments, EvaluateArguments), prog=prog).parse_args_into_dataclasses(
-        list(argv)
-    )
+    model_args, args = CommandParser((ModelArguments, EvaluateArguments), prog, words=["models"]).parse(argv)
     if model_args.model_name_or_path is not None:
         args.models = [model_args.model_name_or_path, *args.models]
     if args.images is not None and args.dataset_name is not None:

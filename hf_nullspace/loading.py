@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
-    HfArgumentParser,
     PreTrainedConfig,
     PreTrainedModel,
     ViTImageProcessorPil,
@@ -22,6 +21,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .command_line import CommandParser
 from .data import check_columns, draw_images, drop_unreadable_images, load_image_splits
 from .digits import DIGITS_NAME, build_digits_model, load_digits_splits
 from .image_size import change_image_size
@@ -46,6 +46,7 @@ DIGITS_TRAINING = {
 }
 # What differs when the digits model is trained from scratch before that.
 DIGITS_BASE = {"max_steps": 800, "learning_rate": 1e-3}
+SOURCES = ("dataset_name", "train_dir", "train_file")
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 
 
@@ -104,25 +105,29 @@ class DataArguments:
 
 
 def parse_arguments(
-    dataclass_types: Sequence[type], argv: Sequence[str], digits_defaults: dict[str, Any]
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    digits_defaults: dict[str, Any],
+    prog: str | None = None,
+    words: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """
-    Flags, or a single JSON file, as dataclasses; [`ModelArguments`] and [`DataArguments`] come first.
+    Flags, and a JSON file of them if it comes first, as dataclasses; [`ModelArguments`] and [`DataArguments`] are first.
 
     Args:
         dataclass_types (`Sequence[type]`): The dataclasses.
         argv (`Sequence[str]`): The command line without the program.
         digits_defaults (`dict`): What differs from the dataclasses' own defaults when neither a model nor a dataset is
             named. A dataset without a model is for `DEFAULT_MODEL`.
+        prog (`str`, *optional*): Name that errors begin with; by default that of the script.
+        words (`Sequence[str]`, *optional*): Fields whose values may come first, without their flags.
     """
-    parser = HfArgumentParser(tuple(dataclass_types))
-    is_json = len(argv) == 1 and argv[0].endswith(".json")
-    values = json.loads(Path(argv[0]).read_text(encoding="utf-8")) if is_json else {}
-    given = values if is_json else {argument.partition("=")[0].lstrip("-") for argument in argv}
-    if not any(name in given for name in ("model_name_or_path", "dataset_name", "train_dir", "train_file")):
-        values = {**digits_defaults, **values}
-        parser.set_defaults(**digits_defaults)
-    parsed = parser.parse_dict(values) if is_json else parser.parse_args_into_dataclasses(list(argv))
+
+    def defaults(given: set[str]) -> dict[str, Any]:
+        return {} if given & {"model_name_or_path", *SOURCES} else digits_defaults
+
+    parser = CommandParser(dataclass_types, prog or Path(sys.argv[0]).name, words, defaults)
+    parsed = parser.parse(argv)
     model_args, data_args = parsed[:2]
     if data_args.source is not None and model_args.model_name_or_path is None:
         model_args.model_name_or_path = DEFAULT_MODEL

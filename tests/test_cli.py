@@ -2,6 +2,7 @@
 
 import pytest
 
+import hf_nullspace
 from hf_nullspace import NullspaceNoise
 from hf_nullspace.cli import COMMANDS, main
 
@@ -25,27 +26,71 @@ def test_finetune_saves_model_noise_and_card(tmp_path):
     assert {"model.safetensors", "preprocessor_config.json", "README.md"} <= {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize(("argv", "code"), [([], 2), (["unknown"], 2), (["--help"], 0)])
-def test_usage_lists_the_commands(argv, code, capsys):
+def test_usage_lists_the_commands(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"  {name}" in out for name in COMMANDS)
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"hf-nullspace {hf_nullspace.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "hf-nullspace: error: no command; one of evaluate, finetune, probe, push, synthesize, verify (`--help` "),
+        (["fintune"], "hf-nullspace: error: unknown command 'fintune', did you mean finetune?"),
+        (["train"], "hf-nullspace: error: unknown command 'train'; the commands are evaluate, finetune, "),
+        (["push"], "hf-nullspace push: error: the following arguments are required: --folder, --repo_id"),
+        (["verify"], "hf-nullspace verify: error: the following arguments are required: --repo_or_folder"),
+        (
+            ["synthesize", "--epsilonn", "1"],
+            "hf-nullspace synthesize: error: unknown flag --epsilonn, did you mean --e",
+        ),
+        (
+            ["finetune", "--learning-rat=1"],
+            "hf-nullspace finetune: error: unknown flag --learning-rat, did you mean --l",
+        ),
+        (["probe", "--epsilon", "1", "a"], "hf-nullspace probe: error: unknown flag --epsilon ("),
+        (
+            ["push", "a", "b", "c"],
+            "hf-nullspace push: error: unexpected 'c', which no flag takes; only folder, repo_id ",
+        ),
+        (
+            ["synthesize", "--method", "best"],
+            "hf-nullspace synthesize: error: argument --method: invalid choice: 'best'",
+        ),
+        (
+            ["synthesize", "--max_steps", "x"],
+            "hf-nullspace synthesize: error: argument --max_steps/--max-steps: invalid",
+        ),
+        (
+            ["synthesize", "--epsilon", "-1"],
+            "hf-nullspace synthesize: error: `epsilon` must be a positive number, but",
+        ),
+        (
+            ["synthesize", "m", "--model-name-or-path", "n"],
+            "hf-nullspace synthesize: error: 'm' and --model_name_or_path",
+        ),
+        (["probe", "--images", "nowhere"], "hf-nullspace probe: error: There is no folder 'nowhere'."),
+    ],
+)
+def test_errors_are_one_line(argv, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(argv)
-    assert exit_info.value.code == code
-    out = capsys.readouterr().out
-    assert all(name in out for name in COMMANDS)
+    out, err = capsys.readouterr()
+    assert (exit_info.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(message)
 
 
-def test_flags_of_the_hub_commands_follow_the_words():
-    from hf_nullspace.cli import HubArguments, PushArguments, _parse_positional
-
-    words = ["outputs/digits", "user/digits", "--private", "--revision", "next"]
-    push, hub = _parse_positional((PushArguments, HubArguments), words, "push", ["folder", "repo_id"])
-    assert (push.folder, push.repo_id, push.private) == ("outputs/digits", "user/digits", True)
-    assert (hub.revision, hub.token) == ("next", None)
-
-
-@pytest.mark.parametrize("command", ["push", "verify"])
-def test_hub_commands_ask_for_what_they_need(command, capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main([command])
-    assert exit_info.value.code == 2
-    assert "the following arguments are required" in capsys.readouterr().err
+def test_debug_adds_the_traceback(capsys):
+    for argv in (["probe", "--debug", "--images", "nowhere"], ["--debug", "probe", "--images", "nowhere"]):
+        with pytest.raises(SystemExit) as exit_info:
+            main(argv)
+        err = capsys.readouterr().err
+        assert exit_info.value.code == 2
+        assert err.startswith("Traceback") and err.splitlines()[-1].startswith(
+            "hf-nullspace probe: error: There is no"
+        )

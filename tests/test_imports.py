@@ -36,6 +36,7 @@ FLOORS = {
         "data_collator",
         "data",
         "digits",
+        "command_line",
         "loading",
         "method_rows",
         "method_runs",
