@@ -71,7 +71,7 @@ FLOORS = {
         "sensitivity",
         "image_noise",
     ],
-    0: ["patch_embedding", "configuration", "objectives", "randomness", "uploading"],
+    0: ["patch_embedding", "configuration", "objectives", "randomness", "uploading", "escaping", "strict_json"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HEAVY = ("datasets", "evaluate", "matplotlib", "scipy", "sklearn")

@@ -8,12 +8,16 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
+from ..escaping import plain_text
+from .hub_errors import hub_meaning
 from .manifest import PUBLISHED_SUFFIXES
 
 
@@ -61,8 +65,11 @@ def download(
         ) from error
     except LocalEntryNotFoundError as error:
         where = f"revision {revision!r} of {name!r}" if revision else repr(name)
-        reason = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        raise OSError(f"{reason}, and {where} is not in the cache. Try again with a network.") from error
+        reason, advice = hub_meaning(OfflineModeIsEnabled() if constants.HF_HUB_OFFLINE else error)
+        raise OSError(f"{reason}, and {where} is not in the cache. {advice}") from error
+    except HfHubHTTPError as error:
+        raise OSError("Downloading {!r} failed: {}. {}".format(name, *hub_meaning(error))) from error
     except Exception as error:  # HTTP libraries raise kinds of their own
-        raise OSError(f"Downloading {name!r} failed: {error} ({type(error).__name__}). Try again later.") from error
+        reason = f"{plain_text(error, 200)} ({type(error).__name__})"
+        raise OSError(f"Downloading {name!r} failed: {reason}. Try again later.") from error
     return folder, folder.name
