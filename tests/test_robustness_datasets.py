@@ -12,7 +12,7 @@ from hf_nullspace.robustness.datasets import (
     load_robustness_dataset,
     prepare_picture,
 )
-from hf_nullspace.robustness.imagenet import imagenet_a_indices, imagenet_r_indices, imagenet_wnids
+from hf_nullspace.robustness.imagenet import _classes, imagenet_a_indices, imagenet_r_indices, imagenet_wnids
 
 
 WNIDS = imagenet_wnids()
@@ -184,11 +184,11 @@ def test_missing_empty_and_loose_are_refused(small_folder):
         load_robustness_dataset("imagenet", "/nowhere/val")
 
 
-def test_subset_masks_the_other_classes(wnid_folder, small_folder):
+def test_a_subset_of_the_pictures_leaves_all_logits_in_the_race(wnid_folder, small_folder):
     for folder in (wnid_folder, small_folder):
         loaded = load_robustness_dataset("imagenet", folder, class_subset=SUBSET)
         assert_labels_are_right(loaded, range(0, 1000, 100))
-        assert loaded.class_indices == tuple(range(0, 1000, 100))
+        assert loaded.class_indices is None
     with pytest.raises(ValueError, match="must name classes of ImageNet-A, but got .*n01440764"):
         load_robustness_dataset("imagenet-a", small_folder, class_subset=SUBSET)
 
@@ -217,7 +217,7 @@ def test_head_in_another_order(small_folder):
     assert [WNIDS[class_of(picture)] for picture in loaded.dataset["image"]] == [
         id2label[label] for label in loaded.dataset["label"]
     ]
-    assert loaded.class_indices == tuple(range(10))
+    assert loaded.class_indices is None
 
 
 def test_head_with_fewer_classes(small_folder, caplog):
@@ -227,7 +227,7 @@ def test_head_with_fewer_classes(small_folder, caplog):
     assert sorted(loaded.dataset["label"]) == [0, 7]
     classes = {label: class_of(loaded.dataset["image"][place]) for place, label in enumerate(loaded.dataset["label"])}
     assert classes == {0: 300, 7: 0}
-    assert loaded.class_indices == (0, 7)
+    assert loaded.class_indices is None
     with pytest.raises(ValueError, match="none of the 10 classes"):
         load_robustness_dataset("imagenet", small_folder, class_subset=SUBSET, id2label={0: WNIDS[1]})
 
@@ -339,7 +339,7 @@ def test_own_dataset_is_matched_by_name():
     id2label = {0: "Dog", 1: "bird", 2: "cat"}
     loaded = dataset_for_model(make_dataset(["cat", "dog"], [0, 1, 1]), id2label, name="pets")
     assert loaded.dataset["label"][:] == [2, 0, 0]
-    assert (loaded.class_indices, loaded.preprocessing) == ((0, 2), "image_processor")
+    assert (loaded.class_indices, loaded.preprocessing) == (None, "image_processor")
     assert [class_of(picture) for picture in loaded.dataset["image"]] == [0, 1, 1]
     full = dataset_for_model(make_dataset(["cat", "dog", "bird"], [0, 1, 2]), id2label)
     assert (full.dataset["label"][:], full.class_indices) == ([2, 0, 1], None)
@@ -350,8 +350,62 @@ def test_own_dataset_is_matched_by_name():
 def test_own_dataset_with_other_names_is_refused():
     with pytest.raises(ValueError, match=r"The model has no class \['cow'\], only \['dog'\]"):
         dataset_for_model(make_dataset(["cow", "dog"], [0, 1]), {0: "dog"})
-    with pytest.raises(ValueError, match="two classes by the name 'DOG'"):
-        dataset_for_model(make_dataset(["dog"], [0]), {0: "dog", 1: "DOG"})
+
+
+def test_an_ambiguous_name_refuses_only_the_pictures_that_need_it():
+    id2label = {0: "cat", 1: "crane", 2: "dog", 3: "crane"}
+    loaded = dataset_for_model(make_dataset(["dog", "cat"], [0, 1]), id2label)
+    assert loaded.dataset["label"][:] == [2, 0]
+    unused = dataset_for_model(make_dataset(["cow", "crane", "dog"], [2, 2]), id2label)
+    assert unused.dataset["label"][:] == [2, 2]
+    with pytest.raises(ValueError, match=r"pictures of \['crane'\].*two classes.*'crane' \(logits \[1, 3\]\)"):
+        dataset_for_model(make_dataset(["dog", "crane"], [0, 1]), id2label)
+    same_list = make_dataset(["cat", "a", "dog", "b"], [3, 1]), id2label
+    assert dataset_for_model(*same_list, class_names=list(id2label.values())).dataset["label"][:] == [3, 1]
+
+
+def test_letter_case_tells_classes_apart_where_it_has_to():
+    id2label = {0: "dog", 1: "DOG"}
+    assert dataset_for_model(make_dataset(["DOG"], [0]), id2label).dataset["label"][:] == [1]
+    with pytest.raises(ValueError, match=r"pictures of \['Dog'\].*two classes by the name 'dog'"):
+        dataset_for_model(make_dataset(["Dog"], [0]), id2label)
+
+
+def imagenet_names():
+    """`id2label` of the usual ImageNet classifier: first synonyms, of which "crane" is there twice."""
+    return {index: synonyms.split(",")[0] for index, synonyms in enumerate(_classes()["classes"].values())}
+
+
+def test_a_standard_classifier_takes_pictures_of_any_class_but_crane_by_name():
+    id2label = imagenet_names()
+    assert sorted(index for index, name in id2label.items() if name == "crane") == [134, 517]
+    loaded = dataset_for_model(make_dataset(["goldfish", "tench"], [0, 1]), id2label)
+    assert (loaded.dataset["label"][:], loaded.class_indices) == ([1, 0], None)
+    by_id = dataset_for_model(make_dataset([WNIDS[517], WNIDS[3]], [0, 1]), id2label)
+    assert by_id.dataset["label"][:] == [517, 3]
+    with pytest.raises(ValueError, match="two classes by the name 'crane'"):
+        dataset_for_model(make_dataset(["crane", "tench"], [0, 1]), id2label)
+
+
+def test_an_ambiguous_name_of_a_smaller_head_is_no_matter_for_other_classes(tmp_path):
+    for wnid in (WNIDS[0], WNIDS[134]):
+        (tmp_path / wnid).mkdir()
+        picture_of(0).save(tmp_path / wnid / "picture.png")
+    id2label = {0: "tench", 1: "crane"}
+    loaded = load_robustness_dataset("imagenet", tmp_path, class_subset=[WNIDS[0]], id2label=id2label)
+    assert loaded.dataset["label"][:] == [0]
+    with pytest.raises(ValueError, match=rf"pictures of \['{WNIDS[134]}'\].*'crane'"):
+        load_robustness_dataset("imagenet", tmp_path, class_subset=[WNIDS[0], WNIDS[134]], id2label=id2label)
+
+
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])
+def test_the_published_rule_of_200_classes_stays_whatever_the_pictures_are(name, tmp_path):
+    rule = imagenet_a_indices() if name == "imagenet-a" else imagenet_r_indices()
+    (tmp_path / WNIDS[rule[5]]).mkdir()
+    picture_of(0).save(tmp_path / WNIDS[rule[5]] / "picture.png")
+    loaded = load_robustness_dataset(name, tmp_path, class_subset=[WNIDS[rule[5]]])
+    assert loaded.class_indices == tuple(rule)
+    assert loaded.dataset["label"][:] == [rule[5]]
 
 
 def test_resize_and_crop_keep_the_centre():

@@ -46,9 +46,9 @@ def test_a_model_that_does_not_name_its_classes_takes_their_order(caplog):
     assert image_source(images, SimpleNamespace(), "mine").labels == [0, 1]
 
 
-def test_some_of_the_models_classes_compete_alone():
+def test_classes_without_a_picture_compete_too():
     source = image_source(dataset([0, 1], ClassLabel(names=["dog", "cat"])), model("cat", "cow", "dog"), "mine")
-    assert source.labels == [2, 0] and source.class_indices == (0, 2)
+    assert source.labels == [2, 0] and source.class_indices is None
 
 
 def test_a_dataset_of_other_classes_or_without_a_class_list_is_refused():

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..data import draw_images, drop_unreadable_images
 from .class_folders import read_class_folders, read_labelled_files
-from .class_labels import describe_missing, folded, imagenet_labels, named_labels, translate_labels, with_labels
+from .class_labels import describe_missing, imagenet_labels, model_labels, named_labels, translate_labels, with_labels
 from .corruptions import CORRUPTIONS, SEVERITIES
 from .imagenet import NUM_CLASSES, imagenet_a_indices, imagenet_class_indices, imagenet_r_indices, imagenet_wnids
 
@@ -53,7 +53,8 @@ class RobustnessDataset:
         name (`str`): What it is called in reports.
         dataset (`datasets.Dataset`): Columns `image` and `label`.
         class_indices (`tuple[int, ...]` or `None`): The logits that compete; the others are to be masked with
-            [`masked_logits`]. `None` keeps all.
+            [`masked_logits`]. `None`, all of them, but for ImageNet-A and ImageNet-R, which were published with the
+            rule that a prediction is one of their 200 classes.
         preprocessing (`str`): One of `"resize_256_crop_224"`, `"none"` and `"image_processor"`.
     """
 
@@ -134,8 +135,8 @@ def load_robustness_dataset(
         name (`str`): Which dataset.
         source (`str` or `os.PathLike`): A local folder, or the id of a dataset on the Hub.
         corruption, severity (`str` and `int`, *optional*): Which part of ImageNet-C; needed there and only there.
-        class_subset (`Sequence[str]`, *optional*): WordNet ids, when only these classes are evaluated; the logits of the
-            others are masked.
+        class_subset (`Sequence[str]`, *optional*): WordNet ids, when only pictures of these classes are evaluated. What
+            competes stays the same: a picture that is taken for a class that has none here is a mistake.
         id2label (`Mapping[int, str]`, *optional*): Which class each logit of the model is, by WordNet id or synonyms
             (`model.config.id2label`). Labels are translated to it by name, and pictures of classes that the model
             does not have are left out. By default the model has ImageNet's classes in their order.
@@ -189,7 +190,7 @@ def load_robustness_dataset(
         labels, names = named_labels(dataset, title, image_column_name, label_column_name, class_names)
         labels = imagenet_labels(title, labels, names, classes, class_subset is not None, name == "imagenet-v2")
         dataset = with_labels(dataset, image_column_name, labels)
-    dataset, class_indices = translate_labels(dataset, title, classes, id2label)
+    dataset, class_indices = translate_labels(dataset, title, classes, _competing_classes(name), id2label)
     dataset = draw_images(dataset, max_images, seed)
     if check_images:
         dataset = drop_unreadable_images(dataset, "image", skip_bad_images)
@@ -216,23 +217,13 @@ def dataset_for_model(
         class_names (`Sequence[str]`, *optional*): The name of each label, where the dataset does not say.
 
     Raises:
-        `ValueError`: If a column or the class list is missing, or the model does not have a class by its name.
+        `ValueError`: If a column or the class list is missing, or the model does not have a class by the name of one that
+            pictures have, or has two.
     """
     labels, names = named_labels(dataset, name, image_column_name, label_column_name, class_names)
-    places: dict[str, int] = {}
-    for index, label in id2label.items():
-        if places.setdefault(folded(label), int(index)) != int(index):
-            raise ValueError(f"The model has two classes by the name {label!r}; rename one in `id2label`.")
-    unknown = [label for label in names if folded(label) not in places]
-    if unknown:
-        raise ValueError(
-            f"The model has no class {unknown[:5]}, only {list(id2label.values())[:5]} and so on. Labels are matched by "
-            "name: pass `class_names` in the model's words, or an `id2label` in the dataset's."
-        )
-    indices = [places[folded(label)] for label in names]
+    indices = model_labels(names, set(labels), id2label)
     dataset = with_labels(dataset, image_column_name, [indices[label] for label in labels])
-    class_indices = None if len(set(indices)) == len(id2label) else tuple(sorted(set(indices)))
-    return RobustnessDataset(name, dataset, class_indices, "image_processor")
+    return RobustnessDataset(name, dataset, None, "image_processor")
 
 
 def _check_part(corruption: str | None, severity: int | None) -> None:
@@ -243,11 +234,14 @@ def _check_part(corruption: str | None, severity: int | None) -> None:
         )
 
 
+def _competing_classes(name: str) -> list[int] | None:
+    """The classes among which a prediction is, by the rule that a dataset was published with; `None` for all."""
+    rule = {"imagenet-a": imagenet_a_indices, "imagenet-r": imagenet_r_indices}.get(name)
+    return None if rule is None else list(rule())
+
+
 def _expected_classes(name: str, class_subset: Sequence[str] | None) -> list[int]:
-    classes = {"imagenet-a": imagenet_a_indices, "imagenet-r": imagenet_r_indices}.get(
-        name, lambda: range(NUM_CLASSES)
-    )
-    expected = list(classes())
+    expected = _competing_classes(name) or list(range(NUM_CLASSES))
     if class_subset is None:
         return expected
     chosen = sorted(imagenet_class_indices(class_subset))

@@ -48,20 +48,18 @@ def _candidates() -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     return dict(full), dict(first)
 
 
-def imagenet_class_indices(names: Sequence[str]) -> list[int]:
+def imagenet_candidates(names: Sequence[str]) -> list[list[int]]:
     """
-    Which of ImageNet's classes each name stands for.
+    The ImageNet classes that each name may stand for: one, or several where the name is ambiguous.
 
     Args:
         names (`Sequence[str]`): WordNet ids (`"n01440764"`), WordNet's synonyms (`"tench, Tinca tinca"`, as in
             `config.id2label` of Transformers' classifiers) or the first of them (`"tench"`). Where 1000 names stand in
-            ImageNet's order, `"crane"` may stand for its two classes and up to ten names may be spelt in another way.
-
-    Returns:
-        `list[int]`: Indices from 0 to 999.
+            ImageNet's order, each stands for one class: `"crane"` for either of its two, and up to ten names may be spelt
+            in another way.
 
     Raises:
-        `ValueError`: If a name is unknown or ambiguous, or two names stand for one class.
+        `ValueError`: If a name is unknown.
     """
     full, first = _candidates()
     keys = [str(name).strip().lower() for name in names]
@@ -73,7 +71,7 @@ def imagenet_class_indices(names: Sequence[str]) -> list[int]:
     if in_order and len(unknown) <= 10:
         if unknown:
             logger.warning(f"Taking {unknown} for ImageNet's classes at their places; the other names are in order.")
-        return list(range(NUM_CLASSES))
+        return [[index] for index in range(NUM_CLASSES)]
     if unknown:
         hint = ""
         if len(matches) == NUM_CLASSES + 1:
@@ -82,6 +80,23 @@ def imagenet_class_indices(names: Sequence[str]) -> list[int]:
             f"{len(unknown)} of {len(names)} class names are not ImageNet's: {unknown[:5]}. Expected WordNet ids such "
             f"as 'n01440764' or synonyms such as 'tench, Tinca tinca'.{hint}"
         )
+    return matches
+
+
+def imagenet_class_indices(names: Sequence[str]) -> list[int]:
+    """
+    Which of ImageNet's classes each name stands for.
+
+    Args:
+        names (`Sequence[str]`): As [`imagenet_candidates`] takes them.
+
+    Returns:
+        `list[int]`: Indices from 0 to 999.
+
+    Raises:
+        `ValueError`: If a name is unknown or ambiguous, or two names stand for one class.
+    """
+    matches = imagenet_candidates(names)
     ambiguous = sorted({str(name) for name, found in zip(names, matches, strict=True) if len(found) > 1})
     if ambiguous:
         raise ValueError(f"{ambiguous} may be one of several ImageNet classes; give their WordNet ids instead.")
