@@ -204,8 +204,7 @@ def _as_imagenet(
     except ValueError:
         return found
     return {
-        label: places.get(candidates[label][0], []) if len(candidates[label]) == 1 else found[label]
-        for label in found
+        label: places.get(candidates[label][0], []) if len(candidates[label]) == 1 else found[label] for label in found
     }
 
 
