@@ -20,6 +20,7 @@ from .data_collator import NullspaceDataCollator
 from .digits import load_digits_splits, train_digits_model
 from .encoder_probing import EncoderProbeConfig
 from .evaluate_command import evaluate_models, parse_evaluate_arguments
+from .finetune_command import main as run_finetune
 from .hub import publish
 from .hub import verify as verify_checkpoint
 from .loading import DataArguments, ModelArguments, load_data, load_model
@@ -27,8 +28,6 @@ from .pictures import read_pictures, sample_photographs
 from .probe_report import probe as probe_model
 from .robustness import compare_reports
 from .synthesis import synthesize_noise
-from .trainer import NullspaceTrainer
-from .training_args import NullspaceTrainingArguments
 
 
 @dataclass
@@ -97,29 +96,9 @@ class ProbeArguments:
 
 
 def finetune(argv: list[str]) -> None:
-    """Finetune a classifier on its own nullspace noise, and save it with the noise."""
-    parser = CommandParser((ModelArguments, DataArguments, NullspaceTrainingArguments), "hf-nullspace finetune")
-    model_args, data_args, args = parser.parse(argv)
-    args.remove_unused_columns = False  # the transform reads the image column
-    model, processor, splits, labels = _load(model_args, data_args, args.seed)
-    trainer = NullspaceTrainer(
-        model,
-        args,
-        NullspaceDataCollator(num_labels=len(labels)),
-        splits["train"],
-        splits["validation"],
-        processor,
-    )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.evaluate()
-    trainer.evaluate_noise()
-    card = {"tasks": "image-classification", **data_args.card_arguments()}
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.save_model()
-        trainer.create_model_card(**card)
-    print(trainer.noise)
+    """Finetune a classifier on its own nullspace noise, and save it with the noise: `finetune [MODEL] [--train_dir DIR]`."""
+    run_finetune(argv, "hf-nullspace finetune")
+    PartialState().destroy_process_group()  # or a launched run may abort when Python ends
 
 
 def synthesize(argv: list[str]) -> None:

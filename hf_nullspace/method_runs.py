@@ -73,7 +73,7 @@ def read_run(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[st
         found = run["settings"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}. Delete {folder} to run it again.") from error
-    differing = [] if settings is None else _differences(found, settings)
+    differing = [] if settings is None else differences(found, settings)
     if differing:
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(differing)}. Choose another `output_dir`, or delete "
@@ -109,7 +109,7 @@ def write_run(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any
     (folder / UNFINISHED_NAME).unlink(missing_ok=True)
 
 
-def _differences(found: Any, expected: Any, name: str = "") -> list[str]:
+def differences(found: Any, expected: Any, name: str = "") -> list[str]:
     if not (isinstance(found, Mapping) and isinstance(expected, Mapping)):
         return [] if found == expected else [f"{name or 'settings'} {found!r} instead of {expected!r}"]
     prefix = f"{name}." if name else ""
@@ -117,5 +117,5 @@ def _differences(found: Any, expected: Any, name: str = "") -> list[str]:
     return [
         text
         for key in names
-        for text in _differences(found.get(key, "its default"), expected.get(key, "its default"), f"{prefix}{key}")
+        for text in differences(found.get(key, "its default"), expected.get(key, "its default"), f"{prefix}{key}")
     ]

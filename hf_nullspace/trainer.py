@@ -28,9 +28,10 @@ from .probing import measure_noise
 from .randomness import preserved_random_state
 from .sharding import check_averageable, check_backend
 from .synthesis import synthesize_noise
-from .training_args import NullspaceTrainingArguments
+from .training_args import NullspaceTrainingArguments, in_arguments
 from .training_images import check_enough, check_example, draw_images
 from .weight_average import WeightAverage
+from .wording import worded
 
 
 # What `evaluate_noise` logs.
@@ -261,7 +262,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
         # Not compiled, even under `torch_compile`: compiling its passes takes longer than it saves in a run's rounds
         # (`examples/benchmark.py --torch_compile` times both).
-        with preserved_random_state():
+        with preserved_random_state(), worded(in_arguments):
             noise = self._make_noise(self.accelerator.unwrap_model(model, keep_torch_compile=False), round_index)
         check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step)
@@ -344,13 +345,14 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if self.noise is None or dataset is None:
             return None
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        certificate = measure_noise(
-            model,
-            self.noise,
-            self.get_eval_dataloader(dataset),
-            accelerator=self.accelerator,
-            patch_projection=self.args.patch_projection,
-        )
+        with worded(in_arguments):
+            certificate = measure_noise(
+                model,
+                self.noise,
+                self.get_eval_dataloader(dataset),
+                accelerator=self.accelerator,
+                patch_projection=self.args.patch_projection,
+            )
         self.card_extras["evaluation_certificate"] = certificate
         self.log({f"eval_noise_{name}": float(getattr(certificate, name)) for name in EVALUATED_FIELDS})
         return certificate

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from transformers import TrainingArguments
 
 from .configuration import NullspaceConfig
+from .wording import renamed
 
 
 # Field of the arguments -> field of the config, where the Trainer already owns the short name.
@@ -28,6 +29,11 @@ CONFIG_FIELDS = {
 
 NOISE_FORWARDS = ("concatenated", "sequential")
 DEFAULT_ASCENTS = {"sample": 3.0, "boundary": 0.0, "paper": 0.0}
+
+
+def in_arguments(message: str) -> str:
+    """A message about the settings of a config in the names of the arguments."""
+    return renamed(message, {name: argument for argument, name in CONFIG_FIELDS.items()})
 
 
 @dataclass
@@ -265,10 +271,7 @@ class NullspaceTrainingArguments(TrainingArguments):
         try:
             config = NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
         except ValueError as error:
-            message = str(error)
-            for argument, name in CONFIG_FIELDS.items():
-                message = message.replace(f"`{name}`", f"`{argument}`")
-            raise ValueError(message) from None
+            raise ValueError(in_arguments(str(error))) from None
         if step is None or not self.epsilon_warmup_steps:
             return config
         round_end = (step // self.noise_refresh_steps + 1) * self.noise_refresh_steps

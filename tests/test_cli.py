@@ -20,7 +20,7 @@ def test_synthesize_saves_a_certified_noise(tmp_path, capsys):
 
 def test_finetune_saves_model_noise_and_card(tmp_path):
     options = ["--noise_max_steps", "2", "--noise_num_images", "16", "--noise_num_certificate_images", "16"]
-    options += ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+    options += ["--max_steps", "2", "--use_cpu", "--base_max_steps", "4", "--max_robustness_samples", "20"]
     main(["finetune", *options, "--output_dir", str(tmp_path)])
     assert NullspaceNoise.from_pretrained(tmp_path).tensor.shape == (1, 16, 96)
     assert {"model.safetensors", "preprocessor_config.json", "README.md"} <= {path.name for path in tmp_path.iterdir()}

@@ -150,9 +150,9 @@ def test_parquet_at_another_image_size(finetune, photos, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epsilon", "0"], "`epsilon`.*0"),
-        (["--noise_limit", "-3"], "`noise_limit`.*-3"),
-        (["--noise_refresh_steps", "0"], "`noise_refresh_steps`.*0"),
+        (["--epsilon", "0"], "`--epsilon`.*0"),
+        (["--noise_limit", "-3"], "`--noise_limit`.*-3"),
+        (["--noise_refresh_steps", "0"], "`--noise_refresh_steps`.*0"),
         (["--label_column_name", "klass"], "no column 'klass'.*label_column_name"),
         (["--image_column_name", "picture"], "no column 'picture'.*image_column_name"),
         (["--max_train_samples", "4"], "4 images.*8"),

@@ -14,7 +14,7 @@ import hf_nullspace
 
 ROOT = Path(hf_nullspace.__file__).parent
 FLOORS = {
-    5: ["cli", "evaluate_command"],
+    5: ["cli", "evaluate_command", "finetune_command"],
     4: [
         "trainer",
         "adversarial_trainer",
@@ -31,6 +31,8 @@ FLOORS = {
         "evaluation_loss",
         "sharding",
         "training_images",
+        "run_folder",
+        "phases",
     ],
     3: [
         "data_collator",
@@ -71,7 +73,16 @@ FLOORS = {
         "sensitivity",
         "image_noise",
     ],
-    0: ["patch_embedding", "configuration", "objectives", "randomness", "uploading", "escaping", "strict_json"],
+    0: [
+        "patch_embedding",
+        "configuration",
+        "objectives",
+        "randomness",
+        "uploading",
+        "escaping",
+        "strict_json",
+        "wording",
+    ],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HEAVY = ("datasets", "evaluate", "matplotlib", "scipy", "sklearn")
