@@ -173,12 +173,12 @@ class TradesTrainer(AdversarialTrainer):
         parent = super(AdversarialTrainer, self).compute_loss
         if not (model.training and self.args.trades_beta):
             return parent(model, inputs, return_outputs, num_items_in_batch)
-        examples = self._adversarial_examples(model, inputs)
+        examples, labels = self._adversarial_examples(model, inputs), inputs.get("labels")
         loss, outputs = parent(model, inputs, True, num_items_in_batch)
         unlabelled = {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
         adversarial = model(**{**unlabelled, "pixel_values": examples})
         divergence = kl_divergence(read_logits(outputs), read_logits(adversarial))
-        loss = loss + self.args.trades_beta * self._reduce(divergence, num_items_in_batch)
+        loss = loss + self.args.trades_beta * self._reduce(divergence, {"labels": labels}, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _method_in_words(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .batch_parts import part_of, with_loss
+from .batch_parts import NotSeparableError, PartLosses, part_of
 from .injection import NoiseInjector
 
 
@@ -49,8 +49,8 @@ class ImageLosses:
     finds out. Elsewhere every image takes a pass of its own.
     """
 
-    def __init__(self):
-        self.shares_pass: bool | None = None
+    def __init__(self, shares_pass: bool | None = None):
+        self.shares_pass = shares_pass
 
     def __call__(
         self,
@@ -72,14 +72,15 @@ class ImageLosses:
         """
         inputs = dict(inputs)
         if self.shares_pass is None:
-            self.shares_pass = hasattr(model, "loss_function")
-            if self.shares_pass:
+            try:
                 with injector.inject(noise):
                     losses, whole = _in_one_pass(loss_of, model, inputs)
                 self.shares_pass = any(
                     torch.allclose(loss.float(), whole.float(), rtol=1e-3, atol=1e-6, equal_nan=True)
                     for loss in (losses.mean(), losses.sum())
                 )
+            except NotSeparableError:
+                self.shares_pass = False
             if not self.shares_pass:
                 logger.warning(
                     "Each image's loss under each candidate noise takes a forward pass of its own: the loss of "
@@ -96,14 +97,21 @@ class ImageLosses:
 
 
 class _Recorder(nn.Module):
-    """Runs a classifier and keeps what it gave."""
+    """Runs a classifier and keeps what it gave, and the loss of each image."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.outputs = model, None
+        self.model, self.outputs, self.losses = model, None, []
 
     def forward(self, **inputs: Any) -> Any:
-        self.outputs = self.model(**inputs)
+        batch_size = len(inputs["pixel_values"])
+        losses = PartLosses(self.model, [(index, 1) for index in range(batch_size)], batch_size)
+        with losses.standing_in():
+            self.outputs = self.model(**inputs)
+        losses.check(self.outputs)
+        self.losses = losses.losses
+        if self.outputs.get("loss") is not None and inputs.get("num_items_in_batch") is None:
+            self.outputs["loss"] = self.outputs["loss"] / batch_size
         return self.outputs
 
 
@@ -112,10 +120,13 @@ class _OneImage(nn.Module):
 
     def __init__(self, ran: _Recorder, index: int, batch_size: int):
         super().__init__()
-        self.ran, self.place = ran, (index, 1, batch_size)
+        self.ran, self.index, self.batch_size = ran, index, batch_size
 
     def forward(self, **inputs: Any) -> Any:
-        return with_loss(part_of(self.ran.outputs, *self.place), inputs, self.ran.model)
+        outputs = part_of(self.ran.outputs, self.index, 1, self.batch_size)
+        if self.ran.losses:
+            outputs["loss"] = self.ran.losses[self.index]
+        return outputs
 
 
 def _in_one_pass(loss_of: Loss, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from .batch_parts import is_batched, part_of, with_loss
+from .batch_parts import NotSeparableError, PartLosses, is_batched, part_of, with_loss
 from .injection import NoiseInjector
 from .patch_embedding import PatchProjection
 from .randomness import preserved_random_state
@@ -19,9 +21,8 @@ from .randomness import preserved_random_state
 
 logger = logging.get_logger(__name__)
 
-
-class NotConcatenableError(Exception):
-    """Raised where the halves of one forward pass are not those of two; the caller then runs two."""
+# Their layers treat each image alone, but for those that keep statistics of the batch.
+KNOWN_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft")
 
 
 class TwofoldForward(nn.Module):
@@ -30,47 +31,44 @@ class TwofoldForward(nn.Module):
 
     The first call runs the model on the batch and the same batch again, with noise on the second half, and returns the
     clean half with a loss of its own; the second call returns the noisy half. To whoever calls it twice, as `Trainer`'s
-    `compute_loss` does, it looks like two passes.
+    `compute_loss` does, it looks like two passes. Each half's loss is the model's own: its `loss_function` sees one
+    half at a time, and a model that makes its loss in any other way is not run like this.
 
     Args:
         model (`nn.Module`): The classifier as it is trained, wrapped and all.
-        unwrapped (`nn.Module`): The same classifier without wrappers; its `loss_function` gives each half its loss.
+        unwrapped (`nn.Module`): The same classifier without wrappers.
         injector ([`NoiseInjector`]): The injector of the classifier.
         noise (`torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise.
-        check (`bool`, *optional*, defaults to `False`): Whether to compare the losses of the halves with the loss that
-            the model gives for both. It takes a device sync, so one pass before a training run will do.
+
+    Raises:
+        [`NotSeparableError`]: By a call, if one pass over both halves does not give what two passes would.
     """
 
-    def __init__(
-        self, model: nn.Module, unwrapped: nn.Module, injector: NoiseInjector, noise: torch.Tensor, check: bool = False
-    ):
+    def __init__(self, model: nn.Module, unwrapped: nn.Module, injector: NoiseInjector, noise: torch.Tensor):
         super().__init__()
         self.model, self.unwrapped = model, unwrapped
-        self.injector, self.noise, self.check = injector, noise, check
+        self.injector, self.noise = injector, noise
         self.noisy_half: dict[str, Any] | None = None
 
     def forward(self, **inputs: Any) -> dict[str, Any]:
         if self.noisy_half is not None:
             return self.noisy_half
         batch_size = len(inputs["pixel_values"])
-        twofold = {
-            name: torch.cat([value, value]) if is_batched(value, batch_size) else value
-            for name, value in inputs.items()
-        }
-        with self.injector.inject(self.noise, is_twofold=True):
+        twofold = {name: _twice(name, value, batch_size) for name, value in inputs.items()}
+        parts = [(start, batch_size) for start in (0, batch_size)]
+        losses = PartLosses(self.unwrapped, parts, 2 * batch_size)
+        # Compiled code has its own `loss_function`; that it is all there is to the loss, an eager pass has shown.
+        stand_in = nullcontext() if is_compiled(self.model) else losses.standing_in()
+        with self.injector.inject(self.noise, is_twofold=True), stand_in:
             outputs = self.model(**twofold)
-        if not isinstance(outputs, dict):
-            raise NotConcatenableError(f"the model returns a {type(outputs).__name__} without names")
-        clean_half, self.noisy_half = (
-            with_loss(part_of(outputs, start, batch_size, 2 * batch_size), inputs, self.unwrapped)
-            for start in (0, batch_size)
-        )
-        if self.check and "loss" in outputs:
-            # Divided by `num_items_in_batch` the loss of both is the sum of theirs, otherwise it is their mean.
-            both = clean_half["loss"] + self.noisy_half["loss"]
-            both = both if inputs.get("num_items_in_batch") is not None else both / 2
-            if not torch.allclose(both.float(), outputs["loss"].float(), rtol=1e-3, atol=1e-6, equal_nan=True):
-                raise NotConcatenableError("the model's loss is not its `loss_function` of logits and labels")
+        clean_half, self.noisy_half = (part_of(outputs, *part, 2 * batch_size) for part in parts)
+        if is_compiled(self.model):
+            losses.check_rows({name: value for name, value in outputs.items() if name != "loss"})
+            with_loss(clean_half, inputs, self.unwrapped), with_loss(self.noisy_half, inputs, self.unwrapped)
+            return clean_half
+        losses.check(outputs)
+        if outputs.get("loss") is not None:
+            clean_half["loss"], self.noisy_half["loss"] = losses.losses
         return clean_half
 
 
@@ -81,11 +79,17 @@ class ForwardPlan:
     Args:
         noise_forward (`str`): `"concatenated"` or `"sequential"`, what was asked for.
         model (`nn.Module`): The classifier, unwrapped.
+        reason (`str`, *optional*): Why whoever computes the loss needs two passes.
+        told (`str`, *optional*): The reason against one pass that has been logged already.
+
+    Attributes:
+        concatenates (`bool`): Whether they share a pass.
+        reason (`str` or `None`): Why they do not, if that was asked for.
     """
 
-    def __init__(self, noise_forward: str, model: nn.Module):
-        self.concatenates, self._is_checked = noise_forward == "concatenated", False
-        reason = reason_against_concatenation(model)
+    def __init__(self, noise_forward: str, model: nn.Module, reason: str | None = None, told: str | None = None):
+        self.concatenates, self._is_checked, self.reason = noise_forward == "concatenated", False, told
+        reason = reason or reason_against_concatenation(model)
         if self.concatenates and reason is not None:
             self._run_sequentially(reason)
 
@@ -106,48 +110,87 @@ class ForwardPlan:
         """
         if self.concatenates and not self._is_checked:
             # What it draws is given back: a resumed run checks again, an uninterrupted one does not.
-            with preserved_random_state():  # with gradients on, or torch.compile would make another graph
-                try:
-                    loss_of(TwofoldForward(model, unwrapped, injector, noise, check=True))
-                except NotConcatenableError as reason:
-                    self._run_sequentially(str(reason))
+            with preserved_random_state():
+                eager = unwrapped if is_compiled(model) else model
+                self._try(lambda: loss_of(TwofoldForward(eager, unwrapped, injector, noise)))
             self._is_checked = True
         if self.concatenates:
             halves = TwofoldForward(model, unwrapped, injector, noise)
-            return loss_of(halves), loss_of(halves)
+            # A model whose loss has changed since is as right from here on as one that was never run like this.
+            results = self._try(lambda: (loss_of(halves), loss_of(halves)))
+            if results is not None:
+                return results
         clean = loss_of(model)
         with injector.inject(noise):
             return clean, loss_of(model)
 
+    def _try(self, run: Callable[[], Any]) -> Any:
+        try:
+            return run()
+        except NotSeparableError as reason:
+            self._run_sequentially(str(reason))
+            return None
+
     def _run_sequentially(self, reason: str) -> None:
-        self.concatenates = False
-        logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
+        self.concatenates, told, self.reason = False, self.reason, reason
+        if reason != told:
+            logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has been applied to a model or to a part of it."""
+    return any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules())
 
 
 def reason_against_concatenation(model: nn.Module) -> str | None:
     """
-    Why one pass over both halves would not be two passes; `None` if it would.
+    Why one pass over both halves would not be two passes, or cannot be known to be; `None` if it would.
 
     Args:
         model (`nn.Module`): The classifier, unwrapped.
     """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            return f"{name} ({type(module).__name__}) takes its statistics over the batch"
-    if not hasattr(model, "loss_function"):
-        return f"{type(model).__name__} has no `loss_function`"
+        kind = type(module)
+        named = f"{name} ({kind.__name__})" if name else kind.__name__
+        if isinstance(module, _BatchNorm) or {"running_mean", "running_var"} & module._buffers.keys():
+            return f"{named} takes its statistics over the batch"
+        if kind.__module__.partition(".")[0] not in KNOWN_LIBRARIES or _has_other_forward(module):
+            return f"{named} runs code of its own, which may make one thing of the images of a batch"
     return None
 
 
-def check_not_checkpointed(model: nn.Module, projection: PatchProjection) -> None:
+def _has_other_forward(module: nn.Module) -> bool:
+    """Whether a module's `forward` was replaced by another than Accelerate's wrapper around it."""
+    attributes = vars(module)
+    forward = attributes.get("_original_forward", attributes.get("_old_forward", attributes.get("forward")))
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+
+
+def _twice(name: str, value: Any, batch_size: int) -> Any:
+    """An input of a batch for the same batch twice."""
+    if is_batched(value, batch_size):
+        return torch.cat([value, value])
+    if isinstance(value, (dict, list, tuple)):
+        raise NotSeparableError(f"the input {name} is a {type(value).__name__}, not a tensor")
+    return value
+
+
+def check_not_checkpointed(model: nn.Module, projection: PatchProjection, will_be_on: bool = False) -> None:
     """
     Makes sure that the backward pass does not run the projection again, when its noise is gone.
+
+    Args:
+        model (`nn.Module`): The classifier, unwrapped.
+        projection ([`PatchProjection`]): Where the noise is added.
+        will_be_on (`bool`, *optional*, defaults to `False`): Whether activation checkpointing is turned on later, in
+            every layer that knows it; else it counts where it is on.
 
     Raises:
         `ValueError`: If the patch projection lies inside a layer that activation checkpointing recomputes.
     """
     for name, layer in model.named_modules():
-        if isinstance(layer, GradientCheckpointingLayer) and projection.name.startswith(f"{name}."):
+        is_on = isinstance(layer, GradientCheckpointingLayer) and (will_be_on or layer.gradient_checkpointing)
+        if is_on and projection.name.startswith(f"{name}."):
             raise ValueError(
                 f"Activation checkpointing runs {name} again in the backward pass, and with it the patch projection "
                 f"{projection.name}, without its noise: the gradients would be wrong. Train "

@@ -73,6 +73,11 @@ class NoiseSchedule:
         self.noise = noise
         self.history.append({"round": noise.round_index, "step": step, **noise.certificate.to_dict()})
 
+    def go_back_to(self, noise: NullspaceNoise) -> None:
+        """Makes the noise of an earlier round the current one; the rounds after it are no part of the model's history."""
+        self.noise = noise
+        self.history = [row for row in self.history if row["round"] <= noise.round_index]
+
     def logs(self) -> dict[str, float]:
         """What is logged of the current round, under `noise/`."""
         row = self.history[-1]

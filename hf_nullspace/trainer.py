@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -101,10 +103,12 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if not isinstance(args, NullspaceTrainingArguments):
             raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed, args.draw_options())
-        self.weight_average = WeightAverage(args.ema_decay) if args.ema_decay else None
+        self.weight_average: WeightAverage | None = None
         self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
         self._noisy_loss_since = 0
+        self._is_in_own_loss = False
+        self._forward_plan: ForwardPlan | None = None
         self.current_gradient_accumulation_steps = 1  # set by `train`, read by a `compute_loss` called without it
         if args.should_save:
             check_writable(args.output_dir)
@@ -124,19 +128,13 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_backend(self.accelerator)
-        if self.weight_average is not None:
-            check_averageable(self.accelerator)
-            self.add_callback(self.weight_average)
         if args.noise_weight and args.n_gpu > 1:
             raise ValueError(
                 f"One process was given {args.n_gpu} devices; `nn.DataParallel` would split the images between them, but "
                 "not their noise. Start one process for each device with `accelerate launch`, or set "
                 "`CUDA_VISIBLE_DEVICES` to one."
             )
-        self._attach_noise(self.model)
-        self._noisy_pictures = None
-        if args.noise_in_pixels and args.noise_weight:
-            self._noisy_pictures = NoisyPictures(self.model, self.processing_class, args.patch_projection)
+        self._read_settings()
         if train_dataset is not None and args.noise_weight:
             self._check_training_images()
 
@@ -160,7 +158,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     ) -> torch.Tensor:
         if self.args.noise_weight and self.noise_schedule.is_due(self.state.global_step):
             self._refresh_noise(model)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._own_loss_of_both():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             report_lost_loss(loss.item(), self.state.global_step, self.args, self.accelerator.scaler)
         return loss
@@ -172,22 +171,68 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        candidates = self._draw_candidates(len(inputs["pixel_values"])) if model.training else None
         parent = super().compute_loss
+        if self._is_in_own_loss or not model.training:
+            # The parent pops `labels` from what it is given.
+            return parent(model, copy(inputs), return_outputs, num_items_in_batch)
+        return self._loss_of_both(parent, model, inputs, return_outputs, num_items_in_batch)
+
+    def _has_own_loss(self) -> bool:
+        """Whether a subclass, or whoever holds this trainer, computes the loss of a batch in a way of its own."""
+        return type(self).compute_loss is not NullspaceTrainer.compute_loss or "compute_loss" in vars(self)
+
+    @contextmanager
+    def _own_loss_of_both(self) -> Iterator[None]:
+        """
+        Inside the `with` block a `compute_loss` of its own is asked for the clean and for the noisy images.
+
+        It stands before this class, which could not ask it otherwise; one that asks this class for the loss gets that
+        of the images at hand.
+        """
+        if not (self.args.noise_weight and self._has_own_loss()):
+            yield
+            return
+        own, was_set = self.compute_loss, "compute_loss" in vars(self)
+        self.compute_loss = partial(self._loss_of_both, own)
+        try:
+            yield
+        finally:
+            if was_set:
+                self.compute_loss = own
+            else:
+                del self.compute_loss
+
+    def _loss_of_both(
+        self,
+        own: Callable[..., Any],
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The clean loss and the weighted noisy one, where `own` computes the loss of a batch as `compute_loss` does."""
+        candidates = self._draw_candidates(len(inputs["pixel_values"])) if self.args.noise_weight else None
+        options = {"num_items_in_batch": num_items_in_batch}
+        asks_for_outputs = return_outputs or self.args.noise_consistency
         if candidates is None:
-            return parent(model, dict(inputs), return_outputs, num_items_in_batch)
-        (loss, outputs), (noisy_loss, noisy_outputs) = self._clean_and_noisy(
-            # The parent pops `labels` from the dict it is given, hence the copies.
-            lambda model, inputs: parent(model, dict(inputs), True, num_items_in_batch),
-            model,
-            inputs,
-            candidates,
-        )
+            return own(model, copy(inputs), **({"return_outputs": True} if return_outputs else {}), **options)
+
+        def loss_of(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+            # Labels are popped from what is given.
+            if asks_for_outputs:
+                return own(model, copy(inputs), return_outputs=True, **options)
+            return own(model, copy(inputs), **options), None
+
+        self._is_in_own_loss, outer = True, self._is_in_own_loss
+        try:
+            (loss, outputs), (noisy_loss, noisy_outputs) = self._clean_and_noisy(loss_of, model, inputs, candidates)
+        finally:
+            self._is_in_own_loss = outer
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         loss = loss + self.args.noise_weight * noisy_loss
         if self.args.noise_consistency:
             divergence = kl_divergence(read_logits(outputs), read_logits(noisy_outputs))
-            loss = loss + self.args.noise_consistency * self._reduce(divergence, num_items_in_batch)
+            loss = loss + self.args.noise_consistency * self._reduce(divergence, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _clean_and_noisy(
@@ -209,27 +254,51 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         pictures = self._noisy_pictures.make(unwrapped, inputs["pixel_values"], noise)
         return loss_of(model, inputs), loss_of(model, {**inputs, "pixel_values": pictures})
 
-    def _reduce(self, values: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
-        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or a share of the whole batch's."""
+    def _reduce(
+        self, values: torch.Tensor, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or its share of the whole batch's."""
         if num_items_in_batch is None:
             return values.mean()
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return values.sum() * scale / num_items_in_batch
+        # `num_items_in_batch` counts the labels of the whole batch, of which an image of a segmentation has many.
+        items_of_each = inputs["labels"].ne(-100).sum() / len(values)
+        return values.sum() * items_of_each * scale / num_items_in_batch
+
+    def _read_settings(self) -> None:
+        """What depends on the arguments, made of them anew: a search sets other ones before each of its trials."""
+        args = self.args
+        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed, args.draw_options())
+        if self.weight_average is not None:
+            self.remove_callback(self.weight_average)
+        self.weight_average = WeightAverage(args.ema_decay) if args.ema_decay else None
+        if self.weight_average is not None:
+            check_averageable(self.accelerator)
+            self.add_callback(self.weight_average)
+        self._noisy_pictures = None
+        if args.noise_weight:
+            self._attach_noise(self.model)
+            if args.noise_in_pixels:
+                self._noisy_pictures = NoisyPictures(self.model, self.processing_class, args.patch_projection)
 
     def _attach_noise(self, model: nn.Module) -> None:
         """Puts the injector on a model, and finds out how its two passes can run."""
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
-        noise_forward = self.args.noise_forward if self.args.noise_weight else "sequential"
-        self._image_losses = ImageLosses()
-        self._forward_plan = ForwardPlan(noise_forward, model)
+        reason = None
+        if self._has_own_loss():
+            reason = f"`compute_loss` of {type(self).__name__} may run the model in any way"
+        self._image_losses = ImageLosses(shares_pass=None if reason is None else False)
+        told = self._forward_plan.reason if self._forward_plan is not None else None
+        self._forward_plan = ForwardPlan(self.args.noise_forward, model, reason, told)
+        check_not_checkpointed(model, self.injector.projection, self._checkpoints_activations())
+
+    def _checkpoints_activations(self) -> bool:
+        """Whether the arguments turn activation checkpointing on when training begins."""
         # Renamed between Transformers 5.17 and 5.23.
         names = ("activation_checkpointing", "gradient_checkpointing")
-        if any(getattr(self.args, name, False) for name in names):
-            check_not_checkpointed(model, self.injector.projection)
+        return any(getattr(self.args, name, False) for name in names)
 
     def _draw_candidates(self, batch_size: int) -> Iterator[torch.Tensor] | None:
-        if not self.args.noise_weight:
-            return None
         args = self.args
         return self.noise_schedule.draws(
             self.state.global_step, batch_size, args.process_index, args.device, args.noise_candidates
@@ -295,7 +364,10 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _noise_batch_size(self) -> int:
         processes = 1 if self.is_fsdp_enabled else self.accelerator.num_processes  # see `FrozenClassifier`
-        return self.args.noise_batch_size or self.args.train_batch_size * processes
+        if self.args.noise_batch_size is None:
+            return self._train_batch_size * processes
+        # Smaller by as much as `auto_find_batch_size` has made the batch smaller.
+        return max(1, self.args.noise_batch_size * self._train_batch_size // self.args.train_batch_size)
 
     def _check_training_images(self) -> None:
         """Fails now, not at step 500: reads one example and compares it with the model."""
@@ -409,17 +481,14 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     # ---- The noise in checkpoints -------------------------------------------------------------------------------
 
-    def call_model_init(self, trial=None) -> nn.Module:
-        model = super().call_model_init(trial)
-        self._attach_noise(model)
-        return model
+    def _hp_search_setup(self, trial) -> None:
+        super()._hp_search_setup(trial)
+        self.args.check_noise_settings()
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
-        self.noise_schedule.reset()
-        if self.weight_average is not None:
-            self.weight_average.reset()
+        self._read_settings()
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -448,4 +517,4 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.args.noise_weight:
-            self.noise_schedule.noise = NullspaceNoise.from_pretrained(self.state.best_model_checkpoint)
+            self.noise_schedule.go_back_to(NullspaceNoise.from_pretrained(self.state.best_model_checkpoint))

@@ -198,9 +198,20 @@ class NullspaceTrainingArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         super().__post_init__()
+        self._default_ascent = None
+        self.check_noise_settings()
+
+    def check_noise_settings(self) -> None:
+        """
+        Checks the fields that `Trainer` has not, when they are set and when a search has set others; fills in the
+        default of `noise_ascent`, which depends on `noise_method`.
+
+        Raises:
+            `ValueError`: If a value lies outside its range.
+        """
         self.nullspace_config()
-        if self.noise_ascent is None:
-            self.noise_ascent = DEFAULT_ASCENTS[self.noise_method]
+        if self.noise_ascent == self._default_ascent:
+            self.noise_ascent = self._default_ascent = DEFAULT_ASCENTS[self.noise_method]
         for name in ("noise_weight", "noise_ascent", "noise_consistency"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):

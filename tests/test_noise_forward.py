@@ -16,9 +16,9 @@ from transformers import (
     SwinConfig,
 )
 
+from hf_nullspace.batch_parts import NotSeparableError
 from hf_nullspace.injection import NoiseInjector
 from hf_nullspace.noise_forward import (
-    NotConcatenableError,
     TwofoldForward,
     check_not_checkpointed,
     reason_against_concatenation,
@@ -47,7 +47,7 @@ def two_passes(model, batch, noise):
 
 
 def halves_of(model, batch, noise):
-    twofold = TwofoldForward(model, model, NoiseInjector.attach(model), noise, check=True)
+    twofold = TwofoldForward(model, model, NoiseInjector.attach(model), noise)
     return twofold(**batch), twofold(**batch)
 
 
@@ -105,30 +105,75 @@ def test_gradients_are_those_of_two_passes(make_vit):
         torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_loss_of_its_own_is_noticed(make_vit):
+def own_weights(model, labels, logits):
+    """Class weights that leave the loss of the balanced first batch as it is."""
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0 + 1e-7])
+    return torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+
+
+def doubled(model, labels, logits):
+    return 2 * model.loss_function(labels, logits, model.config)
+
+
+def penalised(model, labels, logits):
+    return model.loss_function(labels, logits, model.config) + 0 * logits.square().mean()
+
+
+@pytest.mark.parametrize("own", [own_weights, doubled, penalised])
+def test_a_loss_of_its_own_is_noticed(make_vit, own):
+    """Even where it is equal: what counts is where it comes from."""
     model = make_vit()
     forward = model.forward
 
-    def doubled(*args, **kwargs):
-        outputs = forward(*args, **kwargs)
-        if "loss" in outputs:
-            outputs["loss"] = 2 * outputs["loss"]
+    def with_own_loss(pixel_values, labels=None, **kwargs):
+        outputs = forward(pixel_values, **kwargs)
+        if labels is not None:
+            outputs["loss"] = own(model, labels, outputs["logits"])
         return outputs
 
-    model.forward = doubled
-    with pytest.raises(NotConcatenableError, match="loss_function"):
+    model.forward = with_own_loss
+    with pytest.raises(NotSeparableError, match="loss_function"):
         halves_of(model, batch_of(), noise_for(model, 1))
 
 
+def test_a_loss_function_of_its_own_sees_each_half(make_vit):
+    """Class weights make the loss of a batch another than the mean over its halves."""
+    model, batch = make_vit(classifier_scale=20.0), batch_of()
+    weights = torch.tensor([9.0, 1.0, 0.1, 3.0, 1.0])
+
+    def weighted(labels, logits, config, **kwargs):
+        return torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+
+    model.loss_function = weighted
+    noise = noise_for(model, 1)
+    for half, alone in zip(halves_of(model, batch, noise), two_passes(model, batch, noise), strict=True):
+        torch.testing.assert_close(half["loss"], alone["loss"])
+        expected = torch.nn.functional.cross_entropy(alone["logits"], batch["labels"], weight=weights)
+        torch.testing.assert_close(half["loss"], expected)
+    assert model.loss_function is weighted
+
+
+def test_outputs_of_the_whole_batch_are_noticed(make_vit):
+    model = make_vit()
+    model.register_forward_hook(lambda module, args, outputs: {**outputs, "auxiliary": outputs["logits"].mean()})
+    with pytest.raises(NotSeparableError, match="auxiliary, of shape .* of the whole batch"):
+        halves_of(model, {"pixel_values": batch_of()["pixel_values"]}, noise_for(make_vit(), 1))
+
+
 def test_outputs_without_names_are_noticed(make_vit):
-    with pytest.raises(NotConcatenableError, match="tuple"):
+    with pytest.raises(NotSeparableError, match="tuple"):
         halves_of(make_vit(), batch_of(return_dict=False), noise_for(make_vit(), 1))
 
 
 def test_reasons_against_concatenation(make_vit):
     assert reason_against_concatenation(make_vit()) is None
     assert "BatchNorm2d" in reason_against_concatenation(AutoModelForImageClassification.from_config(RESNET))
-    assert "Linear has no `loss_function`" in reason_against_concatenation(nn.Linear(2, 2))
+    assert reason_against_concatenation(nn.BatchNorm2d(2, track_running_stats=False)).startswith("BatchNorm2d takes")
+    patched = make_vit()
+    patched.vit.forward = patched.vit.forward.__func__.__get__(patched.vit)
+    assert reason_against_concatenation(patched) is None
+    patched.vit.forward = lambda *args, **kwargs: None
+    assert "vit (ViTModel) runs code of its own" in reason_against_concatenation(patched)
 
 
 def test_a_projection_that_checkpointing_runs_again_is_refused(make_vit):
@@ -138,5 +183,9 @@ def test_a_projection_that_checkpointing_runs_again_is_refused(make_vit):
     )  # fmt: skip
     model = PvtV2ForImageClassification(config)
     with pytest.raises(ValueError, match="layers.0.*PvtV2ForImageClassification without `activation_checkpointing`"):
+        check_not_checkpointed(model, find_patch_projection(model), will_be_on=True)
+    check_not_checkpointed(model, find_patch_projection(model))
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="layers.0.*PvtV2ForImageClassification"):
         check_not_checkpointed(model, find_patch_projection(model))
     check_not_checkpointed(make_vit(), find_patch_projection(make_vit()))
