@@ -147,7 +147,8 @@ def load_data(args: DataArguments, seed: int, **load_kwargs) -> tuple[DatasetDic
         splits = load_digits_splits(seed)
     else:
         names = ("dataset_name", "dataset_config_name", "train_dir", "validation_dir", "train_file", "validation_file")
-        sources = {name: getattr(args, name) for name in (*names, "train_val_split")}
+        columns = ("image_column_name", "label_column_name")
+        sources = {name: getattr(args, name) for name in (*names, "train_val_split", *columns)}
         splits = load_image_splits(**sources, seed=seed, **load_kwargs)
     labels = check_columns(splits, args.image_column_name, args.label_column_name)
     for split, limit in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):

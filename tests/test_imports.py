@@ -39,6 +39,8 @@ FLOORS = {
         "data",
         "digits",
         "command_line",
+        "image_folders",
+        "image_tables",
         "loading",
         "method_rows",
         "method_runs",
