@@ -4,9 +4,42 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TypeVar
 
 from huggingface_hub import CommitInfo, HfApi
+
+# A Hub that answers takes a second; the client itself would wait for one that does not without end.
+ANSWER_SECONDS = 10.0
+
+Value = TypeVar("Value")
+
+
+def answered(function: Callable[..., Value], *args, **kwargs) -> Value:
+    """
+    What a call to the Hub returns or raises, if it does so within `ANSWER_SECONDS`.
+
+    Raises:
+        `TimeoutError`: If it does not. The call is left to itself; it keeps no process from ending.
+    """
+    answer: Future = Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function(*args, **kwargs))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=call, daemon=True, name="hub").start()
+    try:
+        return answer.result(ANSWER_SECONDS)
+    except FutureTimeoutError as error:
+        if answer.done():
+            raise
+        raise TimeoutError(f"The Hub did not answer within {ANSWER_SECONDS:g} s.") from error
 
 
 def open_repository(
@@ -26,11 +59,12 @@ def open_repository(
 
     Raises:
         `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
+        `TimeoutError`: If it does not answer.
     """
     api = HfApi(library_name="hf_nullspace", token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    repo_id = answered(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and revision != "main" and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        answered(api.create_branch, repo_id, branch=revision, exist_ok=True)
     return repo_id
 
 
