@@ -25,6 +25,7 @@ from .data import image_transform
 from .data_collator import NullspaceDataCollator
 from .hub import card_results, markdown_table
 from .hub.card_results import CONTROL_NAME, MODEL_NAME
+from .hub.model_card import count_used
 from .loading import (
     DIGITS_BASE,
     DIGITS_TRAINING,
@@ -35,7 +36,7 @@ from .loading import (
     parse_arguments,
 )
 from .method_runs import training_settings
-from .phases import PhaseCallback, announced, logged_to_terminal
+from .phases import PhaseCallback, announced, logged_to_terminal, without_bars
 from .plotting import plot_noise_history
 from .robustness import RobustnessReport, evaluate_robustness
 from .robustness.outcomes import model_fingerprint
@@ -118,7 +119,8 @@ def main(argv: Sequence[str], prog: str = "finetune.py") -> dict[str, dict[str, 
     with worded(partial(as_flags, names=FLAGS)):
         model_args, data_args, finetune_args, args = parse_finetune_arguments(argv, prog)
         level = args.get_process_log_level() if args.log_level != "passive" else python_logging.INFO
-        with logged_to_terminal(level if args.should_log else python_logging.WARNING):
+        level = level if args.should_log else python_logging.WARNING
+        with logged_to_terminal(level), without_bars(args.disable_tqdm):
             return FinetuneRun(model_args, data_args, finetune_args, args).run()
 
 
@@ -304,7 +306,17 @@ class FinetuneRun:
         trainer.log_metrics("train", output.metrics)
         trainer.save_metrics("train", output.metrics)
         trainer.save_state()
+        self._warn_of_unused_noise(trainer.noise_history)
         trainer.create_model_card(**self._card_arguments)  # whatever comes, what was trained is whole
+
+    def _warn_of_unused_noise(self, rounds: list[dict[str, Any]]) -> None:
+        unused = len(rounds) - count_used(rounds)
+        if unused and self.args.should_log:
+            logger.warning(
+                f"In {unused} of {len(rounds)} rounds the noise was above `epsilon` ({self.args.epsilon:g}) and was left "
+                "out: there training saw clean images alone. Raise `noise_max_steps` or `noise_num_certificate_images`, "
+                "or set `noise_on_failure='shrink'`."
+            )
 
     def _train(self, trainer: NullspaceTrainer, title: str, checkpoint: str | None):
         bars = [each for each in trainer.callback_handler.callbacks if isinstance(each, ProgressCallback)]

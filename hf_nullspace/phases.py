@@ -123,3 +123,21 @@ def logged_to_terminal(level: int) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
+
+
+@contextmanager
+def without_bars(hidden: bool) -> Iterator[None]:
+    """Meanwhile, if `hidden`, Transformers and Datasets draw no progress bars, which fill a log with their every state."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = (logging.is_progress_bar_enabled(), not are_progress_bars_disabled())
+    if hidden:
+        logging.disable_progress_bar()
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown[0]:
+            logging.enable_progress_bar()
+        if shown[1]:
+            enable_progress_bars()

@@ -74,3 +74,33 @@ def test_the_card_says_what_the_intervals_mean(lows, words):
     differences = {name: [2.0, low, 3.0] for name, low in zip(rows["plain"], lows, strict=True)}
     section = render_section({**facts, "results": rows, "intervals": intervals, "differences": differences})
     assert f"\n{words}\n" in section
+
+
+@pytest.mark.parametrize(
+    ("converged", "expected", "unexpected"),
+    [
+        ([True, True], "beside each clean image it saw the same", "left out"),
+        (
+            [True, False, False],
+            "In 2 of 3 rounds the noise was above epsilon and left out",
+            "## Finetuning without noise",
+        ),
+        ([False, False], "the noise of none of its 2 rounds was within epsilon", "beside each clean image it saw"),
+        ([False], "the noise of its one round was not within epsilon", "beside each clean image it saw"),
+        ([], "no noise was made for it", "beside each clean image it saw"),
+    ],
+)
+def test_the_card_says_what_training_saw(converged, expected, unexpected):
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
+    row = facts["rounds"][0]
+    facts["rounds"] = [{**row, "round": index, "converged": each} for index, each in enumerate(converged)]
+    section = render_section(facts)
+    assert expected in section
+    assert unexpected not in section
+    assert ("which saw no noise" in section) == (not any(converged))
+
+
+def test_a_control_of_certified_noise_was_trained_on():
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
+    facts["rounds"] = [{**facts["rounds"][0], "converged": False, "source_converged": True}]
+    assert "beside each clean image it saw the same" in render_section(facts)

@@ -210,6 +210,22 @@ def test_no_server_at_all(make_trainer, monkeypatch, tmp_path, caplog):
     assert "Nothing is lost" in caplog.text
 
 
+def test_results_of_an_earlier_training_are_in_no_new_manifest(make_trainer, caplog):
+    trainer = make_trainer(push_to_hub=False, noise_weight=0.0, max_steps=2, save_strategy="no")
+    folder = Path(trainer.args.output_dir)
+    stale = ["robustness.json", "robustness.png", "outcomes.safetensors", "noise_norm.png", "nullspace_noise.json"]
+    for name in [*stale, "notes.txt"]:
+        (folder / name).write_text("old")
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    assert not [name for name in stale if (folder / name).exists()]
+    assert (folder / "notes.txt").is_file()
+    assert all(name in caplog.text for name in stale)
+    assert not set(stale) & set(compare_with_manifest(folder))
+    assert "robustness.png" not in (folder / "README.md").read_text()
+
+
 def test_a_push_in_the_background_can_be_waited_for(hub, make_trainer):
     trainer = make_trainer(max_steps=2, save_strategy="no")
     trainer.train()

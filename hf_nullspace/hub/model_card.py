@@ -72,7 +72,13 @@ def render_section(facts: dict[str, Any]) -> str:
     table = markdown_table(results, facts["intervals"], differences) if results else None
     template = environment.get_template("model_card_template.md")
     unclear = undecided(differences or {})
-    return template.render(**facts, table=table, undecided=unclear, folder=FOLDER_PLACEHOLDER).strip()
+    shown = {"table": table, "undecided": unclear, "used_rounds": count_used(facts["rounds"])}
+    return template.render(**{"method": None, **facts}, **shown, folder=FOLDER_PLACEHOLDER).strip()
+
+
+def count_used(rounds: list[dict[str, Any]]) -> int:
+    """How many rounds of `trainer.noise_history` were trained on their noise, or on the control of a certified one."""
+    return sum(bool(row.get("source_converged", row["converged"])) for row in rounds)
 
 
 def name_repository(text: str, name: str) -> str:
