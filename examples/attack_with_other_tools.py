@@ -21,7 +21,6 @@ from hf_nullspace.command_line import run_command
 from hf_nullspace.digits import load_digits_splits, train_digits_model
 from hf_nullspace.pictures import read_pictures
 from hf_nullspace.robustness import PixelModel, check_classifier, cw_l2, fgsm, frozen, parse_epsilon, pgd_linf
-from hf_nullspace.robustness.column_images import to_pixels
 
 
 def by_torchattacks(name: str, settings: Callable[[float], dict[str, float]]) -> Callable:
@@ -83,11 +82,11 @@ def main(argv: list[str]) -> dict[str, float]:
         model = AutoModelForImageClassification.from_pretrained(args.model_name_or_path)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
         pictures = read_pictures(args.images, args.max_images)
-    pixels = to_pixels(pictures, processor, "image_processor")
 
     # ---- Attacks ----
     rates = {}
     with frozen(PixelModel(model, processor)) as pixel_model:
+        pixels = pixel_model.preprocessing.to_pixels(pictures)
         check_classifier(pixel_model, pixels)
         labels = pixel_model(pixels).argmax(-1)
         for name, attack in ATTACKS.items():

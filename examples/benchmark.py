@@ -33,6 +33,7 @@ from hf_nullspace.digits import train_digits_model
 from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
 from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
 from hf_nullspace.noise_search import boundary_scale, boundary_search
+from hf_nullspace.patch_embedding import channels_of
 from hf_nullspace.probing import measure_probability_mse
 
 
@@ -283,7 +284,7 @@ def load_bench(model_args, data_args, args: BenchmarkArguments) -> Bench:
     else:
         model, processor = load_model(model_args, labels)
     columns = (data_args.image_column_name, data_args.label_column_name)
-    prepared = splits.with_transform(image_transform(processor, *columns))
+    prepared = splits.with_transform(image_transform(processor, *columns, channels_of(model)))
     return Bench(model, prepared["train"], prepared["validation"], args)
 
 

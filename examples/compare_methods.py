@@ -44,6 +44,7 @@ from hf_nullspace.loading import (
 )
 from hf_nullspace.method_rows import Row, plan_rows, read_variants
 from hf_nullspace.method_runs import begin_run, read_run, training_settings, write_run
+from hf_nullspace.patch_embedding import channels_of
 from hf_nullspace.plotting import plot_methods
 from hf_nullspace.robustness.method_report import (
     BASE,
@@ -194,7 +195,8 @@ class Comparison:
         self.accelerator.wait_for_everyone()
         set_seed(seed)
         model, processor = load_model(self.model_args, self.labels) if row is self.base else self.load(start)
-        train = self.splits["train"].with_transform(image_transform(processor, **self.columns))
+        transform = image_transform(processor, **self.columns, num_channels=channels_of(model))
+        train = self.splits["train"].with_transform(transform)
         trainer = METHODS[row.method].trainer_class(
             model,
             args,

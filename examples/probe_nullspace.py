@@ -18,8 +18,7 @@ from hf_nullspace import PatchNullspace, ProbeReport, probe
 from hf_nullspace.cli import load_probe_inputs, parse_probe_arguments
 from hf_nullspace.command_line import run_command
 from hf_nullspace.exact_noise import predict, relative_logit_change, watermark
-from hf_nullspace.pictures import pixel_statistics, to_pixel_values
-from hf_nullspace.pixel_box import normalization
+from hf_nullspace.preprocessing import Preprocessing
 
 
 def main(argv: list[str]) -> ProbeReport:
@@ -34,11 +33,12 @@ def main(argv: list[str]) -> ProbeReport:
     # ---- A mark that people see and the model does not ----
     if report.exact_refusal is None:
         nullspace = PatchNullspace.from_model(model)
-        values, statistics = to_pixel_values(pictures[:4], processor), pixel_statistics(processor)
+        preprocessing = Preprocessing(processor)
+        values = preprocessing.into_box(preprocessing.to_model_inputs(pictures[:4])["pixel_values"])
+        statistics = (preprocessing.mean, preprocessing.std)
         marked, likeness = watermark(nullspace, values, values.roll(1, dims=0), *statistics, strength=0.5)
         change = relative_logit_change(predict(model, values), predict(model, marked))
-        mean, std = normalization(*statistics, marked)
-        pixels = ((marked * std + mean).clamp(0, 1) * 255).round().byte()
+        pixels = (preprocessing.denormalize(marked).clamp(0, 1) * 255).round().byte()
         Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(Path(args.output_dir, "watermark.png"))
         print(f"\nWatermark: likeness {likeness.mean():.2f}, largest relative change of a logit {change.max():.1e}")
     print(f"\nTables and figures are in {args.output_dir}")

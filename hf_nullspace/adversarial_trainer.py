@@ -145,12 +145,8 @@ class AdversarialTrainer(NullspaceTrainer):
         return pgd_examples(ascent, logits_of, inputs["pixel_values"], inputs["labels"], generator)
 
     def _ascent(self, images: torch.Tensor) -> LinfAscent:
-        num_channels = images.shape[1] if images.dim() == 4 else 3  # patches that are cut already are of colour images
-        mean, std = (
-            values * num_channels if len(values) == 1 else values for values in (self._image_mean, self._image_std)
-        )
         radius, step_size = self.args.radius_and_step()
-        return LinfAscent(mean, std, radius, self.args.adversarial_steps, step_size)
+        return LinfAscent(self._image_mean, self._image_std, radius, self.args.adversarial_steps, step_size)
 
 
 class TradesTrainer(AdversarialTrainer):

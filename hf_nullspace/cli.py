@@ -24,6 +24,7 @@ from .finetune_command import main as run_finetune
 from .hub import publish
 from .hub import verify as verify_checkpoint
 from .loading import DataArguments, ModelArguments, load_data, load_model
+from .patch_embedding import channels_of
 from .pictures import read_pictures, sample_photographs
 from .probe_report import probe as probe_model
 from .robustness import compare_reports
@@ -200,7 +201,8 @@ def _load(model_args: ModelArguments, data_args: DataArguments, seed: int):
     set_seed(seed)
     splits, labels = load_data(data_args, seed, cache_dir=model_args.cache_dir, token=model_args.token)
     model, processor = load_model(model_args, labels)
-    transform = image_transform(processor, data_args.image_column_name, data_args.label_column_name)
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    transform = image_transform(processor, *columns, channels_of(model))
     return model, processor, splits.with_transform(transform), labels
 
 

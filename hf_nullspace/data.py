@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from transformers.utils import logging
 
 from .image_tables import read_dataset, read_folder, read_table
+from .pictures import picture_name, read_picture
+from .preprocessing import Preprocessing
 
 
 if TYPE_CHECKING:
@@ -281,25 +282,36 @@ def drop_unreadable_images(
     return dataset.select([index for index, error in enumerate(errors) if not error])
 
 
-def _image_error(image: dict[str, Any], index: int) -> dict[str, str]:
-    import io
-
+def _image_error(image: dict[str, Any] | None, index: int) -> dict[str, str]:
+    if image is None:
+        return {"error": f"image {index} is missing"}
     try:
-        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as picture:
-            picture.load()
-    except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
-        return {"error": f"{image['path'] or f'image {index}'} ({error})"}
+        read_picture(image, picture_name(image) or f"image {index}")
+    except ValueError as error:
+        return {"error": str(error)}
     return {"error": ""}
 
 
 def image_transform(
-    image_processor: Callable, image_column_name: str, label_column_name: str
+    image_processor: Callable, image_column_name: str, label_column_name: str, num_channels: int | None = None
 ) -> Callable[[dict[str, list]], dict[str, list]]:
-    """The `with_transform` function that turns a batch of pictures into `pixel_values` and `labels`."""
+    """
+    The `with_transform` function that turns a batch of pictures into `labels` and all that the image processor gives:
+    `pixel_values`, and masks and sizes where it cuts patches.
+
+    Args:
+        image_processor (`Callable`): The image processor.
+        image_column_name, label_column_name (`str`): The columns.
+        num_channels (`int`, *optional*): Channels that the model reads; see [`~preprocessing.Preprocessing`].
+
+    Raises:
+        `ValueError`: If [`~preprocessing.Preprocessing`] refuses the processor; in the transform, if it fails on a
+            picture, which is named.
+    """
+    preprocessing = Preprocessing.of(image_processor, num_channels)
 
     def transform(batch: dict[str, list]) -> dict[str, list]:
-        pictures = [picture.convert("RGB") for picture in batch[image_column_name]]
-        values = image_processor(pictures, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": list(values), "labels": batch[label_column_name]}
+        inputs = preprocessing.to_model_inputs(batch[image_column_name])
+        return {**{name: list(values) for name, values in inputs.items()}, "labels": batch[label_column_name]}
 
     return transform

@@ -35,9 +35,7 @@ class NoisyPictures:
     def __init__(self, model: nn.Module, processing_class: Any, patch_projection: str | None = None):
         self.image_mean, self.image_std = image_statistics(model, processing_class, "Noise in pictures is")
         self.patch_projection = patch_projection
-        channels = self._matrix(model).num_channels
-        if len(self.image_mean) == 1:
-            self.image_mean, self.image_std = self.image_mean * channels, self.image_std * channels
+        self._matrix(model)  # refuses overlapping patches before any training
 
     @torch.no_grad()
     def make(self, model: nn.Module, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
             )
         return PatchProjection(name, module)
 
-    num_channels = _num_channels(model)
+    num_channels = channels_of(model) or 3
     embeddings = _input_embeddings(model)
     for root in [embeddings, model]:
         for module in root.modules() if root is not None else ():
@@ -103,8 +103,11 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
     )
 
 
-def _num_channels(model: nn.Module) -> int:
+def channels_of(model: nn.Module) -> int | None:
+    """Channels of the images that a classifier reads; `None` for a model without a config."""
     config = getattr(model, "config", None)
+    if config is None:
+        return None
     config = getattr(config, "vision_config", config)
     # timm's configs hold the number in the arguments of the model, where it is not 3.
     built_with = getattr(config, "model_args", None) or {}

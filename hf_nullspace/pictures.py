@@ -1,30 +1,89 @@
-"""Picture files of a folder, as what a model reads."""
+"""The one reader of pictures: files, bytes and PIL pictures of any mode and orientation, upright and as RGB."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers.utils import logging
 
-from .pixel_box import normalization
 from .randomness import keyed_generator
 
 
 logger = logging.get_logger(__name__)
+
+# What turns a picture upright, by the orientation that its EXIF data give.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Modes that Pillow converts to RGB by way of another one only, or with a warning.
+DETOURS = {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA"}
+# Formats whose pictures of mode I hold 16 bits: older Pillow versions open 16-bit PNG files so, all open PGM files so.
+FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
+
+
+def read_picture(source: Image.Image | str | os.PathLike | bytes | Mapping[str, Any], name: str = "") -> Image.Image:
+    """
+    One picture as upright RGB, as every part of this package sees it.
+
+    EXIF orientation is applied (once: the result has no EXIF data). Grey pictures of 16 bits are scaled, so that 65535
+    is white. Transparency is dropped, as `convert("RGB")` does: the colours below it stay. Of several frames the first
+    is read.
+
+    Args:
+        source (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes` or `Mapping`): The picture, its file, the bytes of one, or
+            the `{"path": ..., "bytes": ...}` that a `datasets` column holds undecoded.
+        name (`str`, *optional*): What errors call it; by default its file, where it has one.
+
+    Returns:
+        `PIL.Image.Image`: Of mode `"RGB"`, with the name as its `filename`.
+
+    Raises:
+        `ValueError`: If it cannot be read, or no value of its mode is known to be white (32-bit integers and floats).
+    """
+    name = name or picture_name(source)
+    try:
+        if isinstance(source, Image.Image):
+            upright = _to_upright_rgb(source)
+        else:
+            with Image.open(_file(source)) as picture:
+                upright = _to_upright_rgb(picture)
+    except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
+        raise ValueError(f"{name or 'A picture'} cannot be read: {error}") from error
+    upright.info = {}  # what it says holds for the file alone
+    upright.filename = name
+    return upright
+
+
+def picture_name(source: Any) -> str:
+    """The file of a picture, where it is known; else nothing."""
+    if isinstance(source, Mapping):
+        source = source.get("path")
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return str(getattr(source, "filename", ""))
 
 
 def read_pictures(
     folder: str | os.PathLike, max_images: int | None = None, seed: int | None = None
 ) -> list[Image.Image]:
     """
-    The pictures of a folder and its sub-folders as RGB.
+    The pictures of a folder and its sub-folders, each as [`read_picture`] gives it.
 
-    Grey-scale pictures are converted, and transparent ones lose their transparency. Files of other kinds are left out;
-    pictures that cannot be read are left out with a warning that names them.
+    Files of other kinds are left out; pictures that cannot be read are left out with a warning that names them.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
@@ -49,14 +108,16 @@ def read_pictures(
         if max_images is not None and len(pictures) == max_images:
             break
         try:
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
-        except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
-            unreadable.append(f"{path} ({error})")
+            pictures.append(read_picture(path))
+        except ValueError as error:
+            unreadable.append(str(error))
     if unreadable:
-        logger.warning(f"Leaving out {len(unreadable)} pictures that cannot be read: {'; '.join(unreadable[:5])}")
+        logger.warning(f"Leaving out {len(unreadable)} pictures: {'; '.join(unreadable[:5])}")
     if not pictures:
-        raise ValueError(f"{str(folder)!r} holds no picture that can be read; it has {len(paths)} picture files.")
+        reasons = f": {'; '.join(unreadable[:5])}" if unreadable else "."
+        raise ValueError(
+            f"{str(folder)!r} holds no picture that can be read; it has {len(paths)} picture files{reasons}"
+        )
     return pictures
 
 
@@ -74,29 +135,37 @@ def sample_photographs() -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in load_sample_images().images]
 
 
-def to_model_inputs(pictures: Sequence[Image.Image], image_processor: Callable) -> dict[str, torch.Tensor]:
-    """
-    What an image processor gives a model for these pictures, with their pixels clipped to the range of [0, 1].
-
-    Bicubic resizing overshoots, and what leaves [0, 1] is no picture. Besides `pixel_values` of shape `(num_images,
-    channels, height, width)`, or `(num_images, num_patches, features)` for patches that are cut already, there may be
-    masks and sizes.
-    """
-    pictures = [picture.convert("RGB") for picture in pictures]
-    inputs = image_processor(pictures, do_normalize=False, return_tensors="pt")
-    inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    pixels = inputs["pixel_values"].float().clamp(0, 1)
-    mean, std = normalization(*pixel_statistics(image_processor), pixels)
-    return {**inputs, "pixel_values": ((pixels - mean) / std).float()}
+def _file(source: str | os.PathLike | bytes | Mapping[str, Any]) -> str | os.PathLike | io.BytesIO:
+    if isinstance(source, Mapping):
+        source = source["path"] if source["bytes"] is None else source["bytes"]
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def to_pixel_values(pictures: Sequence[Image.Image], image_processor: Callable) -> torch.Tensor:
-    """The normalised pixels among the inputs that [`to_model_inputs`] gives."""
-    return to_model_inputs(pictures, image_processor)["pixel_values"]
+def _to_upright_rgb(picture: Image.Image) -> Image.Image:
+    picture.load()  # which turns TIFF files upright already
+    orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    coloured = _to_rgb(picture)
+    return coloured.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else coloured
 
 
-def pixel_statistics(image_processor: Callable) -> tuple[list[float], list[float]]:
-    """The mean and standard deviation that an image processor normalises with; 0 and 1 where it does not."""
-    if not getattr(image_processor, "do_normalize", True):
-        return [0.0] * 3, [1.0] * 3
-    return list(image_processor.image_mean), list(image_processor.image_std)
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in FORMATS_OF_16_BITS):
+        return _scaled(picture).convert("RGB")
+    if picture.mode in ("I", "F"):
+        kind = "32-bit integers" if picture.mode == "I" else "floats"
+        raise ValueError(
+            f"it holds {kind} (mode {picture.mode!r}), of which no value is known to be white. Save it with 8 or 16 bits"
+        )
+    return picture.convert(DETOURS.get(picture.mode, picture.mode)).convert("RGB")
+
+
+def _scaled(picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits with eight."""
+    tags = getattr(picture, "tag_v2", {})
+    bits = tags.get(TIFF_BITS, (16,))[0]  # a TIFF file may use twelve of them
+    shades = np.asarray(picture).astype(np.float64) / (2**bits - 1)
+    if not 0 <= shades.min() <= shades.max() <= 1:
+        raise ValueError(f"it holds values outside the {bits} bits of its format")
+    if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:  # Pillow turns those of eight bits only
+        shades = 1 - shades
+    return Image.fromarray((shades * 255).round().astype(np.uint8))

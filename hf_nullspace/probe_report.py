@@ -20,9 +20,8 @@ from . import plotting
 from .encoder_probing import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact_noise import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
 from .nullspace import PatchNullspace
-from .patch_embedding import find_patch_projection
-from .pictures import pixel_statistics, to_model_inputs
-from .pixel_box import normalization
+from .patch_embedding import channels_of, find_patch_projection
+from .preprocessing import Preprocessing
 
 
 logger = logging.get_logger(__name__)
@@ -197,7 +196,9 @@ def probe(
     ```
     """
     config = config or EncoderProbeConfig()
-    inputs = to_model_inputs(pictures[: config.max_images], image_processor)
+    preprocessing = Preprocessing.of(image_processor, channels_of(model))
+    inputs = preprocessing.to_model_inputs(pictures[: config.max_images])
+    inputs["pixel_values"] = preprocessing.into_box(inputs["pixel_values"])
     few = {name: value[:max_exact_images] for name, value in inputs.items()}
     clean = predict(model, **few)
     exact = refusal = example = None
@@ -206,9 +207,9 @@ def probe(
     with logging.tqdm(total=3, desc="Probing the input", leave=False, disable=disable_tqdm) as progress:
         if projection.is_exact:
             nullspace = PatchNullspace.from_model(model, patch_projection=patch_projection)
-            mean, std = pixel_statistics(image_processor)
+            statistics = {"image_mean": preprocessing.mean, "image_std": preprocessing.std}
             known = {"nullspace": nullspace, "clean_logits": clean}
-            exact, noise = measure_exact_noise(model, **few, image_mean=mean, image_std=std, **known)
+            exact, noise = measure_exact_noise(model, **few, **statistics, **known)
             progress.update()
             values, refusal = few["pixel_values"], nullspace.obstacle
             if refusal is None:
@@ -216,7 +217,7 @@ def probe(
                 stability = prediction_stability(model, **few, norms=norms, **known)
             progress.update()
             if refusal is None and projection.patch_size is not None:
-                example = _example(model, values[:1], noise[:1], clean[0].tolist(), mean, std)
+                example = _example(model, preprocessing, values[:1], noise[:1], clean[0].tolist())
         else:
             refusal = (
                 f"There is none per patch: {projection.obstacle}. The approximate nullspace (`synthesize_noise`) works "
@@ -252,17 +253,12 @@ def save_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
 
 
 def _example(
-    model: nn.Module,
-    values: torch.Tensor,
-    noise: torch.Tensor,
-    logits: list[float],
-    mean: Sequence[float],
-    std: Sequence[float],
+    model: nn.Module, preprocessing: Preprocessing, values: torch.Tensor, noise: torch.Tensor, logits: list[float]
 ) -> dict[str, Any]:
     """Arguments of `plotting.plot_exact_noise` for one picture."""
-    means, stds = normalization(mean, std, values)
     clean, noisy = (
-        (pixels.double() * stds + means)[0].permute(1, 2, 0).numpy() for pixels in (values, values + noise)
+        preprocessing.denormalize(inputs)[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
+        for inputs in (values, values + noise)
     )
     names = getattr(getattr(model, "config", None), "id2label", None)
     return {

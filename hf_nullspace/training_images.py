@@ -11,8 +11,9 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from transformers import BaseImageProcessor
 
 from .frozen import frozen
+from .patch_embedding import channels_of
+from .preprocessing import Preprocessing
 from .randomness import keyed_generator, preserved_random_state
-from .robustness import PixelModel
 
 
 def draw_images(dataset: Dataset, num_images: int, seed: int, round_index: int) -> Subset | list:
@@ -62,7 +63,8 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module) -> None:
 
 def image_statistics(model: nn.Module, processing_class: Any, reason: str) -> tuple[list[float], list[float]]:
     """
-    The mean and standard deviation that training images were normalised with, one value for each channel or one for all.
+    The mean and standard deviation that training images were normalised with, one value for each channel
+    that the model reads.
 
     Args:
         model (`nn.Module`): The classifier.
@@ -79,5 +81,5 @@ def image_statistics(model: nn.Module, processing_class: Any, reason: str) -> tu
             f"{reason} made in pixels, so `processing_class` must be the image processor that normalises the training "
             f"images, but got {given}. Pass `processing_class=AutoImageProcessor.from_pretrained(...)`."
         )
-    pixels = PixelModel(model, processing_class)
-    return pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
+    preprocessing = Preprocessing.of(processing_class, channels_of(model))
+    return list(preprocessing.mean), list(preprocessing.std)

@@ -425,7 +425,7 @@ def test_prepared_sets_are_not_resized():
     dataset = RobustnessDataset("C", make_dataset(["a"], [0]), None, "none")
     picture = PILImage.new("L", (224, 224))
     assert (dataset.prepare(picture).size, dataset.prepare(picture).mode) == ((224, 224), "RGB")
-    with pytest.raises(ValueError, match="Expected a picture of 224x224 pixels, but got 300x224"):
+    with pytest.raises(ValueError, match="Expected a picture of 224x224 pixels, but one has 300x224"):
         dataset.prepare(PILImage.new("RGB", (300, 224)))
     with pytest.raises(ValueError, match="must be one of .*'squash'"):
         prepare_picture(picture, "squash")

@@ -18,7 +18,9 @@ from ..digits import DIGITS_NAME, load_digits_splits
 from ..frozen import FrozenClassifier, frozen
 from ..injection import tokens_shape
 from ..noise import NOISE_CONFIG_NAME, NOISE_TENSOR_NAME, NullspaceNoise
-from ..pictures import read_pictures, to_pixel_values
+from ..patch_embedding import channels_of
+from ..pictures import read_pictures
+from ..preprocessing import Preprocessing
 from ..probing import measure_noise
 from ..robustness import RobustnessReport, evaluate_robustness
 from ..robustness.profiles import EVALUATION_SET
@@ -226,14 +228,15 @@ def measure_certificate(
     That is the evaluation certificate where there is one: training goes on after a noise is certified.
     """
     pictures = images.pictures()
+    preprocessing = Preprocessing.of(processor, channels_of(model))
     found = tuple(noise.tensor.shape[1:])
-    expected = expected_shape(model, to_pixel_values(pictures[:1], processor), patch_projection)
+    expected = expected_shape(model, preprocessing.to_model_inputs(pictures[:1]), patch_projection)
     reason = "" if found == expected else "it does not fit the model's patch embeddings"
     shape = Claim("shape of the noise (patches, hidden)", not reason, str(found), str(expected), reason)
     if reason:
         return [shape]
     batches = [
-        {"pixel_values": to_pixel_values(pictures[first : first + batch_size], processor)}
+        preprocessing.to_model_inputs(pictures[first : first + batch_size])
         for first in range(0, len(pictures), batch_size)
     ]
     return [
@@ -264,9 +267,9 @@ def measure_report(
 
 
 def expected_shape(
-    model: PreTrainedModel, pixel_values: torch.Tensor, patch_projection: str | None
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], patch_projection: str | None
 ) -> tuple[int, int]:
     """Number of patches and hidden size of the model's patch embeddings."""
     with frozen(model):
-        embeddings, _ = FrozenClassifier(model, patch_projection).embed({"pixel_values": pixel_values})
+        embeddings, _ = FrozenClassifier(model, patch_projection).embed(inputs)
     return tuple(tokens_shape(embeddings))

@@ -34,7 +34,7 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> N
     processed, expected = model.image_size, _expected_size(model)
     if pixels is None:
         height, width = processed or expected or (224, 224)
-        channels = model.mean.shape[1] if model.mean.shape[1] > 1 else 3
+        channels = model.mean.shape[1]
         ramp = torch.linspace(0, 1, height * width, device=model.mean.device).view(1, 1, height, width)
         pixels = torch.cat([ramp, 1 - ramp]).expand(2, channels, height, width)
     size = tuple(pixels.shape[2:])

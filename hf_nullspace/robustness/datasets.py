@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from ..data import draw_images, drop_unreadable_images
+from ..pictures import picture_name, read_picture
 from .class_folders import read_class_folders, read_labelled_files
 from .class_labels import describe_missing, imagenet_labels, model_labels, named_labels, translate_labels, with_labels
 from .corruptions import CORRUPTIONS, SEVERITIES
@@ -87,14 +88,15 @@ def prepare_picture(picture: Image.Image, preprocessing: str, image_size: int = 
     """
     if preprocessing not in PREPROCESSINGS:
         raise ValueError(f"`preprocessing` must be one of {list(PREPROCESSINGS)}, but got {preprocessing!r}.")
-    picture = picture.convert("RGB")
+    picture = read_picture(picture)
     width, height = picture.size
     if preprocessing == "image_processor":
         return picture
     if preprocessing == "none":
         if picture.size != (image_size, image_size):
             raise ValueError(
-                f"Expected a picture of {image_size}x{image_size} pixels, but got {width}x{height}. This dataset is used "
+                f"Expected a picture of {image_size}x{image_size} pixels, but {picture_name(picture) or 'one'} has "
+                f"{width}x{height}. This dataset is used "
                 "as published, at 224x224: unpack it again, or evaluate a model with that image size."
             )
         return picture

@@ -18,6 +18,8 @@ from torch import nn
 from transformers.utils import logging
 
 from ..frozen import frozen
+from ..patch_embedding import channels_of
+from ..preprocessing import Preprocessing
 from ..randomness import preserved_random_state
 from .classifier_check import check_classifier
 from .column_images import ColumnImages, to_pixels
@@ -115,6 +117,7 @@ def evaluate_robustness(
     model = accelerator.unwrap_model(model)
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be 1 or more, but got {batch_size}.")
+    preprocessing = Preprocessing.of(image_processor, channels_of(model))
     main = image_source(dataset, model, EVALUATION_SET, image_column_name, label_column_name)
     sources, not_measured = find_sources(profile, main, datasets or {}, model)
     distinct = {source.name: source for source in sources.values()}  # columns share them
@@ -138,9 +141,9 @@ def evaluate_robustness(
     shards = plan_shards(profile, sources, batch_size)
     store = None if output_dir is None else ShardStore(Path(output_dir, PARTIAL_FOLDER))
     with preserved_random_state(), frozen(model):
-        pixel_model = PixelModel(model, image_processor)
-        images = ColumnImages(sources, image_processor, profile.seed)
-        pixels = to_pixels(main.read(range(min(2, len(main)))), image_processor, main.preprocessing)
+        pixel_model = PixelModel(model, preprocessing)
+        images = ColumnImages(sources, preprocessing, profile.seed)
+        pixels = to_pixels(main.read(range(min(2, len(main)))), preprocessing, main.preprocessing)
         check_classifier(pixel_model, pixels.to(pixel_model.mean.device))
         runner = ShardRunner(pixel_model, images, accelerator, num_workers, disable_tqdm)
         values, seconds = runner.run(shards, store, manifest)

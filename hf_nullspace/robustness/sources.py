@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from transformers.utils import logging
 
+from ..pictures import picture_name, read_picture
 from .datasets import RobustnessDataset, dataset_for_model
 from .outcomes import images_fingerprint
 
@@ -47,26 +48,28 @@ class ImageSource:
 
     def read(self, indices: Sequence[int]) -> list[Image.Image]:
         """
-        The pictures at some places, as they are.
+        The pictures at some places, as [`~pictures.read_picture`] gives them.
 
         Raises:
             `ValueError`: If one cannot be read; it is named.
         """
-        pictures = []
-        for index in indices:
-            try:
-                pictures.append(self.dataset[int(index)]["image"])
-            except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
-                raise ValueError(
-                    f"Image {index} of {self.name!r} ({self._file(index)}) cannot be read: {error}. Repair it or leave it "
-                    "out of the dataset."
-                ) from error
-        return pictures
+        return [self._read(int(index), read_picture) for index in indices]
 
     def fingerprint(self) -> str:
-        """Hash of all labels and of some pictures."""
+        """Hash of all labels and of some pictures, as they are stored."""
         step = max(1, len(self) // FINGERPRINT_PICTURES)
-        return images_fingerprint(self.read(range(0, len(self), step)[:FINGERPRINT_PICTURES]), self.labels)
+        places = range(0, len(self), step)[:FINGERPRINT_PICTURES]
+        return images_fingerprint([self._read(index, lambda picture, name: picture) for index in places], self.labels)
+
+    def _read(self, index: int, prepare: Callable[[Image.Image, str], Image.Image]) -> Image.Image:
+        try:
+            picture = self.dataset[index]["image"]
+            return prepare(picture, picture_name(picture) or f"image {index} of {self.name!r}")
+        except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
+            raise ValueError(
+                f"Image {index} of {self.name!r} ({self._file(index)}) cannot be read: {error}. Repair it or leave it "
+                "out of the dataset."
+            ) from error
 
     def _file(self, index: int) -> str:
         from datasets import Image as ImageFeature
