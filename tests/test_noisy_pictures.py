@@ -83,10 +83,10 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(model, pictures, tmp_path)
     assert_same_weights(whole.model, resumed.model)
 
 
-def test_one_channel_of_statistics_is_that_of_all(model, pictures):
+def test_one_value_of_statistics_is_that_of_all_channels(model, pictures):
     images, noise = batch_of(pictures)["pixel_values"], small_noise(model)
     gray = processor()
-    gray.image_mean, gray.image_std = [0.5], [0.5]
+    gray.image_mean, gray.image_std = 0.5, 0.5
     made = [NoisyPictures(model, given).make(model, images, noise) for given in (gray, processor())]
     assert torch.equal(*made)
 
