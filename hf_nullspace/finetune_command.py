@@ -36,6 +36,7 @@ from .loading import (
     parse_arguments,
 )
 from .method_runs import training_settings
+from .patch_embedding import channels_of
 from .phases import PhaseCallback, announced, logged_to_terminal, without_bars
 from .plotting import plot_noise_history
 from .robustness import RobustnessReport, evaluate_robustness
@@ -225,7 +226,8 @@ class FinetuneRun:
                 self.data_args, args.seed, cache_dir=self.model_args.cache_dir, token=self.model_args.token
             )
             model, self.processor = load_model(self.model_args, self.labels)
-        prepared = self.splits.with_transform(image_transform(self.processor, **self._columns))
+        transform = image_transform(self.processor, **self._columns, num_channels=channels_of(model))
+        prepared = self.splits.with_transform(transform)
         self.shared = {
             "data_collator": NullspaceDataCollator(num_labels=len(self.labels)),
             "train_dataset": prepared["train"],

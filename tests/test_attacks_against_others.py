@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hf_nullspace.digits import load_digits_splits, train_digits_model
-from hf_nullspace.pictures import to_pixel_values
 from hf_nullspace.robustness import PixelModel, cw_l2, fgsm, frozen, pgd_l2, pgd_linf
 
 
@@ -17,9 +16,8 @@ def digits():
     splits = load_digits_splits()
     model, processor = train_digits_model(splits)
     test = splits["test"][:200]
-    values = to_pixel_values(test["image"], processor)
     pixel_model = PixelModel(model, processor)
-    pixels = (values * pixel_model.std + pixel_model.mean).clamp(0, 1)
+    pixels = pixel_model.preprocessing.to_pixels(test["image"])
     with frozen(pixel_model):
         yield pixel_model, pixels, torch.tensor(test["label"])
 
