@@ -5,9 +5,10 @@ Checkpoints that can be relied on: which of them are whole, what is wrong with t
 older names than the live model uses, so that would restore the head and leave the encoder as it was, in silence. Delete
 `load_model_weights` when `Trainer._load_from_checkpoint` and `_load_best_model` convert names as `from_pretrained` does.
 
-`Trainer` also resumes from the last folder whatever is in it: without `optimizer.pt` or the random states it goes on in
-silence with a new optimizer and other random numbers. Its own last act in a save is to write `trainer_state.json`, so
-that file tells a whole checkpoint from one whose writer died.
+`Trainer` also resumes from the last folder whatever is in it, and whichever run wrote it: without `optimizer.pt` or the
+random states it goes on in silence with a new optimizer and other random numbers. A checkpoint is whole here if it is as
+its list of files says ([`checkpoint_files`]), which is written last. Checkpoints of `Trainer` and of older versions have
+no list: they are told by the names of their files, of which `trainer_state.json` is written last.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +27,10 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
+
+from .checkpoint_files import LIST_NAME, read_list, what_differs, write_list
+from .run_identity import Run, read_run
 
 
 logger = logging.get_logger(__name__)
@@ -34,14 +39,34 @@ REMEDY = (
     "Delete that checkpoint and resume from an earlier one; `resume_from_checkpoint=True` takes the last whole one."
 )
 
+# Of a checkpoint, what only a run that goes on reads.
+RUN_STATES = ("optimizer", "scheduler", "scaler", "rng_state", "data_state", "averaged_weights")
+
+
+# ---- Is it whole? -----------------------------------------------------------------------------------------------
+
 
 def what_is_missing(checkpoint: str | Path) -> str | None:
     """
-    What keeps a checkpoint from being whole; `None` if nothing does.
+    What keeps a checkpoint from being resumed from; `None` if nothing does.
 
-    Only the files that every checkpoint of `Trainer` has are looked for; a sharded optimizer has files of its own.
+    Every file is compared with the size and the SHA-256 in the checkpoint's list, which takes about a second for each
+    GB on most processors. Where there is no list, only the files that every checkpoint of `Trainer` has are looked for;
+    a sharded optimizer has files of its own.
     """
     folder = Path(checkpoint)
+    try:
+        values = read_list(folder)
+    except ValueError as error:
+        return str(error)
+    if values is None:
+        return _what_is_missing_by_name(folder)
+    if values.get("save_only_model") and values["files"] is not None:
+        return "it was saved with `save_only_model`, so it has no optimizer, schedule or random states to go on with"
+    return what_differs(folder, values)
+
+
+def _what_is_missing_by_name(folder: Path) -> str | None:
     try:
         json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -51,11 +76,14 @@ def what_is_missing(checkpoint: str | Path) -> str | None:
     names = {path.name for path in folder.iterdir()}
     if not any(name.startswith("rng_state") for name in names):
         return "it has no random states (rng_state.pth)"
-    if SCHEDULER_NAME in names and not any(name.startswith("optimizer") for name in names):
-        return f"it has no {OPTIMIZER_NAME}"
-    if OPTIMIZER_NAME in names and SCHEDULER_NAME not in names:
-        return f"it has no {SCHEDULER_NAME}"
-    return None
+    has_optimizer = any(name.startswith("optimizer") for name in names)
+    if "latest" in names:  # DeepSpeed keeps optimizer and schedule in a folder that this file names
+        return None
+    if SCHEDULER_NAME not in names:
+        return (
+            f"it has no {SCHEDULER_NAME}" if has_optimizer else f"it has no {OPTIMIZER_NAME} and no {SCHEDULER_NAME}"
+        )
+    return None if has_optimizer else f"it has no {OPTIMIZER_NAME}"
 
 
 def check_whole(checkpoint: str | Path) -> None:
@@ -64,7 +92,8 @@ def check_whole(checkpoint: str | Path) -> None:
 
     Raises:
         `FileNotFoundError`: If there is no such folder.
-        `ValueError`: If its save was cut short, or files are gone since; the message names the last whole checkpoint.
+        `ValueError`: If its save was cut short, or files are gone or changed since; the message names the last whole
+            checkpoint.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -76,15 +105,69 @@ def check_whole(checkpoint: str | Path) -> None:
         )
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+def check_model_files(checkpoint: str | Path) -> None:
     """
-    The last checkpoint of a run that is whole; `None` if the run has no checkpoints. Later ones are named in a warning.
+    Refuses to load weights and noise that are not as they were written; nothing is known of files without a list.
 
     Raises:
-        `ValueError`: If there are checkpoints, and none is whole.
+        `ValueError`: If a file of the model is gone or changed.
     """
+    folder = Path(checkpoint)
+    try:
+        values = read_list(folder)
+        differs = values and what_differs(folder, values, lambda name: not name.startswith(RUN_STATES))
+    except ValueError as error:
+        differs = str(error)
+    if differs:
+        raise ValueError(f"The checkpoint {checkpoint} is not whole: {differs}. Take the weights of another one.")
+
+
+def check_processes(checkpoint: str | Path, num_processes: int, process_index: int) -> None:
+    """
+    Refuses another number of processes than the checkpoint was saved by: each has random states of its own, and other
+    images of a batch. Every process must call it.
+
+    Raises:
+        `ValueError`: If there are more or fewer, or if the random state of this process is lost.
+    """
+    folder = Path(checkpoint)
+    values = read_list(folder)
+    if values is not None:
+        then = values["num_processes"]
+    elif (folder / "rng_state.pth").is_file():
+        then = 1
+    else:  # of several machines, each may have no more than its own
+        ranks = [path.stem.removeprefix("rng_state_") for path in folder.glob("rng_state_*.pth")]
+        then = max(num_processes, 2, *(int(rank) + 1 for rank in ranks if rank.isdigit()))
+    if then != num_processes:
+        raise ValueError(
+            f"The checkpoint {checkpoint} was saved by {then} process(es), but now there are {num_processes}: they "
+            f"would see other images in other batches, and draw other random numbers. Resume with {then}, or start a "
+            "new run from the checkpoint's weights."
+        )
+    name = "rng_state.pth" if num_processes == 1 else f"rng_state_{process_index}.pth"
+    if not (folder / name).is_file():
+        raise ValueError(
+            f"The checkpoint {checkpoint} has no random states of process {process_index} ({name}). {REMEDY}"
+        )
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """
+    The last checkpoint that is whole, of the run that the folder belongs to; `None` if there is no checkpoint of it.
+
+    Later ones, and those of other runs, are named in a warning.
+
+    Raises:
+        `ValueError`: If the run has checkpoints, and none is whole.
+    """
+    others = checkpoints_of_other_runs(output_dir)
+    if others:
+        logger.warning(f"{output_dir} belongs to another run than {_names(others)}, which are left alone.")
     skipped = {}
     for checkpoint in _checkpoints(output_dir):
+        if checkpoint in others:
+            continue
         missing = what_is_missing(checkpoint)
         if missing is None:
             for folder, reason in skipped.items():
@@ -101,26 +184,125 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoint folders of a run, the last one first."""
+    """The checkpoint folders in an output folder, the last one first."""
     steps = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = folder.name.rpartition("-")[2]
-        if folder.is_dir() and step.isdigit():
-            steps[folder] = int(step)
+        if folder.is_dir() and folder.name.rpartition("-")[2].isdigit():
+            steps[folder] = _step_of(folder)
     return sorted(steps, key=steps.get, reverse=True)
 
 
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def _whole_ones(output_dir: str | Path) -> str:
-    last = next((folder for folder in _checkpoints(output_dir) if what_is_missing(folder) is None), None)
+    others = checkpoints_of_other_runs(output_dir)
+    own = (folder for folder in _checkpoints(output_dir) if folder not in others)
+    last = next((folder for folder in own if what_is_missing(folder) is None), None)
     if last is None:
         return f"No checkpoint in {output_dir} is whole: train without `resume_from_checkpoint`."
     return f"The last whole checkpoint is {last}."
 
 
-def begin_checkpoint(directory: str | Path) -> None:
-    """Takes away the mark of a whole checkpoint from a folder that is about to be written again."""
-    if Path(directory).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-        Path(directory, TRAINER_STATE_NAME).unlink(missing_ok=True)
+# ---- Whose is it? -----------------------------------------------------------------------------------------------
+
+
+def run_of(checkpoint: str | Path) -> Run | None:
+    """The run that saved a checkpoint; `None` if its list is damaged."""
+    try:
+        values = read_list(Path(checkpoint))
+    except ValueError:
+        return None
+    return Run() if values is None else Run(**values["run"])
+
+
+def checkpoints_of_other_runs(output_dir: str | Path, run: Run | None = None) -> list[Path]:
+    """
+    The checkpoints in an output folder that are not of the run it belongs to.
+
+    Args:
+        output_dir (`str` or `Path`): The output folder.
+        run ([`Run`], *optional*): Defaults to the run that the folder belongs to; without one, all are its own.
+    """
+    run = run or read_run(output_dir)
+    if run is None:
+        return []
+    owners = {checkpoint: run_of(checkpoint) for checkpoint in _checkpoints(output_dir)}
+    return [
+        checkpoint
+        for checkpoint, owner in owners.items()
+        if owner is not None and any(checkpoint.iterdir()) and not run.has(owner, _step_of(checkpoint))
+    ]
+
+
+def resumed_run(checkpoint: str | Path, output_dir: str | Path) -> Run:
+    """The run that goes on from a checkpoint: the same one, or a branch where the folder has later steps of it."""
+    run, step = run_of(checkpoint) or Run(), read_step(checkpoint)
+    later = [other for other in _checkpoints(output_dir) if _step_of(other) > step]
+    strangers = checkpoints_of_other_runs(output_dir, run)
+    return run if all(other in strangers for other in later) else run.branch(step)
+
+
+def read_step(checkpoint: str | Path) -> int:
+    """The optimizer step that a checkpoint was saved after."""
+    return json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+
+
+def _names(checkpoints: list[Path]) -> str:
+    return ", ".join(checkpoint.name for checkpoint in checkpoints)
+
+
+# ---- Saving -----------------------------------------------------------------------------------------------------
+
+
+def begin_checkpoint(checkpoint: Path, facts: dict[str, Any]) -> None:
+    """Makes an empty folder for a checkpoint that is not whole until `write_list` says so, whatever was there."""
+    _empty(checkpoint)
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    write_list(checkpoint, facts, is_complete=False)
+
+
+def rotate_checkpoints(output_dir: str | Path, run: Run, limit: int | None, keep: list[str | Path | None]) -> None:
+    """
+    Deletes the earliest checkpoints of a run, by their steps: a clock may be set back.
+
+    Args:
+        output_dir (`str` or `Path`): The output folder.
+        run ([`Run`]): Checkpoints of other runs are neither counted nor deleted.
+        limit (`int`, *optional*): So many are left. `None` or 0 deletes none.
+        keep (`list`): These are left whatever the limit is, and counted.
+    """
+    if not limit or limit < 0:
+        return
+    others = checkpoints_of_other_runs(output_dir, run)
+    kept = {Path(checkpoint).resolve() for checkpoint in keep if checkpoint is not None}
+    own = [checkpoint for checkpoint in _checkpoints(output_dir) if checkpoint not in others]
+    rest = [checkpoint for checkpoint in own if checkpoint.resolve() not in kept]
+    # Those that were cut short are of no use to anybody, so they go first.
+    rest.sort(key=lambda checkpoint: (_was_finished(checkpoint), _step_of(checkpoint)), reverse=True)
+    for checkpoint in rest[max(0, limit - (len(own) - len(rest))) :]:
+        logger.info(f"Deleting the older checkpoint {checkpoint} due to `save_total_limit`")
+        _empty(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _was_finished(checkpoint: Path) -> bool:
+    try:
+        values = read_list(checkpoint)
+    except ValueError:
+        return False
+    return (checkpoint / TRAINER_STATE_NAME).is_file() if values is None else values["files"] is not None
+
+
+def _empty(checkpoint: Path) -> None:
+    """Deletes what is in a checkpoint: first what marks it as whole in either way of telling, the list at the end."""
+    (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    for path in sorted(checkpoint.glob("*"), key=lambda path: path.name == LIST_NAME):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -170,13 +352,22 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
         checkpoint (`str`): A folder that `save_pretrained` wrote.
 
     Returns:
-        `bool`: `False` if this is not a plain Transformers checkpoint (an adapter, say) and `Trainer` should load it.
+        `bool`: `False` if the model is none of Transformers or its weights are an adapter's, and `Trainer` should load
+        them.
 
     Raises:
-        `ValueError`: If the checkpoint is damaged, lacks a weight of the model, or holds it in another shape.
+        `ValueError`: If the checkpoint is damaged, has no `config.json`, lacks a weight of the model, or holds it in
+            another shape.
     """
-    if not isinstance(model, PreTrainedModel) or not Path(checkpoint, CONFIG_NAME).is_file():
+    folder = Path(checkpoint)
+    if not isinstance(model, PreTrainedModel):
         return False
+    if not (folder / CONFIG_NAME).is_file():
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            return False
+        raise ValueError(
+            f"The checkpoint {checkpoint} has no {CONFIG_NAME}, so nothing says what its weights belong to. {REMEDY}"
+        )
     try:
         loaded, info = type(model).from_pretrained(
             checkpoint,

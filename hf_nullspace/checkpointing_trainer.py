@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
+from transformers.utils import logging
+
+from .checkpoint_files import read_list, write_list
 from .checkpointing import (
     begin_checkpoint,
+    check_model_files,
+    check_processes,
     check_whole,
+    checkpoints_of_other_runs,
     last_whole_checkpoint,
     load_model_weights,
     restoring,
+    resumed_run,
+    rotate_checkpoints,
     saving,
+)
+from .run_identity import Run, read_run, write_run
+
+
+logger = logging.get_logger(__name__)
+
+# Arguments that decide which images come in which step.
+ORDER_ARGUMENTS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "dataloader_drop_last",
+    "dataloader_num_workers",
+    "train_sampling_strategy",
+    "seed",
+    "data_seed",
 )
 
 
@@ -20,9 +48,17 @@ class CheckpointingTrainer(Trainer):
     """
     [`~transformers.Trainer`] with other saving and loading; [`checkpointing`] says what its own lack.
 
-    A checkpoint is whole once its last file is written. Only whole ones are resumed from, through the model's class, so
-    that every weight comes back; whatever cannot be read is an error that names the checkpoint and the remedy.
+    A checkpoint is whole once the list of its files is written, with their sizes and hashes. Only whole ones are resumed
+    from, by the same number of processes and through the model's class, so that every weight comes back; whatever cannot
+    be read is an error that names the checkpoint and the remedy. `resume_from_checkpoint=True` takes none of another run
+    that was trained in the same folder, and `save_total_limit` counts and deletes none of it. A run that is finished is
+    finished: resuming it trains nothing.
     """
+
+    _run = Run()
+    _has_nothing_left = False
+    _unfinished_checkpoint: Path | None = None
+    _real_save_total_limit: int | None = None
 
     def train(
         self,
@@ -30,27 +66,163 @@ class CheckpointingTrainer(Trainer):
         trial=None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        if resume_from_checkpoint is True:
-            # `None` is left to the parent, which says that there is no checkpoint.
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
-        elif resume_from_checkpoint:
-            check_whole(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            output_dir = self._get_output_dir(trial)
+            resume_from_checkpoint = self._on_first_process(lambda: _find(resume_from_checkpoint, output_dir))
+            self._on_every_process(
+                lambda: check_processes(resume_from_checkpoint, self.args.world_size, self.args.process_index)
+            )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    # ---- Beginning and ending -----------------------------------------------------------------------------------
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        progress = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        output_dir = self._get_output_dir(trial)
+        self._has_nothing_left = False
+        if resume_from_checkpoint is None:
+            self._begin_run(Run.new(), output_dir)
+            return progress
+        self._begin_run(resumed_run(resume_from_checkpoint, output_dir), output_dir)
+        self._find_best_checkpoint(Path(resume_from_checkpoint).parent)
+        self._warn_of_another_order(resume_from_checkpoint)
+        stopped_early = self._restore_patience()
+        if stopped_early or self.state.global_step >= max_steps:
+            self._has_nothing_left = True
+            reason = "stopped early" if stopped_early else f"was to end at step {max_steps}"
+            logger.warning(
+                f"The run of {resume_from_checkpoint} is finished: it {reason}, and that checkpoint is of step "
+                f"{self.state.global_step}. Nothing is trained."
+            )
+            return num_train_epochs, 0
+        return progress
+
+    def _begin_run(self, run: Run, output_dir: str) -> None:
+        self._run = run
+        if not self.args.should_save:
+            return
+        others = checkpoints_of_other_runs(output_dir, run)
+        if others and run != read_run(output_dir):
+            logger.warning(
+                f"{output_dir} has checkpoints of another run: {', '.join(folder.name for folder in others)}. They are "
+                "neither resumed from nor deleted, but this run's take the place of those of the same step. Give each "
+                "run an `output_dir` of its own to keep both."
+            )
+        write_run(output_dir, run)
+
+    def _find_best_checkpoint(self, folder: Path) -> None:
+        """The state names the best checkpoint by a path, and the run's folder may have been moved or copied."""
+        if self.state.best_global_step:
+            best = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+                if self.args.load_best_model_at_end:
+                    self._on_first_process(lambda: check_model_files(best))
+
+    def _order_facts(self) -> dict[str, Any]:
+        facts = {name: getattr(self.args, name, None) for name in ORDER_ARGUMENTS}
+        if self.args.auto_find_batch_size:  # restored by the parent
+            del facts["per_device_train_batch_size"]
+        facts = {name: value if value is None else str(value) for name, value in facts.items()}
+        return {**facts, "images": str(len(self.train_dataset)) if has_length(self.train_dataset) else None}
+
+    def _warn_of_another_order(self, checkpoint: str) -> None:
+        then, now = (read_list(Path(checkpoint)) or {}).get("order"), self._order_facts()
+        changed = [name for name in now if then is not None and then.get(name) != now[name]]
+        if changed:
+            before, after = ({name: facts.get(name) for name in changed} for facts in (then, now))
+            logger.warning(
+                f"The checkpoint {checkpoint} was saved with {before}, but now it is {after}: the run goes on, but on "
+                "other images than it would have without the interruption."
+            )
+
+    def _restore_patience(self) -> bool:
+        """Lets early stopping count on from where it was; whether it had stopped the run."""
+        states = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
+        callbacks = [
+            callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)
+        ]
+        for callback, state in zip(callbacks, states if isinstance(states, list) else [states], strict=False):
+            callback.early_stopping_patience_counter = state["attributes"]["early_stopping_patience_counter"]
+        return any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in callbacks
+        )
+
+    def _finalize_training(self, trial, num_train_samples, start_time) -> TrainOutput:
+        with self._limited_to(None) as limit:
+            output = super()._finalize_training(trial, num_train_samples, start_time)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and limit == 1 and best is not None:  # the last one is not needed any more
+            rotate_checkpoints(self._get_output_dir(trial), self._run, 1, [best])
+        if self._has_nothing_left:
+            # Its loss and its speed are those of no step.
+            return TrainOutput(output.global_step, float("nan"), {"total_flos": output.metrics["total_flos"]})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if not (self._has_nothing_left and "train_runtime" in logs):
+            super().log(logs, start_time)
 
     # ---- Saving -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        with saving(self.args.output_dir):
-            super()._save_checkpoint(model, trial)
+        output_dir = self._get_output_dir(trial)
+        folder = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with saving(output_dir), self._limited_to(None) as limit:
+            if self.args.should_save:
+                begin_checkpoint(folder, self._facts())
+            self.accelerator.wait_for_everyone()  # nobody writes before it is empty
+            self._unfinished_checkpoint, self._real_save_total_limit = folder, limit
+            try:
+                super()._save_checkpoint(model, trial)
+                self._finish_checkpoint()
+            finally:
+                self._unfinished_checkpoint = self._real_save_total_limit = None
+            if self.args.should_save:
+                rotate_checkpoints(output_dir, self._run, limit, [folder, self.state.best_model_checkpoint])
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "run": self._run.to_dict(),
+            "num_processes": self.args.world_size,
+            "save_only_model": self.args.save_only_model,
+            "order": self._order_facts(),
+        }
+
+    def _finish_checkpoint(self) -> None:
+        """Lists the files of the checkpoint, when every process has written its own."""
+        folder, self._unfinished_checkpoint = self._unfinished_checkpoint, None
+        if folder is not None:
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_list(folder, self._facts(), is_complete=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._finish_checkpoint()
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _limited_to(self, limit: int | None) -> Iterator[int | None]:
+        """Another `save_total_limit` meanwhile: the parent's rotation goes by the clock, and by no run."""
+        before, self.args.save_total_limit = self.args.save_total_limit, limit
+        try:
+            yield before
+        finally:
+            self.args.save_total_limit = before
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save and output_dir is not None:
-            begin_checkpoint(output_dir)
-        super()._save(output_dir, state_dict)
+        with self._limited_to(
+            self._real_save_total_limit or self.args.save_total_limit
+        ):  # the arguments are saved too
+            super()._save(output_dir, state_dict)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # `trainer_state.json` comes next and says that the checkpoint is whole: not before every process has written.
+        # `trainer_state.json` comes next, which bare `Trainer`s take for the end: not before every process has written.
         self.accelerator.wait_for_everyone()
 
     # ---- Loading ------------------------------------------------------------------------------------------------
@@ -68,6 +240,7 @@ class CheckpointingTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        self._on_first_process(lambda: check_model_files(self.state.best_model_checkpoint))
         if not self._load_weights(self.model, self.state.best_model_checkpoint):
             super()._load_best_model()
 
@@ -75,3 +248,42 @@ class CheckpointingTrainer(Trainer):
         """Whether the weights are restored; those that are spread over processes are left to the parent."""
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return not is_sharded and load_model_weights(model, checkpoint)
+
+    # ---- Several processes --------------------------------------------------------------------------------------
+
+    def _on_first_process(self, read: Callable[[], Any]) -> Any:
+        """What the first process reads, or raises, on all of them: a folder is hashed once, and nobody disagrees."""
+        outcome = [None, None]
+        if self.args.process_index == 0:
+            outcome = _outcome(read)
+        if self.args.world_size > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def _on_every_process(self, check: Callable[[], None]) -> None:
+        """Raises on all processes what `check` raises on any."""
+        errors = [_outcome(check)[1]]
+        if self.args.world_size > 1:
+            errors = gather_object(errors)
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+def _find(resume_from_checkpoint: str | bool, output_dir: str) -> str:
+    if resume_from_checkpoint is not True:
+        check_whole(resume_from_checkpoint)
+        return str(resume_from_checkpoint)
+    found = last_whole_checkpoint(output_dir)
+    if found is None:
+        raise ValueError(f"No valid checkpoint found in output directory ({output_dir}).")
+    return found
+
+
+def _outcome(call: Callable[[], Any]) -> list[Any]:
+    try:
+        return [call(), None]
+    except (OSError, ValueError) as error:
+        return [None, error]

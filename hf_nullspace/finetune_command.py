@@ -305,9 +305,10 @@ class FinetuneRun:
         title = "Nullspace finetuning" if self.args.noise_weight else "Finetuning"
         output = self._train(trainer, title, self.checkpoint)
         trainer.save_model()
-        trainer.log_metrics("train", output.metrics)
-        trainer.save_metrics("train", output.metrics)
-        trainer.save_state()
+        if "train_runtime" in output.metrics:  # a run that was finished before keeps what it wrote then
+            trainer.log_metrics("train", output.metrics)
+            trainer.save_metrics("train", output.metrics)
+            trainer.save_state()
         self._warn_of_unused_noise(trainer.noise_history)
         trainer.create_model_card(**self._card_arguments)  # whatever comes, what was trained is whole
 

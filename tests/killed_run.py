@@ -111,7 +111,8 @@ def train(folder: str, world: int, changes: dict) -> None:
         trainer.train()
     if trainer.is_world_process_zero() and trainer.state.global_step == trainer.args.max_steps:
         weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-        save_file({"noise": trainer.noise.tensor, **weights}, Path(folder, "result.safetensors.tmp"))
+        noise = {} if trainer.noise is None else {"noise": trainer.noise.tensor}
+        save_file({**noise, **weights}, Path(folder, "result.safetensors.tmp"))
         os.replace(Path(folder, "result.safetensors.tmp"), Path(folder, "result.safetensors"))
 
 

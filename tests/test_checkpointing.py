@@ -72,7 +72,14 @@ def test_weight_of_another_shape_than_the_config_says_is_refused(make_vit, check
 
 def test_other_checkpoints_are_left_to_trainer(make_vit, checkpoint, tmp_path):
     assert load_model_weights(nn.Linear(2, 2), str(checkpoint)) is False
+    (tmp_path / "adapter_config.json").write_text("{}")
     assert load_model_weights(make_vit(), str(tmp_path)) is False
+
+
+def test_weights_without_a_config_are_refused(make_vit, checkpoint):
+    """`Trainer` would restore the head and leave the encoder."""
+    (checkpoint / "config.json").unlink()
+    assert_refused(make_vit(), checkpoint, "has no config.json")
 
 
 def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):

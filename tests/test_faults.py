@@ -1,5 +1,7 @@
 """What a run leaves behind when something breaks, and what it says: disks, losses, processes and files."""
 
+import hashlib
+import json
 import resource
 import shutil
 import subprocess
@@ -12,7 +14,12 @@ from launching import finish, start
 from safetensors.torch import load_file
 from test_killed import assert_same_result, kill_in, make_folders, start_run
 
-from hf_nullspace.checkpointing import check_whole, last_whole_checkpoint, what_is_missing
+from hf_nullspace.checkpointing import (
+    check_whole,
+    checkpoints_of_other_runs,
+    last_whole_checkpoint,
+    what_is_missing,
+)
 
 
 SHORT = {"max_steps": 16, "save_total_limit": None}
@@ -33,6 +40,14 @@ def run(whole, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.fixture
+def old_run(run):
+    """The same as an older version of the package wrote it: without lists of files, and of no named run."""
+    for path in [run / "nullspace_run.json", *run.glob("checkpoint-*/nullspace_checkpoint.json")]:
+        path.unlink()
+    return run
+
+
 def cut(name, size):
     def damage(checkpoint):
         path = checkpoint / name
@@ -41,8 +56,19 @@ def cut(name, size):
     return damage
 
 
-def remove(name):
-    return lambda checkpoint: (checkpoint / name).unlink()
+def flip(name):
+    """Another bit in the middle of a file, whose size stays."""
+
+    def damage(checkpoint):
+        content = bytearray((checkpoint / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (checkpoint / name).write_bytes(content)
+
+    return damage
+
+
+def remove(*names):
+    return lambda checkpoint: [(checkpoint / name).unlink() for name in names]
 
 
 def swap_noise(checkpoint):
@@ -54,6 +80,55 @@ def swap_noise(checkpoint):
 # ---- Checkpoints that are not whole -----------------------------------------------------------------------------
 
 
+FILES = [
+    "config.json",
+    "model.safetensors",
+    "nullspace_noise.json",
+    "nullspace_noise.safetensors",
+    "nullspace_schedule.json",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "trainer_state.json",
+]
+
+
+def test_every_file_is_listed_but_the_arguments(run):
+    listed = json.loads((run / "checkpoint-12" / "nullspace_checkpoint.json").read_text())["files"]
+    assert sorted(listed) == FILES
+    for name, row in listed.items():
+        content = (run / "checkpoint-12" / name).read_bytes()
+        assert row == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    remove("training_args.bin")(run / "checkpoint-12")
+    assert what_is_missing(run / "checkpoint-12") is None
+
+
+@pytest.mark.parametrize("damage", [remove, flip, lambda name: cut(name, -3)])
+@pytest.mark.parametrize("name", [*FILES, "nullspace_checkpoint.json"])
+def test_what_is_not_as_its_list_says_is_skipped_by_name(run, damage, name):
+    damage(name)(run / "checkpoint-12")
+    if damage is remove and name == "nullspace_checkpoint.json":
+        # Of a run that has lists, one without is another's: what it holds is not known.
+        assert checkpoints_of_other_runs(run) == [run / "checkpoint-12"]
+    else:
+        assert name in what_is_missing(run / "checkpoint-12")
+        with pytest.raises(ValueError, match=f"checkpoint-12 is not whole: .*{name}.*last whole .*checkpoint-8"):
+            check_whole(run / "checkpoint-12")
+    assert last_whole_checkpoint(run) == str(run / "checkpoint-8")
+
+
+@pytest.mark.parametrize("names", [["config.json"], ["optimizer.pt", "scheduler.pt"]])
+def test_a_damaged_checkpoint_is_refused_by_path_and_skipped_otherwise(whole, run, names):
+    remove(*names)(run / "checkpoint-12")
+    trainer = killed_run.build(str(run), **SHORT)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"checkpoint-12 is not whole: it has no {', '.join(names)}.*checkpoint-8"):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-12"))
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.state_dict().items())
+    finish(start_run(run, 1, SHORT))
+    assert_same_result(whole, run)
+
+
 @pytest.mark.parametrize(
     "damage, reason",
     [
@@ -62,15 +137,24 @@ def swap_noise(checkpoint):
         (remove("rng_state.pth"), "rng_state.pth"),
         (remove("optimizer.pt"), "optimizer.pt"),
         (remove("scheduler.pt"), "scheduler.pt"),
+        (remove("optimizer.pt", "scheduler.pt"), "optimizer.pt and no scheduler.pt"),
     ],
 )
-def test_a_checkpoint_cut_short_is_skipped_by_name(run, damage, reason):
+def test_a_checkpoint_without_a_list_is_told_by_its_names(old_run, damage, reason):
+    run = old_run
     assert last_whole_checkpoint(run) == str(run / "checkpoint-12")
     damage(run / "checkpoint-12")
     assert reason in what_is_missing(run / "checkpoint-12")
     assert last_whole_checkpoint(run) == str(run / "checkpoint-8")
     with pytest.raises(ValueError, match=f"checkpoint-12 is not whole: .*{reason}.*last whole .*checkpoint-8"):
         killed_run.build(str(run), **SHORT).train(resume_from_checkpoint=str(run / "checkpoint-12"))
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(whole, old_run):
+    finish(start_run(old_run, 1, SHORT))
+    assert_same_result(whole, old_run)
+    assert checkpoints_of_other_runs(old_run) == []
+    assert last_whole_checkpoint(old_run) == str(old_run / "checkpoint-16")
 
 
 def test_resuming_after_a_save_that_was_cut_short_is_exact(whole, run):
@@ -109,7 +193,8 @@ def test_a_folder_without_checkpoints_is_the_parents_error(tmp_path):
         (swap_noise, "the tensor is not the one that the JSON was written with"),
     ],
 )
-def test_a_damaged_file_is_refused_with_the_remedy(run, damage, what):
+def test_a_damaged_file_without_a_list_is_refused_with_the_remedy(old_run, damage, what):
+    run = old_run
     damage(run / "checkpoint-12")
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         killed_run.build(str(run), **SHORT).train(resume_from_checkpoint=True)
@@ -129,6 +214,12 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(run, monkeypa
     with pytest.raises(KeyError, match="cut"):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-8"))
     assert "written last" in what_is_missing(run / "checkpoint-12")
+
+
+def test_a_checkpoint_without_its_config_is_refused_in_any_case(old_run):
+    remove("config.json")(old_run / "checkpoint-12")
+    with pytest.raises(ValueError, match="checkpoint-12 has no config.json"):
+        killed_run.build(str(old_run), **SHORT).train(resume_from_checkpoint=True)
 
 
 # ---- A full disk ------------------------------------------------------------------------------------------------

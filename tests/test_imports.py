@@ -26,6 +26,7 @@ FLOORS = {
         "batch_parts",
         "checkpointing",
         "checkpointing_trainer",
+        "run_identity",
         "weight_average",
         "noisy_pictures",
         "evaluation_loss",
@@ -75,6 +76,7 @@ FLOORS = {
         "frozen",
         "sensitivity",
         "image_noise",
+        "checkpoint_files",
     ],
     0: [
         "patch_embedding",

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace.checkpoint_files import LIST_NAME
 from hf_nullspace.hub.manifest import publishable_files
 from hf_nullspace.weight_average import AVERAGE_NAME, WeightAverage
 
@@ -147,5 +148,8 @@ def replace_by_another(path):
 )
 def test_a_checkpoint_without_its_average_is_refused(model, examples, tmp_path, checkpoint, damage, error, message):
     damage(checkpoint / AVERAGE_NAME)
+    with pytest.raises(ValueError, match=f"not whole: .*{AVERAGE_NAME}"):
+        build(model, examples, tmp_path / "resumed").train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / LIST_NAME).unlink()  # as one of an older version
     with pytest.raises(error, match=message):
         build(model, examples, tmp_path / "resumed").train(resume_from_checkpoint=str(checkpoint))

@@ -20,7 +20,13 @@ PUBLISHED_SUFFIXES = (".csv", ".json", ".md", ".png", ".py", ".safetensors")
 
 # Of use to a resumed run only, and the first names folders of the machine; what is published to resume from a
 # checkpoint has its own.
-LOCAL_NAMES = ("trainer_state.json", "nullspace_schedule.json", "averaged_weights.safetensors")
+LOCAL_NAMES = (
+    "trainer_state.json",
+    "nullspace_schedule.json",
+    "averaged_weights.safetensors",
+    "nullspace_checkpoint.json",
+    "nullspace_run.json",
+)
 
 
 class NewerFormatError(ValueError):

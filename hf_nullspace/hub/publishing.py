@@ -17,6 +17,7 @@ from huggingface_hub import CommitInfo, run_as_future
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
 
+from ..checkpoint_files import list_again
 from ..uploading import open_repository, upload_files
 from .manifest import publishable_files, write_manifest
 from .model_card import TRAINING_NAME, name_repository
@@ -166,3 +167,4 @@ def _hide_folders(path: Path) -> None:
         state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
     path.unlink()  # the checkpoint itself has the other name of this file
     path.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    list_again(path.parent, path.name)
