@@ -12,6 +12,8 @@ from transformers import Dinov2ForImageClassification
 
 from hf_nullspace.hub import TRAINING_NAME
 from hf_nullspace.hub.model_card import eval_results, render_section
+from hf_nullspace.noise_schedule import LOGGED_FIELDS
+from hf_nullspace.trainer import EVALUATED_FIELDS
 
 
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -176,3 +178,10 @@ def test_pages_say_that_nothing_is_published():
         assert re.search(
             r"[Nn]othing has been published|None of these has been trained or published", page.read_text()
         )
+
+
+def test_every_logged_key_is_explained():
+    page = (CARDS / "logged_numbers.md").read_text(encoding="utf-8")
+    keys = {f"noise/{name}" for name in (*LOGGED_FIELDS, "loss")} | {f"eval_noise_{name}" for name in EVALUATED_FIELDS}
+    assert set(re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE)) == keys | {"loss"}
+    assert "](model_cards/logged_numbers.md)" in README.read_text(encoding="utf-8")
