@@ -59,6 +59,7 @@ from hf_nullspace.robustness.method_report import (
     summarize_methods,
 )
 from hf_nullspace.robustness.outcomes import write_text
+from hf_nullspace.robustness.packages import check_packages
 from hf_nullspace.robustness.paired_seeds import CONFIDENCE
 from hf_nullspace.robustness.profiles import json_hash, resolve_profile
 
@@ -125,6 +126,7 @@ class Comparison:
     def __init__(self, model_args, data_args, compare_args: CompareArguments, args, is_digits: bool):
         self.model_args, self.data_args, self.compare_args, self.args = model_args, data_args, compare_args, args
         self.folder, self.profile = Path(args.output_dir), resolve_profile(compare_args.profile)
+        check_packages(self.profile)
         self.rows = plan_rows(compare_args.methods, METHODS, read_variants(compare_args.variants))
         names, timed = [row.name for row in self.rows], compare_args.equal_wall_time
         if not set(timed) <= set(names) or (timed and NULLSPACE not in names):

@@ -17,6 +17,8 @@ from .loading import ModelArguments, load_model
 from .robustness import RobustnessReport, compare_reports, draw_figure, evaluate_robustness, public_name
 from .robustness.datasets import RobustnessDataset, load_robustness_dataset
 from .robustness.imagenet import imagenet_wnids
+from .robustness.packages import check_packages
+from .robustness.profiles import resolve_profile
 
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArgum
             f"Give `--images` or `--dataset_name`, but not both ({args.images!r}, {args.dataset_name!r})."
         )
     dataset_locations(args.datasets)
+    check_packages(resolve_profile(args.profile))
     return model_args, args
 
 

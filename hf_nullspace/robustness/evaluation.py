@@ -25,6 +25,7 @@ from .classifier_check import check_classifier
 from .column_images import ColumnImages, to_pixels
 from .datasets import PREPROCESSINGS, RobustnessDataset, load_robustness_dataset
 from .outcomes import Outcomes, ShardStore, check_manifest, model_fingerprint
+from .packages import check_packages
 from .pixel_model import PixelModel
 from .processes import on_main_process
 from .profiles import EVALUATION_SET, IMAGENET_C, Column, Profile, resolve_profile
@@ -102,6 +103,7 @@ def evaluate_robustness(
         [`RobustnessReport`]: On every process.
 
     Raises:
+        `ImportError`: If the profile needs a package that is not installed.
         `ValueError`: If the profile, the dataset or the model cannot be used, or `output_dir` holds another evaluation.
 
     Example:
@@ -113,6 +115,7 @@ def evaluate_robustness(
     ```
     """
     profile = resolve_profile(profile)
+    check_packages(profile)
     accelerator = accelerator or Accelerator()
     model = accelerator.unwrap_model(model)
     if batch_size < 1:
