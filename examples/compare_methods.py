@@ -26,7 +26,6 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from transformers import set_seed
-from transformers.utils import logging
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments, RobustnessReport, evaluate_robustness
 from hf_nullspace.baselines import METHODS
@@ -45,7 +44,7 @@ from hf_nullspace.loading import (
 from hf_nullspace.method_rows import Row, plan_rows, read_variants
 from hf_nullspace.method_runs import begin_run, read_run, training_settings, write_run
 from hf_nullspace.patch_embedding import channels_of
-from hf_nullspace.plotting import plot_methods
+from hf_nullspace.plotting import optional_figure, plot_methods
 from hf_nullspace.robustness.method_report import (
     BASE,
     EQUAL_TIME,
@@ -63,8 +62,6 @@ from hf_nullspace.robustness.packages import check_packages
 from hf_nullspace.robustness.paired_seeds import CONFIDENCE
 from hf_nullspace.robustness.profiles import json_hash, resolve_profile
 
-
-logger = logging.get_logger("hf_nullspace.examples.compare_methods")
 
 RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differences.png"
 # What does not change a model or an evaluation.
@@ -345,10 +342,8 @@ def save(results: dict[str, Any], folder: Path) -> None:
     if shown:
         differences = {name: results["methods"][name]["minus"][PLAIN] for name in shown}
         costs = {name: results["training"][name]["relative_cost"] for name in shown}
-        try:
+        with optional_figure(FIGURE_NAME):
             plot_methods(differences, costs, folder / FIGURE_NAME)
-        except ImportError as error:
-            logger.warning(f"No figure is drawn. {error}")
     print(f"\n{tables}\n\nEverything is in {folder}")
 
 

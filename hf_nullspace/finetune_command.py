@@ -38,7 +38,7 @@ from .loading import (
 from .method_runs import training_settings
 from .patch_embedding import channels_of
 from .phases import PhaseCallback, announced, logged_to_terminal, without_bars
-from .plotting import plot_noise_history
+from .plotting import optional_figure, plot_noise_history
 from .robustness import RobustnessReport, evaluate_robustness
 from .robustness.outcomes import model_fingerprint
 from .run_folder import RunFolder
@@ -56,6 +56,9 @@ FIGURE_NAME = "noise_norm.png"
 
 # Parts of a measurement that a run which is stopped goes on from; one folder for each model, by its weights.
 MEASURING_FOLDER = ".measuring"
+
+# What a report costs an image, in forward passes: a clean and three corrupted ones, and an attack of one step.
+REPORT_PASSES = 8
 
 # What differs from the arguments' own defaults when neither a model nor a dataset is named.
 DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
@@ -195,6 +198,9 @@ class FinetuneRun:
             check_whole(self.checkpoint)
         elif self.takes_last:
             self.checkpoint = last_whole_checkpoint(args.output_dir)
+            if self.checkpoint is None and args.should_log:
+                logger.warning(f"There is no checkpoint in {args.output_dir!r} to resume from: it is trained anew.")
+        self.seconds_of_a_pass: float | None = None
         self._warn_of_missing_packages()
 
     def _settings(self) -> dict[str, Any]:
@@ -261,7 +267,7 @@ class FinetuneRun:
         if args.do_train:
             self._publish(trainer)
         if trainer.is_world_process_zero():
-            shutil.rmtree(Path(args.output_dir, MEASURING_FOLDER))
+            shutil.rmtree(Path(args.output_dir, MEASURING_FOLDER), ignore_errors=True)
         return results
 
     @property
@@ -338,13 +344,14 @@ class FinetuneRun:
             metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+        self.seconds_of_a_pass = 1 / max(metrics["eval_samples_per_second"], 1e-9)
         if trainer.noise is not None:
             self._measure_noise(trainer, num_images)
 
     def _measure_noise(self, trainer: NullspaceTrainer, num_images: int) -> None:
         """The noise on validation images, of which there may be too few to say anything."""
         try:
-            with announced(f"Measuring the noise on {num_images} validation images"):
+            with announced(f"Measuring the noise on {num_images} validation images", self._time_of(3 * num_images)):
                 trainer.evaluate_noise()
         except ValueError as error:
             logger.warning(f"The noise is not measured on the {num_images} validation images: {error}")
@@ -358,10 +365,14 @@ class FinetuneRun:
             seconds = [sum(report.seconds.values()) / self.args.world_size for report in reports.values()]
             with announced(
                 f"Measuring the robustness of {name!r} (model {place + 1} of {len(models)}) on {len(test)} images",
-                estimate=max(seconds) if seconds else None,
+                estimate=max(seconds) if seconds else self._time_of(REPORT_PASSES * len(test)),
             ):
                 reports[name] = self._report(trainer, name, model.to(self.args.device).eval(), test)
         return reports
+
+    def _time_of(self, passes: int) -> float | None:
+        """Seconds of so many forward passes of one image, at the pace of the evaluation."""
+        return None if self.seconds_of_a_pass is None else passes * self.seconds_of_a_pass
 
     def _report(
         self, trainer: NullspaceTrainer, name: str, model: PreTrainedModel, images: Dataset
@@ -388,13 +399,13 @@ class FinetuneRun:
         )
         folder = Path(self.args.output_dir)
         if trainer.noise_history:
-            try:
+            with optional_figure(FIGURE_NAME):
                 plot_noise_history(trainer.noise_history, folder / FIGURE_NAME)
-            except Exception as error:  # a figure is worth no run, whatever the drawing package raises
-                logger.warning(f"{FIGURE_NAME} is not drawn: {type(error).__name__}: {error}")
         extras = (trainer.card_extras.get(name) for name in ("intervals", "differences"))
         table = markdown_table(results, *extras)
         print(f"\nAccuracy (%)\n\n{table}\n")
+        if MODEL_NAME in results and not count_used(trainer.noise_history):
+            print(f"`{MODEL_NAME}` is this model, which saw no noise.\n")
         if trainer.noise is not None:
             print(trainer.noise)
         print(f"Everything is in {folder} ({self.args.world_size} process(es))")

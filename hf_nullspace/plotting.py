@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 MODEL_COLORS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")  # six of seven colours, so that few pairs repeat
+
+
+@contextmanager
+def optional_figure(name: str | os.PathLike) -> Iterator[None]:
+    """Around a drawing: whatever is missing or broken of matplotlib is a warning, and costs no result."""
+    try:
+        yield
+    except Exception as error:  # a broken installation raises what it likes
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        logger.warning(f"{os.path.basename(name)} is not drawn. {reason}")
 
 
 def plot_noise_history(history: list[dict[str, Any]], path: str | os.PathLike) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from .nullspace import PatchNullspace
 from .patch_embedding import channels_of, find_patch_projection
 from .preprocessing import Preprocessing
 
-
-logger = logging.get_logger(__name__)
 
 # Norms of the exact noise in the table of stability, as multiples of the pictures' own norm.
 STABILITY_NORMS = (0.1, 1.0, 10.0)
@@ -133,15 +132,16 @@ class ProbeReport:
             save_csv(rows, directory / f"{name}.csv")
         if not figures:
             return
-        try:
-            if self.example is not None:
-                plotting.plot_exact_noise(**self.example, path=directory / "exact_noise.png")
-            if self.encoder is not None:
-                plotting.plot_lambda_sweep(self.encoder.sweep, directory / "lambda_sweep.png")
-                plotting.plot_dose_response(self.encoder.dose_response, directory / "dose_response.png")
-                plotting.plot_token_norms(self.encoder.token_norms, directory / "token_norms.png")
-        except ImportError as error:
-            logger.warning(f"No figures are drawn. {error}")
+        drawings = {}
+        if self.example is not None:
+            drawings["exact_noise.png"] = partial(plotting.plot_exact_noise, **self.example)
+        if self.encoder is not None:
+            drawings["lambda_sweep.png"] = partial(plotting.plot_lambda_sweep, self.encoder.sweep)
+            drawings["dose_response.png"] = partial(plotting.plot_dose_response, self.encoder.dose_response)
+            drawings["token_norms.png"] = partial(plotting.plot_token_norms, self.encoder.token_norms)
+        for name, draw in drawings.items():
+            with plotting.optional_figure(name):
+                draw(path=directory / name)
 
 
 def probe(

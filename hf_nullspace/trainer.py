@@ -26,6 +26,7 @@ from .noise_forward import ForwardPlan, check_not_checkpointed
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
 from .noisy_pictures import NoisyPictures
 from .objectives import kl_divergence, read_logits
+from .phases import announce
 from .probing import measure_noise
 from .randomness import preserved_random_state
 from .sharding import check_averageable, check_backend
@@ -329,6 +330,11 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""
         step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
+        config = self.args.nullspace_config(step)
+        announce(
+            f"Round {round_index} at step {step}: synthesising noise on {config.num_images} images, measuring it on "
+            f"{config.num_certificate_images} more ..."
+        )
         # Not compiled, even under `torch_compile`: compiling its passes takes longer than it saves in a run's rounds
         # (`examples/benchmark.py --torch_compile` times both).
         with preserved_random_state(), worded(in_arguments):

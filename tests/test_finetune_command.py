@@ -258,7 +258,7 @@ def test_a_figure_that_fails_costs_no_results(run, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(finetune_command, "plot_noise_history", fail)
     assert list(run()) == ["nullspace"]
-    assert "noise_norm.png is not drawn: AttributeError: a broken drawing package" in capsys.readouterr().err
+    assert "noise_norm.png is not drawn. AttributeError: a broken drawing package" in capsys.readouterr().err
     assert (tmp_path / "out" / "robustness_results.json").is_file()
 
 
@@ -283,9 +283,15 @@ def test_every_phase_is_announced_and_loggers_are_left_as_they_were(run, capsys)
     expected = [
         "Loading images and model ...",
         "Nullspace finetuning: 4 steps, 2 rounds",
+        "Round 1 at step 2: synthesising noise on 16 images, measuring it on 16 more",
         "Plain finetuning: 4 steps ...",
     ]
-    expected += ["Evaluating on 5 validation images", "Measuring the noise on 5", "(model 1 of 3)", "(model 3 of 3)"]
+    expected += [
+        "Evaluating on 5 validation images",
+        "Measuring the noise on 5 validation images: about 1 s",
+        "(model 1 of 3) on 5 images: about 1 s",
+        "(model 3 of 3)",
+    ]
     places = [errors.index(line) for line in expected]
     assert places == sorted(places)
     assert "%|" not in errors, "no bar fills a log"

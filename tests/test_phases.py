@@ -63,6 +63,13 @@ def test_a_resumed_run_counts_what_is_left(clock, caplog):
     assert caplog.messages == ["Training: finished before, at step 40."]
 
 
+def test_the_bar_says_what_runs(clock):
+    names = []
+    bar = SimpleNamespace(training_bar=SimpleNamespace(set_description=names.append))
+    train(PhaseCallback("Plain finetuning", bar=bar), clock, lambda step: 1.0, 0, 3)
+    assert names == ["Plain finetuning"]
+
+
 def test_parts_are_announced(clock, caplog):
     with announced("Measuring", estimate=30.0):
         clock.now += 45

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_nullspace.plotting import plot_methods, plot_noise_history
+from hf_nullspace import plotting
+from hf_nullspace.plotting import optional_figure, plot_methods, plot_noise_history
 
 
 @pytest.fixture
@@ -48,3 +49,18 @@ def test_methods_are_drawn_by_group_and_by_cost(tmp_path):
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)} <= colours
     with pytest.raises(ValueError, match="`differences` is empty"):
         plot_methods({}, {}, tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("matplotlib is missing"), AttributeError("numpy has no attribute float")]
+)
+def test_what_matplotlib_raises_costs_no_result(history, tmp_path, monkeypatch, caplog, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(plotting, "_pyplot", fail)
+    with optional_figure(tmp_path / "noise.png"):
+        plot_noise_history(history, tmp_path / "noise.png")
+    (message,) = caplog.messages
+    assert message.startswith("noise.png is not drawn. ")
+    assert message.endswith(str(error))

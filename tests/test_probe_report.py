@@ -63,7 +63,7 @@ def test_files_hold_the_numbers(report, tmp_path):
 def test_missing_matplotlib_costs_the_figures_only(report, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     report.save(tmp_path)
-    assert "No figures" in caplog.text and (tmp_path / "probe.json").is_file()
+    assert "token_norms.png is not drawn" in caplog.text and (tmp_path / "probe.json").is_file()
 
 
 def test_overlapping_patches_have_an_encoder_part_only(overlapping_model, pictures, tmp_path):

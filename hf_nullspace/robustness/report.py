@@ -9,15 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
-from ..plotting import plot_robustness
+from ..plotting import optional_figure, plot_robustness
 from .outcomes import Outcomes, load_outcomes, save_outcomes, write_text
 from .profiles import Profile
 from .report_markdown import report_sections
 
-
-logger = logging.get_logger(__name__)
 
 REPORT_NAME, MARKDOWN_NAME, FIGURE_NAME = "robustness.json", "robustness.md", "robustness.png"
 OUTCOMES_NAME = "outcomes.safetensors"
@@ -131,7 +127,5 @@ class RobustnessReport:
 
 def draw_figure(reports: Sequence[RobustnessReport], path: str | os.PathLike) -> None:
     """Draws the bars of one or several reports; a warning where matplotlib is missing."""
-    try:
+    with optional_figure(path):
         plot_robustness({report.model_name: report.summary for report in reports}, path)
-    except ImportError as error:
-        logger.warning(f"No figure is drawn. {error}")
