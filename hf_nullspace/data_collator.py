@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from .frozen import LABEL_NAMES
 from .noise import NullspaceNoise
 from .nullspace import PatchNullspace
+from .preprocessing import Preprocessing
 from .randomness import keyed_generator
 
 
@@ -42,7 +43,7 @@ class NullspaceDataCollator:
         noise_norm (`float`, *optional*):
             Norm of the exact noise of an image, in normalised pixels. By default as large as the pixel box allows.
         image_mean, image_std (`Sequence[float]`, *optional*):
-            The image processor's. When given, every noisy pixel stays in [0, 1]; else noise knows no box.
+            Of pixels in [0, 1]. When given, every noisy pixel stays in [0, 1]; else noise knows no box.
         slides (`int`, *optional*, defaults to 32):
             See [`PatchNullspace.sample_within`]; more make larger noise and take longer.
         paired (`bool`, *optional*, defaults to `False`):
@@ -50,6 +51,9 @@ class NullspaceDataCollator:
             of the noisy images only.
         seed (`int`, *optional*, defaults to 42):
             Seed of the noise.
+        image_processor (`Callable`, *optional*):
+            What the images were prepared with, which gives `image_mean` and `image_std` instead: the right ones also where
+            it rescales to another range than [0, 1] or normalises twice; see [`~preprocessing.Preprocessing`].
 
     Raises:
         `ValueError`: If an example has no `pixel_values`, images differ in shape or hold non-finite values, some
@@ -77,9 +81,11 @@ class NullspaceDataCollator:
     slides: int = 32
     paired: bool = False
     seed: int = 42
+    image_processor: Callable | None = None
 
     def __post_init__(self):
         self._epoch = 0
+        self._take_statistics()
         given = {
             name for name in ("noise", "noise_norm", "image_mean", "image_std") if getattr(self, name) is not None
         }
@@ -100,8 +106,8 @@ class NullspaceDataCollator:
                 )
             if not {"noise_norm", "image_mean"} & given:
                 raise ValueError(
-                    "Exact noise needs a size: `noise_norm`, or `image_mean` and `image_std` for the largest that "
-                    "keeps pixels in [0, 1]."
+                    "Exact noise needs a size: `noise_norm`, or `image_mean` and `image_std` (or the `image_processor`) "
+                    "for the largest that keeps pixels in [0, 1]."
                 )
             return
         if self.noise_norm is not None:
@@ -111,6 +117,19 @@ class NullspaceDataCollator:
         self._draws = isinstance(self.noise, NullspaceNoise) and self.noise.axes is not None
         is_fixed = self.image_mean is None and not self._draws
         self._realized = self.nullspace.realize(self._bank) if is_fixed else None
+
+    def _take_statistics(self) -> None:
+        if self.image_processor is None:
+            return
+        if self.nullspace is None:
+            raise ValueError(
+                "`image_processor` says how far noise may move a pixel; there is none without "
+                "`nullspace=PatchNullspace.from_model(model)`. Images are prepared before the collator."
+            )
+        if self.image_mean is not None or self.image_std is not None:
+            raise ValueError("Give `image_processor`, or `image_mean` and `image_std`, but not both.")
+        preprocessing = Preprocessing.of(self.image_processor, self.nullspace.num_channels)
+        self.image_mean, self.image_std = preprocessing.mean, preprocessing.std
 
     def set_epoch(self, epoch: int) -> None:
         """
@@ -141,38 +160,52 @@ class NullspaceDataCollator:
             raise ValueError(
                 f"Example {index} of the batch has NaN or infinite pixel_values; check its preprocessing."
             )
-        labels = self._labels(examples)
-        if self.nullspace is not None:
-            # One image at a time: sums over a whole batch would round differently in batches of another size.
-            noisy = torch.cat([image + self._noise_for(image) for image in pixel_values.split(1)])
-            pixel_values = torch.cat([pixel_values, noisy]) if self.paired else noisy
-            labels = torch.cat([labels, labels]) if self.paired and labels is not None else labels
         batch = {"pixel_values": pixel_values}
         for name in PATCH_INPUTS:
             if name in examples[0]:
                 batch[name] = torch.stack([torch.as_tensor(example[name]) for example in examples])
+        labels = self._labels(examples)
         if labels is not None:
             batch["labels"] = labels
-        return batch
+        if self.nullspace is None:
+            return batch
+        masks = batch.get("pixel_attention_mask", [None] * len(images))
+        # One image at a time: sums over a whole batch would round differently in batches of another size.
+        noisy = torch.cat([self._noisy(image, mask) for image, mask in zip(pixel_values.split(1), masks, strict=True)])
+        if self.paired:
+            batch = {name: torch.cat([values, values]) for name, values in batch.items()}
+            noisy = torch.cat([pixel_values, noisy])
+        return {**batch, "pixel_values": noisy}
 
-    def _noise_for(self, image: torch.Tensor) -> torch.Tensor:
-        """The noise of one image, of shape `(1, channels, height, width)` as the image."""
+    def _noisy(self, image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """One image with its noise; patches that only fill up the row stay as they are."""
+        if mask is None:
+            return image + self._noise_for(image, slice(None))
+        places = mask.bool()
+        noisy = image.clone()
+        noisy[:, places] += self._noise_for(image[:, places], places)
+        return noisy
+
+    def _noise_for(self, image: torch.Tensor, places: torch.Tensor | slice) -> torch.Tensor:
+        """The noise of one image, of its shape, whose patches are those at `places` of a noise in the bank."""
         digest = hashlib.sha256(image.numpy().tobytes()).digest()
         generator = keyed_generator("pixel noise", self.seed, self._epoch, int.from_bytes(digest[:8], "little"))
         statistics = (self.image_mean, self.image_std)
         if self.noise is not None:
             if self._draws:
-                noise = self.noise.draw(1, generator)
+                noise = self.noise.draw(1, generator)[:, places]
             else:
                 choice = int(torch.randint(len(self._bank), (1,), generator=generator))
                 if self._realized is not None:
-                    return self._realized[choice : choice + 1]
-                noise = self._bank[choice : choice + 1]
+                    realized = self._realized[choice : choice + 1]
+                    return realized[:, places] if image.dim() == 3 else realized
+                noise = self._bank[choice : choice + 1, places]
             if self.image_mean is None:
                 return self.nullspace.realize(noise)
             return self.nullspace.realize_within(noise, image, *statistics)[0]
         if self.image_mean is None:
-            return self.nullspace.sample(1, self.noise_norm, generator, tuple(image.shape[2:]))
+            size = {"num_patches": image.shape[1]} if image.dim() == 3 else {"image_size": tuple(image.shape[2:])}
+            return self.nullspace.sample(1, self.noise_norm, generator, **size)
         return self.nullspace.sample_within(image, *statistics, generator, self.noise_norm, self.slides)
 
     def _labels(self, examples: list[dict[str, Any]]) -> torch.Tensor | None:

@@ -5,17 +5,32 @@ import pickle
 from pathlib import Path
 
 import collator_run
+import numpy as np
 import pytest
 import torch
 from launching import launch
+from model_types import MODEL_TYPES, TEXT
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EfficientNetImageProcessorPil,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    Siglip2ImageProcessorPil,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTImageProcessorPil,
+)
+from whole_path import draw_model
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, NullspaceNoise, PatchNullspace
+from hf_nullspace.data import image_transform
 from hf_nullspace.exact_noise import predict, relative_logit_change
 from hf_nullspace.patch_embedding import PatchProjection, find_patch_projection
+from hf_nullspace.preprocessing import Preprocessing
 
 
 STATISTICS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -54,6 +69,63 @@ def test_exact_noise_fills_the_box_and_moves_no_logit(model, nullspace, pictures
     assert noise.flatten(1).norm(dim=1).min() > 2
     assert relative_logit_change(predict(model, stack(pictures)), predict(model, batch["pixel_values"])).max() < 1e-4
     assert batch["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        EfficientNetImageProcessorPil(size={"height": 16, "width": 16}),
+        ViTImageProcessorPil(
+            size={"height": 16, "width": 16}, do_rescale=False, image_mean=[127.5] * 3, image_std=[127.5] * 3
+        ),
+    ],
+    ids=["divides twice", "no rescaling"],
+)
+def test_the_box_is_that_of_the_image_processor(nullspace, processor):
+    pictures = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+    examples = [{"pixel_values": values} for values in processor(pictures, return_tensors="pt")["pixel_values"]]
+    noisy = NullspaceDataCollator(nullspace=nullspace, image_processor=processor)(examples)["pixel_values"]
+    pixels = Preprocessing(processor).denormalize(noisy)
+    assert 0 <= pixels.min() and pixels.max() <= 1
+    assert ((pixels < 1e-5) | (pixels > 1 - 1e-5)).double().mean() > 0.02  # 32 of 192 pixels of a patch at most
+    assert (noisy - stack(examples)).flatten(1).norm(dim=1).min() > 1
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("kind", ["exact", "bank", "tensor"])
+def test_patches_that_are_cut_already_come_in_pairs(make_certificate, boxed, kind):
+    """Siglip2: pictures of different shapes, of which one does not fill its row of patches."""
+    config = Siglip2Config(
+        vision_config=MODEL_TYPES["siglip2"].config["vision_config"], text_config=TEXT, num_labels=3
+    )
+    model = draw_model(Siglip2ForImageClassification, config)
+    processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=4)
+    pictures = [
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+        for size in ((16, 16), (8, 24))
+    ]
+    rows = image_transform(processor, "image", "label")({"image": pictures, "label": [0, 1]})
+    examples = [{name: values[index] for name, values in rows.items()} for index in range(2)]
+    tensor = 0.1 * torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))
+    noise = {"exact": {}, "tensor": {"noise": tensor}}
+    noise["bank"] = {"noise": NullspaceNoise(tensor, [make_certificate()], NullspaceConfig())}
+    options = {"image_processor": processor} if boxed else {"noise_norm": 3.0} if kind == "exact" else {}
+    collator = NullspaceDataCollator(nullspace=PatchNullspace.from_model(model), paired=True, **noise[kind], **options)
+    batch = collator(examples)
+    assert batch["labels"].tolist() == [0, 1, 0, 1]
+    assert batch["spatial_shapes"].tolist() == [[2, 2], [1, 3]] * 2
+    assert batch["pixel_attention_mask"].sum(1).tolist() == [4, 3, 4, 3]
+    change = batch["pixel_values"][2:] - batch["pixel_values"][:2]
+    assert not change[1, 3].any()
+    norms = change.flatten(1).norm(dim=1)
+    assert norms.min() > 0.1
+    if kind == "exact":
+        assert boxed or torch.allclose(norms, torch.tensor(3.0), atol=1e-4)
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        clean, noisy = predict(model, **inputs).chunk(2)
+        assert relative_logit_change(clean, noisy).max() < 1e-4
+    if boxed:
+        assert batch["pixel_values"].abs().max() <= 1
 
 
 def test_exact_noise_of_a_norm(nullspace, pictures):
@@ -199,6 +271,8 @@ def test_seed_and_epoch_change_the_noise_and_come_back(nullspace, pictures):
         ({"nullspace": True}, "needs a size: `noise_norm`, or `image_mean`"),
         ({"nullspace": True, "image_mean": [0.5] * 3}, "both `image_mean` and `image_std`"),
         ({"nullspace": True, "noise": torch.zeros(1, 4, 32), "noise_norm": 1.0}, "`noise_norm` is for exact noise"),
+        ({"image_processor": ViTImageProcessorPil()}, "`image_processor`.*none without `nullspace="),
+        ({"nullspace": True, "image_processor": ViTImageProcessorPil(), **STATISTICS}, "but not both"),
         ({"nullspace": True, "noise": torch.zeros(1, 4, 31)}, r"32\), but got \(1, 4, 31\)"),
     ],
 )
