@@ -24,6 +24,7 @@ PATCH_INPUTS = ("pixel_attention_mask", "spatial_shapes")
 class NullspaceDataCollator:
     """
     Stacks examples with `pixel_values` (and `labels` or `label`) into a batch; draws nothing from any random generator.
+    A label is an integer (a class), a number (regression), a row of numbers (soft or several labels) or a map of integers.
     `pixel_attention_mask` and `spatial_shapes` are stacked too, where examples have them.
 
     Given a nullspace, it also adds noise to the pixels, so that a plain `Trainer` or any loop trains on it. An image's
@@ -217,13 +218,28 @@ class NullspaceDataCollator:
             raise ValueError(
                 f"Examples {missing} of the batch have no `{name}`, but the others do. Label all or none."
             )
-        labels = torch.as_tensor([int(example[name]) for example in examples])
-        if self.num_labels is not None:
-            outside = labels[(labels < 0) | (labels >= self.num_labels)]
-            if len(outside):
+        values = [torch.as_tensor(example[name]) for example in examples]
+        shapes = sorted({tuple(value.shape) for value in values})
+        if len(shapes) > 1:
+            raise ValueError(f"The labels of the batch have the shapes {shapes}; give all examples the same.")
+        labels = torch.stack(values)
+        labels = labels.float() if labels.is_floating_point() else labels.long()
+        return labels if self.num_labels in (None, 1) else self._checked(labels)
+
+    def _checked(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels for a head with several classes: indices of classes, or rows with a number for each class."""
+        if labels.dim() == 1:
+            wrong = labels[(labels < 0) | (labels >= self.num_labels) | (labels != labels.round())]
+            if len(wrong):
                 raise ValueError(
-                    f"Label {int(outside[0])} lies outside the classifier head, which has {self.num_labels} labels "
+                    f"Label {wrong[0].item():g} lies outside the classifier head, which has {self.num_labels} labels "
                     f"(0 to {self.num_labels - 1}). Load the model with `num_labels` set to the dataset's number of "
-                    "classes, or fix the labels."
+                    "classes (1 for regression), or fix the labels."
                 )
+            return labels.long()
+        if labels.is_floating_point() and labels.dim() == 2 and labels.shape[1] != self.num_labels:
+            raise ValueError(
+                f"The labels are rows of {labels.shape[1]} numbers, but the classifier head has {self.num_labels} labels. "
+                "Give each image a number for every class, or load the model with another `num_labels`."
+            )
         return labels

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import find_batch_size
 
 
 def exact_loss(
@@ -22,12 +23,12 @@ def exact_loss(
     Args:
         accelerator (`Accelerator`): As in [`count_real_rows`]; for the reduction.
         loss (`torch.Tensor`): The loss over all rows, which is right where none is a repeat.
-        inputs (`dict`): The batch of this process, with `pixel_values`.
+        inputs (`dict`): The batch of this process, a `dict` of tensors.
         loss_of (`Callable`): Gives the loss of some rows of the batch; every process calls it, even on rows that do not
             count, since it may wait for the others.
         is_divided_by_all (`bool`): As in [`mean_over_processes`], for what `loss_of` gives.
     """
-    batch_size = len(inputs["pixel_values"])
+    batch_size = find_batch_size(inputs)
     real = count_real_rows(accelerator, batch_size)
     if real is None:
         return loss

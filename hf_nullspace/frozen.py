@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .injection import NoiseInjector, tokens_shape
+from .model_inputs import accepted_inputs
 from .objectives import Objective, read_logits
 
 
@@ -111,7 +112,7 @@ class FrozenClassifier:
             `torch.Tensor` of shape `(batch_size, num_labels)` in float32.
         """
         with self.accelerator.autocast(), self.injector.inject(noise), self._replayed(embeddings):
-            logits = self.objective(self.model(**inputs))
+            logits = self.objective(self.model(**accepted_inputs(self.model, inputs)))
         return logits.float()
 
     @contextmanager

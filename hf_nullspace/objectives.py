@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ def read_logits(outputs: Any) -> torch.Tensor:
 
     Args:
         outputs ([`~transformers.utils.ModelOutput`]): Output with `logits` of shape `(batch_size, num_labels)` or
-            `(batch_size, num_labels, height, width)`.
+            `(batch_size, num_labels, height, width)`; or a `dict` with them, a tuple that begins with them (after the
+            loss, if there is one), or the logits themselves.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_labels)` or `(batch_size, height * width, num_labels)`.
@@ -27,7 +28,13 @@ def read_logits(outputs: Any) -> torch.Tensor:
     Raises:
         `ValueError`: If the output has no logits.
     """
-    logits = getattr(outputs, "logits", None)
+    logits = outputs
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    elif isinstance(outputs, (tuple, list)):  # `return_dict=False`, where a loss may come first
+        logits = next((value for value in outputs if isinstance(value, torch.Tensor) and value.dim() > 1), None)
+    elif not isinstance(outputs, torch.Tensor):
+        logits = getattr(outputs, "logits", None)
     if logits is None:
         raise ValueError(
             f"The model's output, a {type(outputs).__name__}, has no `logits`. Use a model with a classification head, "

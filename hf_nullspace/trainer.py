@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
+from transformers.utils import logging
 
+from .batch_parts import loss_function_replaced
 from .certificate import Certificate
 from .checkpointing import check_writable, report_lost_loss
 from .checkpointing_trainer import CheckpointingTrainer
@@ -21,6 +23,7 @@ from .hardest_noise import ImageLosses, Loss, hardest
 from .hub import TAGS, PublishingTrainer, collect_training_facts, write_card, write_manifest
 from .image_noise import ascend_in_axes
 from .injection import NoiseInjector
+from .model_inputs import forward_parameters
 from .noise import NullspaceNoise
 from .noise_forward import ForwardPlan, check_not_checkpointed
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
@@ -30,12 +33,16 @@ from .phases import announce
 from .probing import measure_noise
 from .randomness import preserved_random_state
 from .sharding import check_averageable, check_backend
+from .soft_labels import SoftLabelSmoother, classification_loss, knows_no_soft_labels, settle_problem_type
 from .synthesis import synthesize_noise
 from .training_args import NullspaceTrainingArguments, in_arguments
+from .training_checks import check_columns, check_neftune, check_saved_with_adapters, weights_lost_with_adapters
 from .training_images import check_enough, check_example, draw_images
 from .weight_average import WeightAverage
 from .wording import worded
 
+
+logger = logging.get_logger(__name__)
 
 # What `evaluate_noise` logs.
 EVALUATED_FIELDS = ("probability_mse", "probability_mse_upper", "agreement", "permuted_agreement")
@@ -51,6 +58,11 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     in checkpoints to resume from; a push that fails is logged with the command that repeats it, and training goes on.
     Everything else is [`~transformers.Trainer`], with the same arguments.
 
+    The loss is the model's own, or that of `compute_loss_func`, or of a subclass's `compute_loss`: it is asked for the
+    clean images and for the noisy ones, in two forward passes where one would not be the same. One thing differs, at
+    every `noise_weight`: labels that are distributions over the classes, as Mixup gives them, are trained on with their
+    cross-entropy unless `config.problem_type` says otherwise, where the library takes them for several labels an image.
+
     Args:
         args ([`NullspaceTrainingArguments`]):
             The arguments; a plain `TrainingArguments` is refused.
@@ -64,7 +76,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         `TypeError`: If `args` is no [`NullspaceTrainingArguments`], or `noise_in_pixels` is set and `processing_class`
             no image processor.
         `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
-            its images do not fit the model, FSDP1 or ZeRO-3 is asked for, one process has several devices, or a
+            its images do not fit the model, a transform needs columns that are removed, a weight is trained that an
+            adapter's checkpoints would not hold, `neftune_noise_alpha` finds no embeddings, FSDP1 or ZeRO-3 is asked for, one process has several devices, or a
             checkpoint to resume from is not whole or of another noise.
         `FloatingPointError`: In `train`, if a loss is not finite; before the step, so that no weight is lost.
         `OSError`: If the output folder cannot be written, or a checkpoint cannot be saved.
@@ -136,8 +149,10 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
                 "`CUDA_VISIBLE_DEVICES` to one."
             )
         self._read_settings()
-        if train_dataset is not None and args.noise_weight:
-            self._check_training_images()
+        if self.label_smoother is not None:
+            self.label_smoother = SoftLabelSmoother(self.label_smoother.epsilon)
+        check_saved_with_adapters(self.model)
+        self._check_datasets()
 
     @property
     def noise(self) -> NullspaceNoise | None:
@@ -360,13 +375,18 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         """Global batches of training images, the same on every process."""
         config = self.args.nullspace_config()
         images = self._noise_images(round_index, config.num_images + config.num_certificate_images)
-        return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=self.data_collator)
+        _, collator = self._as_trained_on(self.train_dataset, "noise synthesis")
+        return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=collator)
 
     def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
-        dataset = self.train_dataset
-        if hasattr(dataset, "column_names") and hasattr(dataset, "__len__"):
-            dataset = self._remove_unused_columns(dataset, description="noise synthesis")
+        dataset, _ = self._as_trained_on(self.train_dataset, "noise synthesis")
         return draw_images(dataset, num_images, self.args.seed, round_index)
+
+    def _as_trained_on(self, dataset, description: str) -> tuple[Any, Callable[[list], dict[str, Any]]]:
+        """A dataset and the collator without the columns that the model does not name, as `Trainer` reads them."""
+        if all(hasattr(dataset, name) for name in ("column_names", "remove_columns", "__len__")):
+            return self._remove_unused_columns(dataset, description), self.data_collator
+        return dataset, self._get_collator_with_removed_columns(self.data_collator, description)
 
     def _noise_batch_size(self) -> int:
         processes = 1 if self.is_fsdp_enabled else self.accelerator.num_processes  # see `FrozenClassifier`
@@ -375,17 +395,47 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         # Smaller by as much as `auto_find_batch_size` has made the batch smaller.
         return max(1, self.args.noise_batch_size * self._train_batch_size // self.args.train_batch_size)
 
-    def _check_training_images(self) -> None:
-        """Fails now, not at step 500: reads one example and compares it with the model."""
-        check_enough(self.train_dataset, self._noise_batch_size())
+    def _check_datasets(self) -> None:
+        """Fails now, not at step 500: reads an example of each dataset and compares it with the model."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        sets = {"training": self.train_dataset, **{f"evaluation {name}".strip(): each for name, each in sets.items()}}
+        for description, dataset in sets.items():
+            if dataset is not None and self.args.remove_unused_columns:
+                as_trained_on = partial(self._as_trained_on, dataset, description)
+                check_columns(dataset, self.data_collator, as_trained_on, description)
+        if self.train_dataset is None or not (self.args.noise_weight or self.args.neftune_noise_alpha):
+            return
+        _, collator = self._as_trained_on(self.train_dataset, "training")
         with preserved_random_state():
-            images = self._noise_images(round_index=0, num_images=1)
+            # Two images, since some collators mix pairs of them.
+            images = self._noise_images(round_index=0, num_images=2)
             if not len(images):
                 raise ValueError(
                     "The training set is a stream without images; one synthesis batch needs "
                     f"{self._noise_batch_size()}."
                 )
-            check_example(self.data_collator([images[0]]), self.model)
+            self._check_batch(collator([images[index] for index in range(len(images))]))
+
+    def _check_batch(self, batch: dict[str, Any]) -> None:
+        if self.args.noise_weight:
+            check_enough(self.train_dataset, self._noise_batch_size())
+            needs_labels = self.compute_loss_func is None and not self._has_own_loss()
+            names = {*self.label_names, "labels"} & {*self.label_names, *forward_parameters(self.model)}
+            check_example(batch, self.model, sorted(names) if needs_labels else [])
+            settle_problem_type(self.model, batch.get("labels"))
+        if self.args.neftune_noise_alpha is not None:
+            check_neftune(self.model, batch)
+            if self.args.noise_weight:
+                logger.warning(
+                    "`neftune_noise_alpha` adds noise of its own to the embeddings of every training image, under "
+                    "nullspace noise or not: the clean loss is that of NEFTune."
+                )
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        stack = super().compute_loss_context_manager()
+        if knows_no_soft_labels(self.model):
+            stack.enter_context(loss_function_replaced(self.model, classification_loss))
+        return stack
 
     # ---- Evaluation ---------------------------------------------------------------------------------------------
 
@@ -406,7 +456,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             )
         return loss, logits, labels
 
-    def evaluate_noise(self, eval_dataset=None) -> Certificate | None:
+    def evaluate_noise(self, eval_dataset=None) -> Certificate | dict[str, Certificate] | None:
         """
         Measures the current noise on evaluation images; every process must call it. The model card shows the result.
 
@@ -414,14 +464,30 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         noise on images they were not trained on.
 
         Args:
-            eval_dataset (`Dataset`, *optional*): Defaults to the trainer's.
+            eval_dataset (`Dataset`, `dict[str, Dataset]` or `str`, *optional*): Defaults to the trainer's; a name is that
+                of one of its sets.
 
         Returns:
-            [`Certificate`], or `None` before the first round and where there is no evaluation set.
+            [`Certificate`], or `None` before the first round and where there is no evaluation set. Of several sets a
+            `dict` of them; what is logged of each begins with `eval_NAME_noise`, and the card shows the one with the
+            largest `probability_mse_upper`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.noise is None or dataset is None:
             return None
+        if not isinstance(dataset, dict):
+            prefix = f"eval_{dataset}" if isinstance(dataset, str) else "eval"
+            certificate = self.card_extras["evaluation_certificate"] = self._measure_noise(dataset, prefix)
+            return certificate
+        # By name where it is the trainer's own, so that workers that outlive an evaluation are found again.
+        sets = {name: name if eval_dataset is None else each for name, each in dataset.items()}
+        certificates = {name: self._measure_noise(each, f"eval_{name}") for name, each in sets.items()}
+        self.card_extras["evaluation_certificate"] = max(
+            certificates.values(), key=lambda certificate: certificate.probability_mse_upper
+        )
+        return certificates
+
+    def _measure_noise(self, dataset, prefix: str) -> Certificate:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with worded(in_arguments):
             certificate = measure_noise(
@@ -431,15 +497,18 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
                 accelerator=self.accelerator,
                 patch_projection=self.args.patch_projection,
             )
-        self.card_extras["evaluation_certificate"] = certificate
-        self.log({f"eval_noise_{name}": float(getattr(certificate, name)) for name in EVALUATED_FIELDS})
+        self.log({f"{prefix}_noise_{name}": float(getattr(certificate, name)) for name in EVALUATED_FIELDS})
         return certificate
 
     # ---- Logging ------------------------------------------------------------------------------------------------
 
     def _buffer_noisy_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
-        """Adds one micro-batch to the sum that the next `log` reports, without a device sync."""
-        if num_items_in_batch is None:
+        """Adds one micro-batch to the sum that the next `log` reports, scaled as the loss is, without a device sync."""
+        is_scaled = self.loss_is_scaled_for_ga
+        if is_scaled is None:
+            is_scaled = self.compute_loss_func is not None
+            is_scaled = is_scaled or (self.model_accepts_loss_kwargs and num_items_in_batch is not None)
+        if not is_scaled:
             loss = loss / self.current_gradient_accumulation_steps
         self._noisy_loss = loss if self._noisy_loss is None else self._noisy_loss + loss
 
@@ -503,6 +572,9 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        lost = weights_lost_with_adapters(self.model) if self.args.should_save else []
+        if lost:
+            logger.warning(f"{lost} were trained, but PEFT does not save what is no part of the adapter.")
         if self.args.should_save and self.noise is not None:
             self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from transformers import BaseImageProcessor
 
 from .frozen import frozen
+from .model_inputs import missing_inputs
 from .patch_embedding import channels_of
 from .preprocessing import Preprocessing
 from .randomness import keyed_generator, preserved_random_state
@@ -36,16 +38,43 @@ def check_enough(dataset: Dataset, needed: int) -> None:
         )
 
 
-def check_example(example: dict[str, torch.Tensor], model: nn.Module) -> None:
+def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_names: Sequence[str] = ()) -> None:
     """
+    Args:
+        example (`dict`): A collated example.
+        model (`nn.Module`): The classifier, unwrapped.
+        label_names (`Sequence[str]`, *optional*): Of these inputs the loss needs at least one.
+
     Raises:
-        `ValueError`: If a collated example has no labels, or an image of a size that the model does not read.
+        `ValueError`: If a collated example has no image or no labels, labels that are no classes, or an image of a size
+            that the model does not read; or if the model does not run without labels.
     """
-    if "labels" not in example:
+    if not isinstance(example.get("pixel_values"), torch.Tensor):
         raise ValueError(
-            f"The training examples have no labels, only {sorted(example)}. Name their column `label` or `labels`."
+            f"The training batches have no `pixel_values`, only {sorted(example)}; noise is added to the patch embeddings "
+            "of images under that name. Let the collator name them so, and pass `remove_unused_columns=False` if it "
+            "reads other columns. To train without noise set `noise_weight=0`."
         )
-    size = getattr(model.config, "image_size", None)
+    if label_names and not any(example.get(name) is not None for name in label_names):
+        raise ValueError(
+            f"The training examples have no labels, only {sorted(example)}. Name their column `label` or `labels`, or "
+            f"say with `label_names` what it is called (now {list(label_names)})."
+        )
+    missing = missing_inputs(model, {name: value for name, value in example.items() if name not in label_names})
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__}.forward needs {missing}, but images for the noise come without labels. Give "
+            "these parameters a default, `labels=None` say, with which the model returns its logits."
+        )
+    config, labels = getattr(model, "config", None), example.get("labels")
+    num_labels = getattr(config, "num_labels", 1)
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point() and labels.dim() == 1 and num_labels > 1:
+        if getattr(config, "problem_type", None) != "regression":
+            raise ValueError(
+                f"The labels are numbers of type {labels.dtype}, such as {labels[0].item():g}, but the model has "
+                f"{num_labels} classes. Make them integers, or load the model with `num_labels=1` for regression."
+            )
+    size = getattr(config, "image_size", None)
     expected = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     found = tuple(example["pixel_values"].shape[-2:])
     if size is None or found == expected:

@@ -23,7 +23,8 @@ class WeightAverage(TrainerCallback):
     Averages the weights that are trained, `average = decay * average + (1 - decay) * weight` after every optimizer step,
     in float32, from those that training starts with; puts the average in their place when training ends.
 
-    Buffers are not averaged.
+    Buffers are not averaged. A weight that is thawed on the way is averaged from there on; one that is frozen on the way
+    goes on in the average as it is.
 
     Args:
         decay (`float`): Between 0 and 1.
@@ -39,17 +40,27 @@ class WeightAverage(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
         if self.weights is None:
-            self.weights = {name: weight.detach().float().clone() for name, weight in _trained(model).items()}
+            self.weights = {}
+            self._begin_with(_trained(model))
+
+    def on_step_begin(self, args, state, control, model: nn.Module, **kwargs) -> None:
+        self._begin_with(_trained(model))  # what has been thawed since
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model: nn.Module, **kwargs) -> None:
-        current = [weight.float() for weight in _trained(model).values()]
-        self._average(list(self.weights.values()), current, None)
+        current = dict(model.named_parameters())
+        self._average(list(self.weights.values()), [current[name].float() for name in self.weights], None)
 
     @torch.no_grad()
     def on_train_end(self, args, state, control, model: nn.Module, **kwargs) -> None:
-        for name, weight in _trained(model).items():
-            weight.copy_(self.weights[name])
+        current = dict(model.named_parameters())
+        for name, average in self.weights.items():
+            current[name].copy_(average)
+
+    def _begin_with(self, weights: dict[str, nn.Parameter]) -> None:
+        for name, weight in weights.items():
+            if name not in self.weights:
+                self.weights[name] = weight.detach().float().clone()
 
     def save(self, directory: str) -> None:
         """Writes the average into a checkpoint."""
@@ -74,11 +85,10 @@ class WeightAverage(TrainerCallback):
             weights = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{AVERAGE_NAME} in {directory} is damaged: {error}. {REMEDY}") from error
-        trained = _trained(model)
-        expected = {name: tuple(weight.shape) for name, weight in trained.items()}
-        if {name: tuple(weight.shape) for name, weight in weights.items()} != expected:
+        current = dict(model.named_parameters())  # callbacks may have thawed some that are frozen at the start
+        if any(name not in current or current[name].shape != weight.shape for name, weight in weights.items()):
             raise ValueError(f"{AVERAGE_NAME} in {directory} holds the weights of another model. {REMEDY}")
-        self.weights = {name: weights[name].to(trained[name].device) for name in trained}
+        self.weights = {name: weights[name].to(current[name].device) for name in current if name in weights}
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

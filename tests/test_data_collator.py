@@ -49,6 +49,9 @@ def test_pixels_become_float32(make_examples, convert):
         ([example(0), {**example(), "label": None}], r"Examples \[1\] .*no `label`"),
         ([example(0), example(5)], "Label 5 .*5 labels"),
         ([example(-1), example(0)], "Label -1 .*5 labels"),
+        ([example(0.7), example(2.9)], r"Label 0.7 .*5 labels.*\(1 for regression\)"),
+        ([example([0.5, 0.5]), example([0.0, 1.0])], "rows of 2 numbers, but .*5 labels"),
+        ([example([0.5, 0.5]), example(1.0)], r"labels .* shapes \[\(\), \(2,\)\]"),
     ],
 )
 def test_bad_examples_are_refused(examples, message):
@@ -58,6 +61,27 @@ def test_bad_examples_are_refused(examples, message):
 
 def test_labels_are_not_bounded_without_a_head():
     assert NullspaceDataCollator()([example(999), example(-100)])["labels"].tolist() == [999, -100]
+
+
+@pytest.mark.parametrize("num_labels", [None, 1])
+def test_numbers_stay_numbers(num_labels):
+    labels = NullspaceDataCollator(num_labels=num_labels)([example(0.7), example(np.float64(2.9))])["labels"]
+    assert labels.dtype == torch.float32 and labels.tolist() == pytest.approx([0.7, 2.9])
+    ages = NullspaceDataCollator(num_labels=num_labels)([example(33), example(7)])["labels"]
+    assert ages.dtype == torch.int64 and ages.tolist() == [33, 7]
+
+
+def test_whole_numbers_are_classes_where_there_are_classes():
+    labels = NullspaceDataCollator(num_labels=5)([example(0.0), example(4.0)])["labels"]
+    assert labels.dtype == torch.int64 and labels.tolist() == [0, 4]
+
+
+def test_rows_and_maps_of_labels_are_stacked():
+    soft = [example([0.25, 0.75]), example(np.array([1.0, 0.0]))]
+    assert torch.equal(NullspaceDataCollator(num_labels=2)(soft)["labels"], torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    maps = [example(np.full((4, 4), 3, np.uint8)), example(torch.full((4, 4), 255))]
+    stacked = NullspaceDataCollator(num_labels=5)(maps)["labels"]
+    assert stacked.shape == (2, 4, 4) and stacked.dtype == torch.int64 and stacked[1, 0, 0] == 255
 
 
 def test_draws_no_random_number(make_examples):

@@ -30,6 +30,8 @@ FLOORS = {
         "weight_average",
         "noisy_pictures",
         "evaluation_loss",
+        "soft_labels",
+        "training_checks",
         "sharding",
         "training_images",
         "run_folder",
@@ -79,6 +81,7 @@ FLOORS = {
         "checkpoint_files",
     ],
     0: [
+        "model_inputs",
         "patch_embedding",
         "configuration",
         "objectives",

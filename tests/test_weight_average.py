@@ -97,6 +97,49 @@ def test_frozen_weights_have_no_average(model, examples, tmp_path):
     assert set(trainer.weight_average.weights) == {"classifier.weight", "classifier.bias"}
 
 
+class Thawing(TrainerCallback):
+    """Trains the head alone, then the encoder too, then without the head's bias."""
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        model.vit.requires_grad_(state.global_step >= 2)
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        model.vit.requires_grad_(state.global_step >= 2)
+        model.classifier.bias.requires_grad_(state.global_step < 3)
+
+
+def thawing(model, examples, folder, *recorders, **changes):
+    trainer = build(model, examples, folder, **changes)
+    for callback in (Thawing(), *recorders):
+        trainer.callback_handler.callbacks.insert(0, callback)
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.05)
+    trainer.optimizer = optimizer
+    return trainer
+
+
+def test_weights_are_paired_by_name_when_layers_thaw(model, examples, tmp_path):
+    recorder = Recorder()
+    trainer = thawing(model, examples, tmp_path, recorder)
+    trainer.train()
+    start, after = dict(model.named_parameters()), recorder.weights
+    for name, weight in trainer.model.named_parameters():
+        first = 2 if name.startswith("vit.") else 0  # averaged from the step before which it was thawed
+        expected = (after[first - 1][name] if first else start[name]).double()
+        for step in range(first, 4):
+            expected = DECAY * expected + (1 - DECAY) * after[step][name].double()
+        torch.testing.assert_close(weight.double(), expected, rtol=0, atol=1e-6, msg=name)
+    assert not torch.equal(after[1]["vit.layernorm.weight"], after[3]["vit.layernorm.weight"])
+
+
+def test_a_run_with_thawed_layers_resumes(model, examples, tmp_path):
+    whole = thawing(model, examples, tmp_path / "a", save_strategy="steps", save_steps=3)
+    whole.train()
+    resumed = thawing(model, examples, tmp_path / "b")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    for (name, weight), other in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(weight, other[1]), name
+
+
 def test_half_precision_is_averaged_in_full(model):
     average, model = WeightAverage(0.999), model.to(torch.bfloat16)
     average.on_train_begin(None, None, None, model)
