@@ -27,11 +27,11 @@ from transformers import set_seed
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, measure_noise, synthesize_noise
 from hf_nullspace.certificate import logit_distance, probability_mse, remove_hidden_mean, token_norms
-from hf_nullspace.command_line import CommandParser, run_command
+from hf_nullspace.command_line import CommandParser, FlagRule, run_command
 from hf_nullspace.data import image_transform
 from hf_nullspace.digits import train_digits_model
 from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
-from hf_nullspace.loading import DataArguments, ModelArguments, load_data, load_model
+from hf_nullspace.loading import DATA_RULES, SOURCES, DataArguments, ModelArguments, load_data, load_model
 from hf_nullspace.noise_search import boundary_scale, boundary_search
 from hf_nullspace.patch_embedding import channels_of
 from hf_nullspace.probing import measure_probability_mse
@@ -289,7 +289,11 @@ def load_bench(model_args, data_args, args: BenchmarkArguments) -> Bench:
 
 
 def main(argv: list[str]) -> dict:
-    parser = CommandParser((ModelArguments, DataArguments, BenchmarkArguments), "benchmark.py")
+    rules = [
+        *DATA_RULES,
+        *(FlagRule(name, "the digits model is for digits", needs=("model_name_or_path",)) for name in SOURCES),
+    ]
+    parser = CommandParser((ModelArguments, DataArguments, BenchmarkArguments), "benchmark.py", rules=rules)
     model_args, data_args, args = parser.parse(argv)
     bench = load_bench(model_args, data_args, args)
     results = {"settings": asdict(args), "torch": torch.__version__, "device": str(bench.classifier.device)}

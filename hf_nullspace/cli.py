@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
-from .command_line import CommandParser, run_command
+from .command_line import CommandParser, FlagRule, check_at_least, check_output_dir, expand_paths, run_command
 from .configuration import NullspaceConfig
 from .data import image_transform
 from .data_collator import NullspaceDataCollator
@@ -23,7 +23,16 @@ from .evaluate_command import evaluate_models, parse_evaluate_arguments
 from .finetune_command import main as run_finetune
 from .hub import publish
 from .hub import verify as verify_checkpoint
-from .loading import DataArguments, ModelArguments, load_data, load_model
+from .loading import (
+    DATA_RULES,
+    SOURCES,
+    DataArguments,
+    ModelArguments,
+    load_data,
+    load_model,
+    method_rules,
+    model_rules,
+)
 from .patch_embedding import channels_of
 from .pictures import read_pictures, sample_photographs
 from .probe_report import probe as probe_model
@@ -37,6 +46,12 @@ class OutputArguments:
 
     output_dir: str = field(default="outputs/noise", metadata={"help": "Folder that the noise is written into."})
     batch_size: int = field(default=32, metadata={"help": "Images of a synthesis step."})
+    digits_max_steps: int = field(default=400, metadata={"help": "Steps that the digits model is trained for first."})
+
+    def __post_init__(self):
+        expand_paths(self, "output_dir")
+        check_at_least(self, batch_size=1, digits_max_steps=1)
+        check_output_dir(self.output_dir)
 
 
 @dataclass
@@ -56,6 +71,9 @@ class PushArguments:
     private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     commit_message: str = field(default="Upload folder with hf_nullspace", metadata={"help": "Message of the commit."})
 
+    def __post_init__(self):
+        expand_paths(self, "folder")
+
 
 @dataclass
 class VerifyArguments:
@@ -66,6 +84,10 @@ class VerifyArguments:
     max_images: int | None = field(default=None, metadata={"help": "Measure on so many pictures at most."})
     batch_size: int = field(default=64, metadata={"help": "Pictures at a time."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+
+    def __post_init__(self):
+        expand_paths(self, "repo_or_folder", "images", "cache_dir")
+        check_at_least(self, max_images=1, batch_size=1)
 
 
 @dataclass
@@ -89,6 +111,11 @@ class ProbeArguments:
     digits_max_steps: int = field(default=400, metadata={"help": "Steps that the digits model is trained for first."})
     seed: int = field(default=42, metadata={"help": "Seed of every random choice."})
 
+    def __post_init__(self):
+        expand_paths(self, "images", "output_dir")
+        check_at_least(self, max_images=1, batch_size=1, max_steps=1, digits_max_steps=1)
+        check_output_dir(self.output_dir)
+
     def config(self) -> EncoderProbeConfig:
         """The settings of the encoder's part."""
         return EncoderProbeConfig(
@@ -105,8 +132,15 @@ def finetune(argv: list[str]) -> None:
 def synthesize(argv: list[str]) -> None:
     """Synthesise and certify noise for a classifier, and save it: `synthesize [MODEL] [--train_dir DIR]`."""
     model_args, data_args, config, output = parse_synthesize_arguments(argv, "hf-nullspace synthesize")
-    model, _, splits, _ = _load(model_args, data_args, config.seed)
-    images = splits["train"].shuffle(seed=config.seed)
+    set_seed(config.seed)
+    splits, _ = load_data(data_args, config.seed, cache_dir=model_args.cache_dir, token=model_args.token)
+    if model_args.model_name_or_path is None:
+        model, processor = train_digits_model(splits, output.digits_max_steps, config.seed)
+    else:
+        model, processor = load_model(model_args)  # with its own head, whatever the classes of the images
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    transform = image_transform(processor, *columns, channels_of(model))
+    images = splits["train"].with_transform(transform).shuffle(seed=config.seed)
     dataloader = DataLoader(images, batch_size=output.batch_size, collate_fn=NullspaceDataCollator())
     noise = synthesize_noise(model, dataloader, config)
     noise.save_pretrained(output.output_dir)
@@ -158,7 +192,9 @@ def parse_probe_arguments(argv: list[str], prog: str) -> tuple[ModelArguments, P
     def defaults(given: set[str]) -> dict[str, Any]:
         return {} if "model_name_or_path" in given else DIGITS_PROBE
 
-    return CommandParser((ModelArguments, ProbeArguments), prog, ["model_name_or_path"], defaults).parse(argv)
+    rules = [*model_rules("model_name_or_path", also=["image_size"]), DIGITS_STEPS]
+    types = (ModelArguments, ProbeArguments)
+    return CommandParser(types, prog, ["model_name_or_path"], defaults, rules).parse(argv)
 
 
 def parse_synthesize_arguments(
@@ -166,7 +202,10 @@ def parse_synthesize_arguments(
 ) -> tuple[ModelArguments, DataArguments, NullspaceConfig, OutputArguments]:
     """The flags of `synthesize`; the model may come first, without its flag."""
     types = (ModelArguments, DataArguments, NullspaceConfig, OutputArguments)
-    return CommandParser(types, prog, words=["model_name_or_path"]).parse(argv)
+    model = ("model_name_or_path",)
+    rules = [*DATA_RULES, *model_rules(*model, also=["image_size"]), *method_rules(), DIGITS_STEPS]
+    rules += [FlagRule(name, "the digits model is for digits", needs=model) for name in SOURCES]
+    return CommandParser(types, prog, model, rules=rules).parse(argv)
 
 
 def load_probe_inputs(
@@ -184,6 +223,8 @@ def load_probe_inputs(
     return *train_digits_model(digits, args.digits_max_steps, args.seed), pictures
 
 
+DIGITS_STEPS = FlagRule("digits_max_steps", "the named model is not trained here", excludes=("model_name_or_path",))
+
 # The digits model is so small that a thorough search takes half a minute.
 DIGITS_PROBE = {"max_images": 359, "batch_size": 32, "max_steps": 150, "lambdas": [0.02, 0.05, 0.1, 0.2, 0.4]}
 
@@ -194,16 +235,6 @@ USAGE = f"""usage: hf-nullspace COMMAND [options]
 {LISTED_COMMANDS}
 
 hf-nullspace COMMAND --help lists its options. --version prints the version, and --debug the traceback of an error."""
-
-
-def _load(model_args: ModelArguments, data_args: DataArguments, seed: int):
-    """Model, image processor, prepared splits and class names."""
-    set_seed(seed)
-    splits, labels = load_data(data_args, seed, cache_dir=model_args.cache_dir, token=model_args.token)
-    model, processor = load_model(model_args, labels)
-    columns = (data_args.image_column_name, data_args.label_column_name)
-    transform = image_transform(processor, *columns, channels_of(model))
-    return model, processor, splits.with_transform(transform), labels
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,6 +13,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,47 @@ from transformers import HfArgumentParser
 # What a user can put right; any other kind is named before its message, which alone may say little.
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 TRANSFORMERS_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # of `TrainingArguments.debug`
+
+
+@dataclass(frozen=True)
+class FlagRule:
+    """
+    What a flag does not fit together with.
+
+    Args:
+        flag (`str`): The flag, without dashes.
+        reason (`str`): Why, as the end of a sentence.
+        needs (`tuple[str, ...]`, *optional*): Without one of these the flag would do nothing.
+        excludes (`tuple[str, ...]`, *optional*): With one of these it would.
+        only_with (`tuple[str, tuple]`, *optional*): Another flag, and the values of it that the flag is for.
+    """
+
+    flag: str
+    reason: str
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    only_with: tuple[str, tuple[Any, ...]] | None = None
+
+    def check(self, given: set[str], values: dict[str, Any]) -> None:
+        """
+        Args:
+            given (`set[str]`): The flags that were given.
+            values (`dict[str, Any]`): The value of every flag.
+
+        Raises:
+            `ValueError`: If the flag was given and does not fit together with the others.
+        """
+        if self.flag not in given:
+            return
+        for other in self.excludes:
+            if other in given:
+                raise ValueError(f"`--{self.flag}` and `--{other}` do not fit together: {self.reason}.")
+        if self.needs and not given & set(self.needs):
+            needed = " or ".join(f"`--{name}`" for name in self.needs)
+            raise ValueError(f"`--{self.flag}` does nothing without {needed}: {self.reason}.")
+        if self.only_with is not None and values[self.only_with[0]] not in self.only_with[1]:
+            name = self.only_with[0]
+            raise ValueError(f"`--{self.flag}` does nothing with `--{name} {values[name]}`: {self.reason}.")
 
 
 def run_command(prog: str, command: Callable[[list[str]], Any], argv: Sequence[str]) -> None:
@@ -82,7 +124,7 @@ class CommandParser(HfArgumentParser):
             are left, and comes last.
         defaults (`Callable[[set[str]], dict]`, *optional*): Called with the names of the fields that were given, it
             returns the defaults that differ from the dataclasses' own.
-        description (`str`, *optional*): What the command does.
+        rules (`Sequence[FlagRule]`, *optional*): Which flags do not fit together.
     """
 
     def __init__(
@@ -91,22 +133,24 @@ class CommandParser(HfArgumentParser):
         prog: str,
         words: Sequence[str] = (),
         defaults: Callable[[set[str]], dict[str, Any]] | None = None,
-        description: str | None = None,
+        rules: Sequence[FlagRule] = (),
     ):
-        self.words, self.find_defaults = list(words), defaults
+        self.words, self.find_defaults, self.rules = list(words), defaults, list(rules)
         self.hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
         super().__init__(
             tuple(dataclass_types),
             prog=prog,
-            description=description,
             allow_abbrev=False,
             epilog="A JSON file of these settings may come first; flags after it go before it. Errors are one line; "
             "`--debug` adds the traceback.",
         )
+        digits = {} if defaults is None else defaults(set())
         described = {name: text for kind in dataclass_types for name, text in field_descriptions(kind).items()}
         for action in self._actions:
             if action.help is None and action.dest in described:
                 action.help = described[action.dest].replace("%", "%%")
+            if action.dest in digits:
+                action.help += f" For the digits model: {digits[action.dest]}.".replace("%", "%%")
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (`--help` lists all flags)\n")
@@ -117,22 +161,26 @@ class CommandParser(HfArgumentParser):
 
         Raises:
             `SystemExit`: With code 2 and a line on stderr if a flag is unknown, missing or has a wrong value.
-            `ValueError`: If a dataclass refuses its values.
+            `ValueError`: If a dataclass refuses its values, or flags do not fit together.
         """
         argv, given = list(argv), set()
         if argv and argv[0].endswith(".json"):
             values = self._read_json(argv.pop(0))
+            given |= {name for name, value in values.items() if value != self.get_default(name)}
             self._set_defaults(values)
-            given |= set(values)
         argv = self._name_words(argv)
         given |= {self._flags[flag].dest for flag in map(_flag, argv) if flag in self._flags}
-        if self.find_defaults is not None:
+        if self.find_defaults is not None and not {"-h", "--help"} & set(argv):  # help shows the general ones
             own = {name: value for name, value in self.find_defaults(given).items() if name not in given}
             self._set_defaults(own)
         _, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(self._explain(unknown))
-        return self.parse_args_into_dataclasses(argv)
+        parsed = self.parse_args_into_dataclasses(argv)
+        values = {name: value for part in parsed for name, value in vars(part).items()}
+        for rule in self.rules:
+            rule.check(given, values)
+        return parsed
 
     @property
     def _flags(self) -> dict[str, Any]:
@@ -201,6 +249,39 @@ class CommandParser(HfArgumentParser):
             if choices and value is not None and value not in choices:
                 self.error(f"{name!r} in the file {path!r} must be one of {list(choices)}, but is {value!r}")
         return values
+
+
+def expand_paths(settings: Any, *names: str) -> None:
+    """Replaces a leading `~` in fields that hold a path or a list of them; a shell leaves it in `--flag=~/folder`."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, str):
+            setattr(settings, name, os.path.expanduser(value))
+        elif isinstance(value, list):
+            setattr(settings, name, [os.path.expanduser(path) for path in value])
+
+
+def check_at_least(settings: Any, **bounds: int) -> None:
+    """
+    Raises:
+        `ValueError`: If a field is set to less than its bound; the message names the flag.
+    """
+    for name, bound in bounds.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= bound:
+            raise ValueError(f"`--{name}` must be at least {bound}, but got {value!r}.")
+
+
+def check_output_dir(path: str) -> None:
+    """
+    Raises:
+        `ValueError`: If results cannot be written into that folder: it, or what it would lie in, is a file or protected.
+    """
+    there = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise ValueError(f"`--output_dir` takes a folder, but {str(there)!r} is a file. Name another one.")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"`--output_dir {path}` cannot be written: {str(there)!r} is protected. Name another one.")
 
 
 @functools.cache

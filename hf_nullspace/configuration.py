@@ -11,6 +11,13 @@ from typing import Any
 
 DEFAULT_LEARNING_RATES = {"boundary": 0.3, "sample": None, "paper": 0.1}
 DEFAULT_MAX_STEPS = {"boundary": 24, "sample": 4, "paper": 100}
+# Settings that only some methods read.
+METHOD_SETTINGS = {
+    "max_token_ratio": ("boundary",),
+    "learning_rate": ("boundary", "paper"),
+    "noise_limit": ("paper",),
+    "norm_weight": ("paper",),
+}
 FAILURE_POLICIES = ("shrink", "skip", "error")
 
 

@@ -61,14 +61,17 @@ def load_image_splits(
         raise ValueError(
             f"Give `validation_dir` or `validation_file`, but not both ({validation_dir!r}, {validation_file!r})."
         )
-    columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
+    has_table = any(source is not None for source in (dataset_name, train_file, validation_file))
+    columns = {}
+    if has_table:  # a folder beside it takes the names of its columns
+        columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
     validation = None
     if validation_dir is not None:  # before the training images, so that a wrong path is known at once
         validation = read_folder(validation_dir, "validation_dir", **columns, **load_kwargs)
     elif validation_file is not None:
         validation = read_table(validation_file, "validation_file", image_column_name, **load_kwargs)
     if dataset_name is not None:
-        splits = read_dataset(dataset_name, dataset_config_name, **columns, **load_kwargs)
+        splits = read_dataset(dataset_name, dataset_config_name, image_column_name, label_column_name, **load_kwargs)
     elif train_dir is not None:
         splits = DatasetDict(train=read_folder(train_dir, "train_dir", **columns, **load_kwargs))
     else:

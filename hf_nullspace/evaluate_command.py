@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .command_line import CommandParser
+from .command_line import CommandParser, FlagRule, check_at_least, check_output_dir, expand_paths
 from .data import draw_images
 from .digits import load_digits_splits, train_digits_model
-from .loading import ModelArguments, load_model
+from .image_folders import check_path
+from .image_tables import read_dataset, read_folder
+from .loading import ModelArguments, check_model_name, load_model, model_rules
 from .robustness import RobustnessReport, compare_reports, draw_figure, evaluate_robustness, public_name
 from .robustness.datasets import RobustnessDataset, load_robustness_dataset
 from .robustness.imagenet import imagenet_wnids
@@ -56,18 +58,38 @@ class EvaluateArguments:
     seed: int = field(default=42, metadata={"help": "Seed of the digits model and of the choice of images."})
     disable_tqdm: bool = field(default=False, metadata={"help": "Hide the progress bar."})
 
+    def __post_init__(self):
+        expand_paths(self, "models", "images", "dataset_name", "profile", "output_dir")
+        check_at_least(self, max_images=1, batch_size=1, num_workers=0, digits_max_steps=1)
+        check_output_dir(self.output_dir)
+        for name in self.models:
+            check_model_name(name, "models")
+
+
+RULES = [
+    *model_rules("models", "model_name_or_path", also=["image_size"]),
+    FlagRule("images", "the images come from one of them", excludes=("dataset_name",)),
+    *(
+        FlagRule(name, "it belongs to a dataset", needs=("dataset_name",))
+        for name in ("dataset_config_name", "dataset_split")
+    ),
+    *(
+        FlagRule(name, "the digits have columns of their own", needs=("images", "dataset_name"))
+        for name in ("image_column_name", "label_column_name")
+    ),
+    FlagRule("digits_max_steps", "the named models are not trained here", excludes=("models", "model_name_or_path")),
+]
+
 
 def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArguments, EvaluateArguments]:
     """The flags of `evaluate`; models may come first, without their flag."""
-    model_args, args = CommandParser((ModelArguments, EvaluateArguments), prog, words=["models"]).parse(argv)
+    model_args, args = CommandParser((ModelArguments, EvaluateArguments), prog, ["models"], rules=RULES).parse(argv)
     if model_args.model_name_or_path is not None:
         args.models = [model_args.model_name_or_path, *args.models]
-    if args.images is not None and args.dataset_name is not None:
-        raise ValueError(
-            f"Give `--images` or `--dataset_name`, but not both ({args.images!r}, {args.dataset_name!r})."
-        )
     dataset_locations(args.datasets)
     check_packages(resolve_profile(args.profile))
+    if args.images is not None:  # what is wrong with it is known before a model is loaded or trained
+        read_folder(args.images, "images")
     return model_args, args
 
 
@@ -125,20 +147,24 @@ def load_evaluation_dataset(args: EvaluateArguments, model: PreTrainedModel) -> 
 
     A folder whose classes are WordNet ids is ImageNet or a part of it, unless the model has classes of these names.
     """
-    from datasets import load_dataset
-
     if args.images is not None:
-        if not Path(args.images).is_dir():
-            raise FileNotFoundError(f"There is no folder {args.images!r}. Name one with a sub-folder for each class.")
+        check_path(args.images, "images")
         names = sorted(entry.name for entry in Path(args.images).iterdir() if entry.is_dir())
         if names and set(names) <= set(imagenet_wnids()) and not set(names) <= set(model.config.id2label.values()):
             subset = names if len(names) < len(imagenet_wnids()) else None
             chosen = {"class_subset": subset, "max_images": args.max_images, "seed": args.seed}
             chosen["check_images"] = False  # the evaluation names an unreadable picture when it comes to it
             return load_robustness_dataset("imagenet", args.images, id2label=model.config.id2label, **chosen)
-        dataset = load_dataset("imagefolder", data_files={"test": f"{args.images}/**"}, split="test")
+        dataset = read_folder(args.images, "images")
     elif args.dataset_name is not None:
-        dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=args.dataset_split)
+        columns = (args.image_column_name, args.label_column_name)
+        splits = read_dataset(args.dataset_name, args.dataset_config_name, *columns)
+        if args.dataset_split not in splits:
+            raise ValueError(
+                f"{args.dataset_name!r} has no split {args.dataset_split!r}, only {list(splits)}. Name one with "
+                "`--dataset_split`."
+            )
+        dataset = splits[args.dataset_split]
     else:
         dataset = load_digits_splits(args.seed)["test"]
     return draw_images(dataset, args.max_images, args.seed)

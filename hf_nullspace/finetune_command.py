@@ -33,6 +33,7 @@ from .loading import (
     ModelArguments,
     load_data,
     load_model,
+    method_rules,
     parse_arguments,
 )
 from .method_runs import training_settings
@@ -137,7 +138,8 @@ def parse_finetune_arguments(
     Raises:
         `ValueError`: If flags do not fit together.
     """
-    parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, words=["model_name_or_path"])
+    rules = method_rules("noise_")
+    parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
     model_args, data_args, finetune_args, args = parsed
     args.remove_unused_columns = False  # the transform reads the image column
     if args.do_predict:

@@ -112,9 +112,8 @@ def read_dataset(
         raise ValueError(f"The folder {name!r} (`--dataset_name`) is empty.")
     if not needs_datasets(files):
         parts = split_folders(files) or {"train": "."}
-        columns = (image_column_name, label_column_name)
         return DatasetDict(
-            {split: read_class_folders(str(path / part), "dataset_name", *columns) for split, part in parts.items()}
+            {name: read_class_folders(str(path / part), "dataset_name") for name, part in parts.items()}
         )
     if glob.has_magic(str(path.absolute())) or "::" in str(path):
         raise ValueError(

@@ -21,10 +21,12 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .command_line import CommandParser
+from .command_line import CommandParser, FlagRule, check_at_least, expand_paths
+from .configuration import METHOD_SETTINGS
 from .data import check_columns, draw_images, drop_unreadable_images, load_image_splits
 from .digits import DIGITS_NAME, build_digits_model, load_digits_splits
 from .image_size import change_image_size
+from .image_tables import is_path
 
 
 if TYPE_CHECKING:
@@ -56,7 +58,10 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Hub id or folder of the model. Default: a small ViT, trained on digits first."},
+        metadata={
+            "help": "Hub id or folder of the model. Default: a small ViT, trained on digits first; "
+            f"where images of your own are finetuned on, {DEFAULT_MODEL}."
+        },
     )
     config_name: str | None = field(default=None, metadata={"help": "Config, if not the model's."})
     image_processor_name: str | None = field(default=None, metadata={"help": "Image processor, if not the model's."})
@@ -71,6 +76,12 @@ class ModelArguments:
         default=False, metadata={"help": "Start a new head if the number of labels differs."}
     )
 
+    def __post_init__(self):
+        expand_paths(self, "model_name_or_path", "config_name", "image_processor_name", "cache_dir")
+        check_at_least(self, image_size=1)
+        for name in ("model_name_or_path", "config_name", "image_processor_name"):
+            check_model_name(getattr(self, name), name)
+
 
 @dataclass
 class DataArguments:
@@ -78,9 +89,14 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Hub id or folder of a dataset."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder for each class."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder with one sub-folder for each class, or a metadata.csv."}
+    )
     validation_dir: str | None = field(default=None, metadata={"help": "The same for validation."})
-    train_file: str | None = field(default=None, metadata={"help": "Parquet file with images and labels."})
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "Parquet, CSV, TSV, JSON-lines or Arrow file with labels and images, or their names."},
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
     train_val_split: float = field(default=0.15, metadata={"help": "Share split off where there is no validation."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
@@ -89,6 +105,12 @@ class DataArguments:
     label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Leave out images that cannot be read."})
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that check images."})
+
+    def __post_init__(self):
+        expand_paths(self, "dataset_name", "train_dir", "validation_dir", "train_file", "validation_file")
+        check_at_least(self, max_train_samples=1, max_eval_samples=1, preprocessing_num_workers=1)
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"`--train_val_split` must lie between 0 and 1, but got {self.train_val_split!r}.")
 
     @property
     def source(self) -> str | None:
@@ -104,12 +126,60 @@ class DataArguments:
         return {"dataset": self.dataset_name, "dataset_tags": self.dataset_name}
 
 
+_ONE_SOURCE = "the training images come from one of them"
+_ONE_VALIDATION = "the validation images come from one of them"
+_DIGITS = "the digits would be trained on, which have splits and columns of their own"
+DATA_RULES = (
+    FlagRule("dataset_name", _ONE_SOURCE, excludes=("train_dir", "train_file")),
+    FlagRule("train_dir", _ONE_SOURCE, excludes=("train_file",)),
+    FlagRule("validation_dir", _ONE_VALIDATION, excludes=("validation_file",)),
+    FlagRule("train_val_split", "the validation images are named", excludes=("validation_dir", "validation_file")),
+    FlagRule("dataset_config_name", "it is one of the configurations of a dataset", needs=("dataset_name",)),
+    *(
+        FlagRule(name, _DIGITS, needs=SOURCES)
+        for name in ("validation_dir", "validation_file", "train_val_split", "image_column_name", "label_column_name")
+    ),
+)
+
+
+def model_rules(*names: str, also: Sequence[str] = ()) -> list[FlagRule]:
+    """The rules of the flags that say how to load a model, in a command where one of the flags `names` brings it."""
+    details = ("config_name", "image_processor_name", "model_revision", "trust_remote_code", "ignore_mismatched_sizes")
+    return [FlagRule(name, "the digits model is built here", needs=names) for name in (*details, *also)]
+
+
+def method_rules(prefix: str = "") -> list[FlagRule]:
+    """The rules of the settings that only some methods of synthesis read."""
+    rules = []
+    for name, methods in METHOD_SETTINGS.items():
+        flag = name if name.startswith(prefix) else prefix + name
+        rules.append(FlagRule(flag, f"it is for {' and '.join(methods)}", only_with=(f"{prefix}method", methods)))
+    return rules
+
+
+def check_model_name(name: str | None, flag: str) -> None:
+    """
+    Raises:
+        `FileNotFoundError`: If the name can only be a path, and there is nothing of that name.
+        `ValueError`: If it is empty, or a file.
+    """
+    if name is None:
+        return
+    if not name.strip():
+        raise ValueError(f"`--{flag}` is empty. Give a Hub id or a folder.")
+    if Path(name).is_file() and not name.endswith(".json"):
+        raise ValueError(f"`--{flag}` takes a Hub id or a folder, but {name!r} is a file.")
+    if is_path(name) and not Path(name).exists():
+        raise FileNotFoundError(f"There is no folder {name!r} (`--{flag}`). Name one, or a Hub id such as user/name.")
+
+
 def parse_arguments(
     dataclass_types: Sequence[type],
     argv: Sequence[str],
     digits_defaults: dict[str, Any],
     prog: str | None = None,
     words: Sequence[str] = (),
+    rules: Sequence[FlagRule] = (),
 ) -> tuple[Any, ...]:
     """
     Flags, and a JSON file of them if it comes first, as dataclasses; [`ModelArguments`] and [`DataArguments`] are first.
@@ -121,12 +191,17 @@ def parse_arguments(
             named. A dataset without a model is for `DEFAULT_MODEL`.
         prog (`str`, *optional*): Name that errors begin with; by default that of the script.
         words (`Sequence[str]`, *optional*): Fields whose values may come first, without their flags.
+        rules (`Sequence[FlagRule]`, *optional*): Which flags do not fit together, beside those of model and data.
+
+    Raises:
+        `ValueError`: If a value lies outside its range, or flags do not fit together.
     """
 
     def defaults(given: set[str]) -> dict[str, Any]:
         return {} if given & {"model_name_or_path", *SOURCES} else digits_defaults
 
-    parser = CommandParser(dataclass_types, prog or Path(sys.argv[0]).name, words, defaults)
+    rules = [*DATA_RULES, *model_rules("model_name_or_path", *SOURCES), *rules]
+    parser = CommandParser(dataclass_types, prog or Path(sys.argv[0]).name, words, defaults, rules)
     parsed = parser.parse(argv)
     model_args, data_args = parsed[:2]
     if data_args.source is not None and model_args.model_name_or_path is None:

@@ -7,7 +7,7 @@ from hf_nullspace import NullspaceNoise
 from hf_nullspace.cli import COMMANDS, main
 
 
-QUICK = ["--max_steps", "2", "--num_images", "32", "--num_certificate_images", "16"]
+QUICK = ["--digits_max_steps", "5", "--max_steps", "2", "--num_images", "32", "--num_certificate_images", "16"]
 
 
 def test_synthesize_saves_a_certified_noise(tmp_path, capsys):

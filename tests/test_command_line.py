@@ -135,12 +135,18 @@ def test_defaults_depend_on_what_is_given(tmp_path):
     (tmp_path / "settings.json").write_text('{"last": 5}')
     seen = []
     kwargs = {"words": ["model"], "defaults": lambda given: seen.append(given) or {"rate": 0.1, "last": 9}}
-    assert parse(**kwargs) == Settings(rate=0.1, last=9)
-    assert parse(
-        str(tmp_path / "settings.json"), "--rate=2", "--no-such".replace("--no-such", "--flag"), **kwargs
-    ) == (Settings(rate=2, last=5, flag=True))
-    assert parse("m", **kwargs) == Settings("m", rate=0.1, last=9)
-    assert seen == [set(), {"rate", "last", "flag"}, {"model"}]
+    for argv, expected, given in (
+        ([], Settings(rate=0.1, last=9), set()),
+        ([str(tmp_path / "settings.json"), "--rate=2", "--flag"], Settings(rate=2, last=5, flag=True), None),
+        (["m"], Settings("m", rate=0.1, last=9), {"model"}),
+    ):
+        assert parse(*argv, **kwargs) == expected
+        assert seen[-1] == ({"rate", "last", "flag"} if given is None else given)
+
+
+def test_help_tells_both_defaults():
+    text = CommandParser([Settings], "test", defaults=lambda given: {} if given else {"last": 9}).format_help()
+    assert "Places. For the digits model: 9. (default: 3)" in " ".join(text.split())
 
 
 def test_flags_are_not_abbreviated(capsys):
