@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import EvalPrediction, PreTrainedModel, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
@@ -316,6 +317,7 @@ class FinetuneRun:
         if "train_runtime" in output.metrics:  # a run that was finished before keeps what it wrote then
             trainer.log_metrics("train", output.metrics)
             trainer.save_metrics("train", output.metrics)
+        if "train_runtime" in output.metrics or not Path(self.args.output_dir, TRAINER_STATE_NAME).is_file():
             trainer.save_state()
         self._warn_of_unused_noise(trainer.noise_history)
         trainer.create_model_card(**self._card_arguments)  # whatever comes, what was trained is whole

@@ -179,15 +179,19 @@ def test_an_emptied_folder_holds_nothing_of_the_run_before(finished, source, tmp
     assert set(compare_with_manifest(folder).values()) == {""}
 
 
-def test_an_unfinished_measurement_belongs_to_its_weights(finished, tmp_path):
-    """Whatever was measured of other weights is not found, and a report never comes from it."""
-    folder, flags, results = finished
-    shutil.copytree(folder, tmp_path / "out")
-    resumed = main(
-        [*flags, "--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", f"{tmp_path}/out/checkpoint-2"]
-    )
-    assert resumed == results
-    assert same(folder, tmp_path / "out")
+@pytest.mark.parametrize("checkpoint", ["last", "checkpoint-2"])
+def test_a_finished_run_that_is_resumed_ends_where_it_was(finished, tmp_path, checkpoint):
+    before, flags, results = finished
+    folder = tmp_path / "out"
+    shutil.copytree(before, folder)
+    (folder / "trainer_state.json").unlink()  # as if it was killed before it was written
+    resume = checkpoint if checkpoint == "last" else str(folder / checkpoint)
+    assert main([*flags, "--output_dir", str(folder), "--resume_from_checkpoint", resume]) == results
+    assert same(before, folder) and same(before / "plain", folder / "plain")
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 4
+    texts = [(each / "robustness.md").read_text() for each in (before, folder)]
+    assert texts[0] == texts[1]
+    assert set(compare_with_manifest(folder).values()) == {""}
 
 
 # ---- Saved first, then measured -------------------------------------------------------------------------------------
