@@ -358,7 +358,8 @@ class FinetuneRun:
             with announced(f"Measuring the noise on {num_images} validation images", self._time_of(3 * num_images)):
                 trainer.evaluate_noise()
         except ValueError as error:
-            logger.warning(f"The noise is not measured on the {num_images} validation images: {error}")
+            if self.args.should_log:
+                logger.warning(f"The noise is not measured on the {num_images} validation images: {error}")
 
     def _measure(self, trainer: NullspaceTrainer, models: dict[str, PreTrainedModel]) -> dict[str, RobustnessReport]:
         """The robustness of each model on the same images."""

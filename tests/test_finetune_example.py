@@ -65,7 +65,9 @@ def test_digits_write_everything_beside_the_model(digits):
 
 
 def test_two_processes_run_it_too(tmp_path):
+    """Also with fewer validation images than two processes take at a time, which once cost the model."""
     options = ["--base_max_steps", "4", "--output_dir", str(tmp_path), "--max_robustness_samples", "21"]
+    options += ["--max_eval_samples", "3", "--per_device_eval_batch_size", "8"]
     printed = launch(EXAMPLE, [*QUICK, *options], processes=2)
     assert "2 process(es)" in printed
     assert printed.count("| nullspace |") == 1
