@@ -84,6 +84,7 @@ FLOORS = {
         "model_inputs",
         "patch_embedding",
         "configuration",
+        "confidence",
         "objectives",
         "randomness",
         "uploading",
