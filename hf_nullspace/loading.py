@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .adapter_folders import base_of_adapter
 from .command_line import CommandParser, FlagRule, check_at_least, expand_paths
 from .configuration import METHOD_SETTINGS
 from .data import check_columns, draw_images, drop_unreadable_of_splits, load_image_splits
@@ -244,6 +245,7 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
 
     Raises:
         `RuntimeError`: If the head has another number of labels and `ignore_mismatched_sizes` is not set.
+        `ImportError`: If it is an adapter, and PEFT is not installed.
     """
     if args.model_name_or_path is None:
         return build_digits_model(labels or [str(digit) for digit in range(10)], args.image_size or 32)
@@ -255,7 +257,14 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
         }
-    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **head, **hub)
+    base = None
+    try:
+        config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **head, **hub)
+    except (OSError, ValueError):
+        base = None if args.config_name else base_of_adapter(args.model_name_or_path, hub)
+        if base is None:
+            raise
+        config = AutoConfig.from_pretrained(base, **head, **hub | {"revision": "main"})
     model = AutoModelForImageClassification.from_pretrained(
         args.model_name_or_path,
         config=config,
@@ -263,19 +272,23 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
         **hub,
     )
-    processor = _load_image_processor(args, config, hub)
+    processor = _load_image_processor(args, config, hub, base)
     if args.image_size is not None:
         model = change_image_size(model, args.image_size)
         processor.size = processor.crop_size = {"height": args.image_size, "width": args.image_size}
     return model, processor
 
 
-def _load_image_processor(args: ModelArguments, config: PreTrainedConfig, hub: dict) -> BaseImageProcessor:
+def _load_image_processor(
+    args: ModelArguments, config: PreTrainedConfig, hub: dict, base: str | None = None
+) -> BaseImageProcessor:
     try:
         return AutoImageProcessor.from_pretrained(args.image_processor_name or args.model_name_or_path, **hub)
     except (OSError, ValueError):
         if args.image_processor_name:
             raise
+        if base is not None:  # an adapter's own folder need have none
+            return _load_image_processor(replace(args, model_name_or_path=base), config, hub | {"revision": "main"})
         logger.warning(
             f"{args.model_name_or_path} has no image processor; assuming ImageNet's mean {IMAGENET_DEFAULT_MEAN} and "
             f"standard deviation {IMAGENET_DEFAULT_STD}. Name the right one with `--image_processor_name`."

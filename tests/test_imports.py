@@ -82,6 +82,7 @@ FLOORS = {
     ],
     0: [
         "model_inputs",
+        "adapter_folders",
         "patch_embedding",
         "configuration",
         "confidence",
