@@ -118,6 +118,14 @@ def test_consistency_adds_the_divergence_of_the_noisy_predictions(model, example
     torch.testing.assert_close(loss, clean.loss + noisy.loss + 0.5 * divergence, rtol=0, atol=1e-6)
 
 
+def test_a_term_of_each_image_is_a_share_of_the_whole_batch(model, examples, tmp_path):
+    """Whatever the images have labels: two images of four, with one label each, or with a map of them."""
+    trainer, values = build(model, examples, arguments(tmp_path)), torch.tensor([1.0, 5.0])
+    assert trainer._reduce(values, {}, None) == 3.0
+    assert trainer._reduce(values, {"labels": torch.tensor([0, 1])}, 4) == 1.5
+    assert trainer._reduce(values, {"labels": torch.zeros(2, 16, 16)}, 4 * 256) == 1.5
+
+
 @FORWARDS
 @pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
 def test_accumulated_batches_equal_one_batch(model, examples, tmp_path, label_smoothing_factor, noise_forward):

@@ -6,6 +6,8 @@ With noise each scenario runs, and ends with other weights; what does not work i
 
 import copy
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,7 @@ from transformers import (
     SwinForImageClassification,
     Trainer,
     TrainerCallback,
+    ViTImageProcessorPil,
     set_seed,
 )
 from transformers.trainer_utils import HPSearchBackend
@@ -27,6 +30,7 @@ from transformers.trainer_utils import HPSearchBackend
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
 
 
+ROOT = Path(__file__).parents[1]
 STEPS = 4
 WEIGHTS = torch.tensor([9.0, 1.0, 0.1, 3.0, 1.0])
 
@@ -614,3 +618,22 @@ def test_a_weight_thawed_beside_an_adapter_is_said_when_it_is_not_saved(scenario
     trainer.model.base_model.model.classifier.bias.requires_grad_(True)
     trainer.save_model()
     assert [message for message in caplog.messages if "classifier.bias" in message and "PEFT does not save" in message]
+
+
+def test_the_readmes_script_runs(scenario, tmp_path, monkeypatch):
+    """The lines that its difference leaves, with a dataset whose transform reads another column."""
+    block = re.search(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    script = "\n".join(line[1:] for line in block.splitlines() if not line.startswith("-"))
+    rows = {"image": [example["pixel_values"].tolist() for example in scenario.examples[:16]]}
+    table = Table.from_dict(rows | {"label": [example["label"] for example in scenario.examples[:16]]})
+    names = {
+        "model": scenario.model,
+        "image_processor": ViTImageProcessorPil(size={"height": 16, "width": 16}),
+        "dataset": {"train": table, "validation": table},
+        "transform": lambda batch: {"pixel_values": torch.tensor(batch["image"]), "label": batch["label"]},
+    }
+    monkeypatch.chdir(tmp_path)
+    exec(script.replace("learning_rate=1e-4", "learning_rate=1e-4, max_steps=1, use_cpu=True"), names)
+    assert names["trainer"].noise is not None
+    with pytest.raises(ValueError, match=REMOVED):
+        exec(script.replace(", remove_unused_columns=False", ""), names)
