@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 from transformers.utils import logging
@@ -27,6 +29,7 @@ from .checkpointing import (
     rotate_checkpoints,
     saving,
 )
+from .data_position import DataPosition, randomness_of
 from .run_identity import Run, read_run, write_run
 
 
@@ -55,7 +58,13 @@ class CheckpointingTrainer(Trainer):
     finished: resuming it trains nothing.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.data_position = DataPosition()
+        self.add_callback(self.data_position)
+
     _run = Run()
+    _saved_position: dict[str, Any] | None = None
     _has_nothing_left = False
     _unfinished_checkpoint: Path | None = None
     _real_save_total_limit: int | None = None
@@ -83,13 +92,13 @@ class CheckpointingTrainer(Trainer):
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         output_dir = self._get_output_dir(trial)
-        self._has_nothing_left = False
+        self._has_nothing_left, self._saved_position = False, None
         if resume_from_checkpoint is None:
             self._begin_run(Run.new(), output_dir)
             return progress
         self._begin_run(resumed_run(resume_from_checkpoint, output_dir), output_dir)
         self._find_best_checkpoint(Path(resume_from_checkpoint).parent)
-        self._warn_of_another_order(resume_from_checkpoint)
+        is_in_order = self._warn_of_another_order(resume_from_checkpoint)
         stopped_early = self._restore_patience()
         if stopped_early or self.state.global_step >= max_steps:
             self._has_nothing_left = True
@@ -99,7 +108,7 @@ class CheckpointingTrainer(Trainer):
                 f"{self.state.global_step}. Nothing is trained."
             )
             return num_train_epochs, 0
-        return progress
+        return self._find_position(resume_from_checkpoint, progress) if is_in_order else progress
 
     def _begin_run(self, run: Run, output_dir: str) -> None:
         self._run = run
@@ -130,7 +139,8 @@ class CheckpointingTrainer(Trainer):
         facts = {name: value if value is None else str(value) for name, value in facts.items()}
         return {**facts, "images": str(len(self.train_dataset)) if has_length(self.train_dataset) else None}
 
-    def _warn_of_another_order(self, checkpoint: str) -> None:
+    def _warn_of_another_order(self, checkpoint: str) -> bool:
+        """Whether the run sees its images in the order that it would have had."""
         then, now = (read_list(Path(checkpoint)) or {}).get("order"), self._order_facts()
         changed = [name for name in now if then is not None and then.get(name) != now[name]]
         if changed:
@@ -139,6 +149,100 @@ class CheckpointingTrainer(Trainer):
                 f"The checkpoint {checkpoint} was saved with {before}, but now it is {after}: the run goes on, but on "
                 "other images than it would have without the interruption."
             )
+        return not changed
+
+    def _find_position(self, checkpoint: str, progress: tuple[int, int]) -> tuple[int, int]:
+        """The pass over the data and the batches of it that were taken; `progress` where that is not known."""
+        positions = (read_list(Path(checkpoint)) or {}).get("positions")
+        saved = positions[self.args.process_index] if positions else None
+        is_stream = not has_length(self.train_dataset)
+        if saved is None:
+            if is_stream:
+                logger.warning(
+                    f"The checkpoint {checkpoint} does not say how often the stream was passed: if more than once, the "
+                    "run goes on with other images."
+                )
+            return progress
+        if self.args.ignore_data_skip:
+            if saved["batches"]:
+                logger.warning(
+                    "With `ignore_data_skip` the pass over the training set begins anew: the run goes on, but on other "
+                    "images than it would have without the interruption."
+                )
+            return (saved["epoch"], 0) if is_stream else progress
+        if saved["has_leftover"]:
+            logger.warning(
+                f"{checkpoint} was saved between two passes with gradients of micro-batches that completed no step, which "
+                "no checkpoint holds: the run goes on without them. Save by steps, or choose "
+                "`gradient_accumulation_steps` such that a pass is a whole number of steps."
+            )
+        self._saved_position = saved
+        return saved["epoch"], saved["batches"]
+
+    # ---- Reading ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        self.data_position.watch(loader, self.args.process_index)
+        if self.args.save_strategy != "no" and not isinstance(loader.dataset, IterableDataset):
+            self._warn_of_lost_randomness(randomness_of(loader), loader.num_workers)
+            if not self.args.accelerator_config.use_seedable_sampler and self.args.world_size > 1:
+                logger.warning(
+                    "Without `use_seedable_sampler` several processes order the images by a generator that no checkpoint "
+                    "holds: a run that is resumed after its first pass goes on with other images."
+                )
+        return loader
+
+    def _warn_of_lost_randomness(self, randomness: str | None, num_workers: int) -> None:
+        if randomness == "own":
+            logger.warning(
+                "Reading a training image twice gives two images, though the global random generators are as before: its "
+                "transforms draw from a generator of their own, which no checkpoint holds. A run that is resumed sees "
+                "other augmentations than it would have without the interruption. Let them draw from `torch`'s, NumPy's "
+                "or Python's global generator."
+            )
+        if randomness == "global" and num_workers:
+            logger.warning(
+                f"Training images are augmented at random in {num_workers} data loader workers, whose random states no "
+                "checkpoint holds. A run that is resumed in the middle of a pass sees other augmentations than it would "
+                "have without the interruption. `dataloader_num_workers=0` resumes exactly."
+            )
+
+    def _run_epoch(
+        self,
+        model,
+        epoch,
+        train_dataloader,
+        steps_in_epoch,
+        num_update_steps_per_epoch,
+        trial,
+        ignore_keys_for_eval,
+        start_time,
+        resume_from_checkpoint,
+        epochs_trained,
+        steps_trained_in_current_epoch,
+    ) -> None:
+        self.data_position.begin_pass(epoch, steps_in_epoch)
+        saved, self._saved_position = self._saved_position, None
+        if saved is not None and saved["batches"]:
+            self.data_position.replay(saved, train_dataloader, lambda: self._load_rng_state(resume_from_checkpoint))
+        super()._run_epoch(
+            model=model,
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            steps_in_epoch=steps_in_epoch,
+            num_update_steps_per_epoch=num_update_steps_per_epoch,
+            trial=trial,
+            ignore_keys_for_eval=ignore_keys_for_eval,
+            start_time=start_time,
+            resume_from_checkpoint=resume_from_checkpoint,
+            epochs_trained=epochs_trained,
+            steps_trained_in_current_epoch=steps_trained_in_current_epoch,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        batches = self.data_position.taking(epoch_iterator, self.state.global_step)
+        return super().get_batch_samples(batches, num_batches, device)
 
     def _restore_patience(self) -> bool:
         """Lets early stopping count on from where it was; whether it had stopped the run."""
@@ -197,9 +301,11 @@ class CheckpointingTrainer(Trainer):
         """Lists the files of the checkpoint, when every process has written its own."""
         folder, self._unfinished_checkpoint = self._unfinished_checkpoint, None
         if folder is not None:
-            self.accelerator.wait_for_everyone()
+            positions = [self.data_position.to_dict(self.state.global_step)]
+            if self.args.world_size > 1:
+                positions = gather_object(positions)
             if self.args.should_save:
-                write_list(folder, self._facts(), is_complete=True)
+                write_list(folder, {**self._facts(), "positions": positions}, is_complete=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._finish_checkpoint()
@@ -228,8 +334,11 @@ class CheckpointingTrainer(Trainer):
     # ---- Loading ------------------------------------------------------------------------------------------------
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.data_position.is_restored:
+            return  # between two batches that were read, where they belong; this comes after both
         with restoring("random state", checkpoint):
             super()._load_rng_state(checkpoint)
+        self.data_position.states_are_loaded()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with restoring("state of the optimizer and the schedule", checkpoint):

@@ -223,6 +223,7 @@ def test_another_number_of_processes_is_refused(tmp_path, saved, now):
         assert f"saved by {saved} process(es), but now there are {now}" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_list", [True, False])
 def test_a_lost_random_state_of_a_process_is_refused_by_all(tmp_path, has_list):
     folder, told = tmp_path / "run", tmp_path / "told"

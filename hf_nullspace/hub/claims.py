@@ -53,10 +53,9 @@ class Estimate:
 
     @classmethod
     def of_mse(cls, certificate: Certificate) -> Estimate:
-        """The `probability_mse` of a certificate; one that does not give its standard error has a normal bound."""
-        value, error = certificate.probability_mse, certificate.standard_error
-        if not math.isfinite(error):
-            error = (certificate.probability_mse_upper - value) / NormalDist().inv_cdf(certificate.confidence)
+        """The `probability_mse` of a certificate, whose upper bound gives its standard error."""
+        value = certificate.probability_mse
+        error = (certificate.probability_mse_upper - value) / NormalDist().inv_cdf(certificate.confidence)
         half = NormalDist().inv_cdf(0.975) * error
         return cls(value, max(0.0, value - half), value + half)
 
