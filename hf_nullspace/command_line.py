@@ -19,9 +19,13 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from .wording import as_flags, worded
+
 
 # What a user can put right; any other kind is named before its message, which alone may say little.
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+# The settings of the command that was parsed last: messages write them as flags.
+FLAG_NAMES: set[str] = set()
 TRANSFORMERS_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # of `TrainingArguments.debug`
 
 
@@ -69,6 +73,7 @@ class FlagRule:
 def run_command(prog: str, command: Callable[[list[str]], Any], argv: Sequence[str]) -> None:
     """
     Runs a command as a shell expects: an error is one line on stderr and exit code 2, an interrupt is exit code 130.
+    Messages name the command's settings as its flags.
 
     `--debug` prints the traceback before that line. In front of an option of `TrainingArguments.debug`, such as
     `--debug underflow_overflow`, it is that flag instead.
@@ -86,7 +91,8 @@ def run_command(prog: str, command: Callable[[list[str]], Any], argv: Sequence[s
     ]
     argv = [word for place, word in enumerate(argv) if place not in places]
     try:
-        command(argv)
+        with worded(lambda text: as_flags(text, FLAG_NAMES)):
+            command(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,6 +143,8 @@ class CommandParser(HfArgumentParser):
     ):
         self.words, self.find_defaults, self.rules = list(words), defaults, list(rules)
         self.hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
+        FLAG_NAMES.clear()
+        FLAG_NAMES.update(self.hints)
         super().__init__(
             tuple(dataclass_types),
             prog=prog,

@@ -68,7 +68,7 @@ def test_version(capsys):
         ),
         (
             ["synthesize", "--epsilon", "-1"],
-            "hf-nullspace synthesize: error: `epsilon` must be a positive number, but",
+            "hf-nullspace synthesize: error: `--epsilon` must be a positive number, but",
         ),
         (
             ["synthesize", "m", "--model-name-or-path", "n"],

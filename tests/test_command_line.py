@@ -1,6 +1,7 @@
 """What commands share: errors, help, and the JSON files and first words that fill their flags."""
 
 import json
+import logging
 import sys
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from example_scripts import EXAMPLES, load_example
 
 from hf_nullspace import NullspaceConfig
 from hf_nullspace.cli import COMMANDS
+from hf_nullspace.cli import main as cli
 from hf_nullspace.command_line import CommandParser, field_descriptions, run_command
 
 
@@ -196,3 +198,22 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_messages_name_settings_as_flags(capsys, caplog):
+    def command(argv):
+        parse(*argv)
+        logging.getLogger("hf_nullspace.synthesis").warning("Lower `rate` (0.5); `noise` is none of its settings.")
+        raise ValueError("`kind='b'` needs `first`")
+
+    with pytest.raises(SystemExit):
+        run_command("test", command, [])
+    assert capsys.readouterr().err == "test: error: `--kind b` needs `--first`\n"
+    assert caplog.messages == ["Lower `--rate` (0.5); `noise` is none of its settings."]
+
+
+def test_synthesis_speaks_of_its_flags(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli(["synthesize", "--epsilon", "0", "--output_dir", str(tmp_path / "out")])
+    assert "`--epsilon` must be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
