@@ -82,6 +82,9 @@ class VerifyArguments:
     repo_or_folder: str = field(metadata={"help": "user/repo, or a folder."})
     images: list[str] | None = field(default=None, metadata={"help": "Folders of pictures. Default: the digits."})
     max_images: int | None = field(default=None, metadata={"help": "Measure on so many pictures at most."})
+    max_seconds: float = field(
+        default=1800.0, metadata={"help": "Measure for so long at most; the rest is listed as not checked."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Pictures at a time."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
 
@@ -171,8 +174,10 @@ def verify(argv: list[str]) -> None:
     verify_args, hub_args = parser.parse(argv)
     verification = verify_checkpoint(**vars(verify_args), **vars(hub_args))  # an error exits with 2: none was checked
     print(verification.to_markdown())
-    if verification.failed:
-        raise SystemExit(1)
+    if verification.exit_code == 2:
+        print(f"hf-nullspace verify: error: {verification.why_nothing_was_measured()}", file=sys.stderr)
+    if verification.exit_code:  # 1 says that a claim is wrong, 2 that nothing was measured
+        raise SystemExit(verification.exit_code)
 
 
 def evaluate(argv: list[str]) -> None:

@@ -1,31 +1,21 @@
 """Claims against closed forms: intervals, overlap, and the table."""
 
-import math
-
 import pytest
+import torch
 
-from hf_nullspace.hub.claims import (
-    Claim,
-    Estimate,
-    claims_table,
-    compare_certificates,
-    compare_columns,
-    compare_estimates,
-    compare_values,
-)
+from hf_nullspace.hub.certificate_claims import compare_certificates
+from hf_nullspace.hub.claims import Claim, Estimate, claims_table, compare_estimates, compare_values
+from hf_nullspace.hub.outcome_claims import MIN_IMAGES, compare_outcomes, compare_shares
+from hf_nullspace.robustness.outcomes import Outcomes
 
 
-def test_intervals_have_their_closed_forms(make_certificate):
+def test_intervals_have_their_closed_forms():
     z = 1.959964
     all_right = Estimate.of_share(1.0, 16)
     assert (all_right.value, all_right.high) == (1.0, 1.0)
     assert all_right.low == pytest.approx(1 / (1 + z**2 / 16), rel=1e-6)
     half = Estimate.of_share(0.5, 100)
     assert half.high - half.value == pytest.approx(half.value - half.low)
-    mse = Estimate.of_mse(
-        make_certificate(probability_mse=0.02, probability_mse_upper=0.02 + 1.644854e-3, confidence=0.95)
-    )
-    assert (mse.low, mse.high) == pytest.approx((0.02 - z * 1e-3, 0.02 + z * 1e-3), rel=1e-6)
 
 
 @pytest.mark.parametrize(("low", "holds"), [(0.3, True), (0.4, True), (0.41, False)])
@@ -42,20 +32,67 @@ def test_values_may_differ_by_rounding_only():
 
 def test_certificates_are_compared_by_what_depends_on_images(make_certificate):
     claimed = make_certificate(num_images=1000)
-    names = [claim.name for claim in compare_certificates(claimed, claimed)]
-    assert names == ["probability_mse", "agreement", "permuted_agreement"]
-    worse = make_certificate(num_images=1000, agreement=0.9)
-    assert [claim.name for claim in compare_certificates(claimed, worse) if not claim.holds] == ["agreement"]
-    unbounded = make_certificate(probability_mse_upper=math.inf)
-    assert compare_certificates(claimed, unbounded)[0].holds
+    names = ["probability_mse", "probability_mse_upper", "agreement", "permuted_agreement"]
+    assert [claim.name for claim in compare_certificates(claimed, claimed)] == [*names, "permuted_probability_mse"]
+    assert all(claim.holds and claim.is_measurement for claim in compare_certificates(claimed, claimed))
 
+    def failing(claimed, measured):
+        return [claim.name for claim in compare_certificates(claimed, measured) if claim.holds is False]
 
-@pytest.mark.parametrize(("correct", "same_images", "holds"), [(92, True, True), (93, True, False), (93, False, True)])
-def test_on_the_same_images_one_in_a_hundred_may_differ(correct, same_images, holds):
-    rows = [
-        {"accuracy": c / 2, "low": c / 2 - 4, "high": c / 2 + 4, "correct": c, "count": 200} for c in (90, correct)
+    assert failing(claimed, make_certificate(num_images=1000, agreement=0.9)) == ["agreement"]
+    # A bound that is claimed far away does not make the claimed mean any vaguer.
+    lax = make_certificate(num_images=1000, probability_mse=0.1, probability_mse_upper=1.9)
+    assert failing(lax, claimed) == ["probability_mse", "probability_mse_upper"]
+    assert failing(make_certificate(num_images=1000, probability_mse_upper=0.0201), claimed) == [
+        "probability_mse_upper"
     ]
-    assert compare_columns("clean", *rows, same_images).holds is holds
+    assert failing(make_certificate(num_images=1000, permuted_probability_mse=0.9), claimed) == [
+        "permuted_probability_mse"
+    ]
+    few = make_certificate(num_images=3)
+    assert all(claim.holds is None for claim in compare_certificates(claimed, few))
+
+
+def outcomes_of(correct: torch.Tensor, confidence: float = 0.8, linf: float = 0.03) -> Outcomes:
+    values = torch.zeros(len(correct), 6)
+    values[:, 1], values[:, 2], values[:, 3], values[:, 4] = correct.float(), confidence, 10 * linf, linf
+    return Outcomes(values, torch.arange(len(correct)))
+
+
+@pytest.mark.parametrize(("differing", "holds"), [(0, True), (2, True), (3, False)])
+def test_on_the_same_images_one_in_a_hundred_may_differ(differing, holds):
+    right = torch.ones(200, dtype=torch.bool)
+    now = right.clone()
+    now[:differing] = False
+    claim = compare_outcomes("clean", outcomes_of(right), outcomes_of(now), is_attacked=False)
+    assert claim.holds is holds
+    assert (f"{differing} of the same 200 images differ" == claim.reason) is not holds
+
+
+def test_other_probabilities_or_distances_are_other_outcomes():
+    right = torch.ones(200, dtype=torch.bool)
+    claimed = outcomes_of(right)
+    assert not compare_outcomes("clean", claimed, outcomes_of(right, confidence=0.7), is_attacked=False).holds
+    assert not compare_outcomes("fgsm", claimed, outcomes_of(right, linf=0.02), is_attacked=True).holds
+    assert compare_outcomes("clean", claimed, outcomes_of(right, confidence=0.79), is_attacked=False).holds
+
+
+def test_few_images_can_refute_and_cannot_confirm():
+    right = torch.ones(200, dtype=torch.bool)
+    some = outcomes_of(right[:3])
+    assert compare_outcomes("clean", outcomes_of(right), some, is_attacked=False).holds is None
+    assert compare_outcomes("clean", outcomes_of(~right), some, is_attacked=False).holds is False
+    assert compare_outcomes("clean", some, some, is_attacked=False).holds is True, "all images of the claim"
+    # Of 29 images one in ten of which were changed, one at least shows it in 95 of 100 cases.
+    assert 0.9**MIN_IMAGES <= 0.05 < 0.9 ** (MIN_IMAGES - 1)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "measured", "holds"),
+    [((90, 100), (180, 200), True), ((98, 100), (100, 200), False), ((2, 3), (2, 3), None), ((98, 100), (3, 3), None)],
+)
+def test_samples_of_other_images(claimed, measured, holds):
+    assert compare_shares("clean", claimed, measured).holds is holds
 
 
 def test_table_tells_failed_from_unchecked():

@@ -14,6 +14,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from launching import launch
 from PIL import Image
+from published import card_of
 from test_finetune_example import EXAMPLE, QUICK
 from test_model_cards import check_card, check_page
 from test_publishing import MODEL_FILES, assert_nothing_private
@@ -21,8 +22,7 @@ from test_publishing import MODEL_FILES, assert_nothing_private
 from hf_nullspace.cli import main
 from hf_nullspace.hub import MANIFEST_NAME
 from hf_nullspace.hub.download import download
-from hf_nullspace.hub.model_card import eval_results
-from hf_nullspace.hub.verification import PublishedImages
+from hf_nullspace.hub.verification_images import PublishedImages
 
 
 LOAD = """
@@ -207,7 +207,10 @@ def test_one_number_of_the_report(edit, capsys, tmp_path):
     rewrite_manifest(files)
     code, printed = verify(capsys)
     assert code == 1
-    assert "- accuracy (%), contrast_3: 2 of the same 50 images differ" in printed
+    assert (
+        "- numbers of the report: the outcomes give others for ['contrast_3.accuracy', 'contrast_3.correct']"
+        in printed
+    )
     assert "- file" not in printed
 
 
@@ -237,7 +240,7 @@ def test_missing_files_are_named(edit, capsys):
     code, printed = verify(capsys)
     assert code == 1
     assert "- file noise_norm.png: is missing" in printed
-    assert "- files that fit together: There is no nullspace_noise.json" in printed
+    assert "- noise can be read: There is no nullspace_noise.json" in printed
     del edit()[MANIFEST_NAME]
     assert f"- file {MANIFEST_NAME}: There is no" in verify(capsys)[1]
 
@@ -275,13 +278,12 @@ def test_without_a_report(edit, capsys):
     code, printed = verify(capsys, "--max_images", "8")
     assert code == 1
     assert "- accuracy of the report: there is no robustness.json, but the card states accuracies" in printed
-    facts["results"] = facts["intervals"] = facts["differences"] = None
-    card = ModelCard(files["README.md"].decode())
-    card.data.eval_results = eval_results(facts)
+    facts["results"] = facts["intervals"] = facts["differences"] = facts["correct"] = None
+    card = card_of(facts, files["README.md"].decode())
     files = edit()
-    files.update({"README.md": str(card).encode(), "nullspace_training.json": json.dumps(facts).encode()})
+    files.update({"README.md": card.encode(), "nullspace_training.json": json.dumps(facts).encode()})
     rewrite_manifest(files)
-    code, printed = verify(capsys, "--max_images", "8")
+    code, printed = verify(capsys, "--max_images", "64")
     assert code == 0, printed
     assert "| accuracy of the report |  |  | not checked: there is no robustness.json |" in printed
 
@@ -290,15 +292,14 @@ def test_without_noise(edit, capsys):
     files = edit()
     facts = json.loads(files["nullspace_training.json"])
     facts.update(certificate=None, evaluation_certificate=None, bank_size=0)
-    card = ModelCard(files["README.md"].decode())
-    card.data.eval_results = eval_results(facts)
-    files.update({"README.md": str(card).encode(), "nullspace_training.json": json.dumps(facts).encode()})
+    card = card_of(facts, files["README.md"].decode())
+    files.update({"README.md": card.encode(), "nullspace_training.json": json.dumps(facts).encode()})
     manifest = json.loads(files[MANIFEST_NAME])
     for name in ("nullspace_noise.json", "nullspace_noise.safetensors"):
         del files[name], manifest["files"][name]
     files[MANIFEST_NAME] = json.dumps(manifest).encode()
     rewrite_manifest(files)
-    code, printed = verify(capsys, "--max_images", "8")
+    code, printed = verify(capsys, "--max_images", "64")
     assert code == 0, printed
     assert "| certificate |  |  | not checked: it was trained without noise |" in printed
     assert "| accuracy (%), clean |" in printed
@@ -319,12 +320,10 @@ def test_trained_on_images_that_nobody_has(edit, capsys):
     files["nullspace_training.json"] = json.dumps(facts).encode()
     assert verify(capsys)[0] == 1, "a file that changed fails without any image"
     files = edit()
-    card = ModelCard(files["README.md"].decode())
-    card.data.eval_results = eval_results(facts)
-    files["README.md"] = str(card).encode()
+    files["README.md"] = card_of(facts, files["README.md"].decode()).encode()
     rewrite_manifest(files)
     code, printed = verify(capsys)
-    assert code == 2
+    assert code == 2, printed
     assert "trained on holiday photos, which this package does not bring" in printed
     assert "`--images`" in printed
     code, printed = verify(capsys, "--images", "no/such/folder")
@@ -365,8 +364,8 @@ def test_without_a_network_the_cache_is_used(hub, capsys, tmp_path, monkeypatch,
     with HubServer() as closed:
         closed.use_in(monkeypatch, str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    code, printed = verify(capsys, *cache, "--max_images", "8")
-    assert code == 0
+    code, printed = verify(capsys, *cache, "--max_images", "64")
+    assert code == 0, printed
     assert f"user/digits, commit {commit}: " in printed
     code, printed = verify(capsys, "--cache_dir", str(tmp_path / "empty"))
     assert code == 2

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import torch
 
 from ..robustness import RobustnessReport
 from ..robustness.metrics import paired_bootstrap
@@ -26,7 +30,8 @@ def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
         `dict[str, Any]`, JSON-serialisable, all in per cent: `results` (accuracy by column for each model), `intervals`
         (low and high end of each one's 95 % Wilson interval), `differences` (by column: nullspace minus plain with the
         ends of a 95 % bootstrap interval over images, which takes both answers to an image together; `None` without a
-        control) and `result_images` (how many images).
+        control), `result_images` (how many images) and `correct` (for each other model and column which images it gets
+        right, as [`pack_correct`] writes it: the differences follow from it).
 
     Raises:
         `KeyError`: If there is no report `"nullspace"`.
@@ -34,20 +39,54 @@ def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
     ours, control = reports[MODEL_NAME], reports.get(CONTROL_NAME)
     differences = None
     if control is not None:
-        differences = {
-            name: paired_bootstrap(ours.outcomes[name].correct, control.outcomes[name].correct, seed=ours.profile.seed)
-            for name in ours.columns
-            if name in control.columns
-        }
+        differences = paired_differences(
+            {name: outcomes.correct.numpy() for name, outcomes in ours.outcomes.items()},
+            {name: outcomes.correct.numpy() for name, outcomes in control.outcomes.items()},
+            ours.profile.seed,
+        )
     return {
         "results": {name: report.accuracies for name, report in reports.items()},
         "intervals": {
             name: {column: [row["low"], row["high"]] for column, row in report.columns.items()}
             for name, report in reports.items()
         },
-        "differences": differences and {name: list(values) for name, values in differences.items()},
+        "differences": differences,
         "result_images": ours.run["num_images"][EVALUATION_SET],
+        "correct": {
+            name: {column: pack_correct(outcomes.correct) for column, outcomes in report.outcomes.items()}
+            for name, report in reports.items()
+            if name != MODEL_NAME and report.outcomes is not None
+        },
     }
+
+
+def paired_differences(
+    ours: Mapping[str, np.ndarray], control: Mapping[str, np.ndarray], seed: int
+) -> dict[str, list[float]]:
+    """By column that both have: the difference of two models in points, with the ends of its interval."""
+    return {
+        name: list(paired_bootstrap(correct, control[name], seed=seed))
+        for name, correct in ours.items()
+        if name in control
+    }
+
+
+def pack_correct(correct: torch.Tensor) -> str:
+    """How many images there are, and a bit for each as hexadecimal digits: 1 where it is classified correctly."""
+    return f"{len(correct)}:{np.packbits(correct.numpy().astype(np.uint8)).tobytes().hex()}"
+
+
+def unpack_correct(text: str) -> np.ndarray:
+    """
+    What [`pack_correct`] was given, as an array of 0 and 1.
+
+    Raises:
+        `ValueError`: If the text is none that it writes.
+    """
+    count, _, digits = text.partition(":")
+    if not count.isdecimal() or len(digits) != 2 * math.ceil(int(count) / 8):
+        raise ValueError(f"{text[:20]!r} has not one bit for each image")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
 
 
 def undecided(differences: Mapping[str, list[float]]) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
-from typing import Any
 
-from ..certificate import Certificate
+from ..escaping import plain_text
 from ..robustness.metrics import wilson_interval
 
 
+# More claims that are not checked for one and the same reason are listed together.
+MAX_ROWS_OF_A_REASON = 5
 VERDICTS = {True: "holds", False: "FAILS: ", None: "not checked: "}
 
 
@@ -24,7 +24,8 @@ class Claim:
         name (`str`): What is claimed.
         holds (`bool` or `None`): Whether the check found it so; `None` where it could not be checked.
         claimed, measured (`str`): Both values, with their intervals where they have one.
-        reason (`str`): Why it does not hold; empty where it does.
+        reason (`str`): Why it does not hold, or could not be checked; empty where it holds.
+        is_measurement (`bool`): Whether the check is a measurement with the published weights.
     """
 
     name: str
@@ -32,6 +33,11 @@ class Claim:
     claimed: str = ""
     measured: str = ""
     reason: str = ""
+    is_measurement: bool = False
+
+    def measured_now(self) -> Claim:
+        """The claim as one whose check is a measurement."""
+        return replace(self, is_measurement=True)
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,6 @@ class Estimate:
         low, high = wilson_interval(share * count, count)
         return cls(share, low / 100, high / 100)
 
-    @classmethod
-    def of_mse(cls, certificate: Certificate) -> Estimate:
-        """The `probability_mse` of a certificate, whose upper bound gives its standard error."""
-        value = certificate.probability_mse
-        error = (certificate.probability_mse_upper - value) / NormalDist().inv_cdf(certificate.confidence)
-        half = NormalDist().inv_cdf(0.975) * error
-        return cls(value, max(0.0, value - half), value + half)
-
     def overlaps(self, other: Estimate) -> bool:
         """Whether the intervals have a point in common."""
         return self.low <= other.high and other.low <= self.high
@@ -77,40 +75,28 @@ def compare_values(name: str, claimed: float, measured: float, tolerance: float 
     return Claim(name, holds, f"{claimed:.6g}", f"{measured:.6g}", reason)
 
 
-def compare_certificates(claimed: Certificate, measured: Certificate) -> list[Claim]:
-    """The claims of a certificate that depend on images, against a certificate measured now."""
-    claims = [compare_estimates("probability_mse", Estimate.of_mse(claimed), Estimate.of_mse(measured))]
-    for name in ("agreement", "permuted_agreement"):
-        shares = [Estimate.of_share(getattr(row, name), row.num_images) for row in (claimed, measured)]
-        claims.append(compare_estimates(name, *shares))
-    return claims
-
-
-def compare_columns(name: str, claimed: dict[str, Any], measured: dict[str, Any], same_images: bool) -> Claim:
-    """
-    One column of a robustness report, claimed and measured.
-
-    Args:
-        name (`str`): What to call it.
-        claimed, measured (`dict`): Its rows: `accuracy`, `low` and `high` in per cent, `correct` and `count`.
-        same_images (`bool`): Whether both are of the very same images; other hardware may then change a few of them.
-    """
-    claim = compare_estimates(
-        name, *(Estimate(row["accuracy"], row["low"], row["high"]) for row in (claimed, measured))
-    )
-    if not claim.holds or not same_images or claimed["count"] != measured["count"]:
-        return claim
-    differing = abs(claimed["correct"] - measured["correct"])
-    if differing <= max(1, measured["count"] // 100):
-        return claim
-    return replace(claim, holds=False, reason=f"{differing} of the same {measured['count']} images differ")
-
-
 def claims_table(claims: Sequence[Claim]) -> str:
-    """The claims as a Markdown table, each with its 95 % interval in brackets."""
+    """
+    The claims as a Markdown table, each with its 95 % interval in brackets; many that are not checked for one reason
+    share a row.
+    """
     lines = ["| claim | claimed | measured | |", "|---|---:|---:|---|"]
-    lines += [
-        f"| {claim.name} | {claim.claimed} | {claim.measured} | {VERDICTS[claim.holds]}{claim.reason} |"
-        for claim in claims
-    ]
+    for claim in _joined(claims):
+        cells = [claim.name, claim.claimed, claim.measured, f"{VERDICTS[claim.holds]}{claim.reason}"]
+        lines.append("| " + " | ".join(plain_text(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _joined(claims: Sequence[Claim]) -> list[Claim]:
+    by_reason: dict[str, list[Claim]] = {}
+    for claim in claims:
+        if claim.holds is None:
+            by_reason.setdefault(claim.reason, []).append(claim)
+    joined = []
+    for claim in claims:
+        group = by_reason.get(claim.reason, []) if claim.holds is None else []
+        if len(group) <= MAX_ROWS_OF_A_REASON:
+            joined.append(claim)
+        elif claim is group[0]:
+            joined.append(replace(claim, name=f"{claim.name} to {group[-1].name} ({len(group)} claims)"))
+    return joined

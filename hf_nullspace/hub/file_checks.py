@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
-from transformers import PreTrainedModel
-
 from ..certificate import token_norms
+from ..escaping import plain_text
 from ..noise import NOISE_CONFIG_NAME, NullspaceNoise
-from ..robustness import RobustnessReport
-from ..robustness.outcomes import model_fingerprint
 from ..robustness.report import REPORT_NAME
+from ..strict_json import read_json
 from .card_results import MODEL_NAME
 from .claims import Claim, compare_values
-from .manifest import MANIFEST_NAME, NewerFormatError, compare_with_manifest
-from .model_card import TRAINING_NAME, eval_results
+from .manifest import MANIFEST_NAME, NewerFormatError, compare_with_manifest, publishable_files, read_manifest
+from .model_card import TRAINING_NAME
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What `nullspace_training.json` says."""
-    path = folder / TRAINING_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {TRAINING_NAME}; `NullspaceTrainer` writes one beside the model card.")
-    return json.loads(path.read_text(encoding="utf-8"))
+# What `Trainer` and the examples save beside a model.
+SIDE_FILES = ("all_results.json", "eval_results.json", "robustness_results.json", "train_results.json")
+
+
+def check_certificate(noise: NullspaceNoise, facts: dict[str, Any]) -> list[Claim]:
+    """That the certificate, the last round and the settings of the card are those of the noise."""
+    certificate = noise.certificate.to_dict()
+    differing = [name for name, value in certificate.items() if (facts["certificate"] or {}).get(name) != value]
+    reason = f"{NOISE_CONFIG_NAME} and {TRAINING_NAME} differ in {differing}" if differing else ""
+    claims = [Claim(f"{TRAINING_NAME} has the certificate of the noise", not differing, reason=reason)]
+    last = facts["rounds"][-1] if facts["rounds"] else {}
+    wrong = [f"round: {name}" for name, value in certificate.items() if name in last and last[name] != value]
+    config = noise.config.to_dict()
+    wrong += [name for name, value in facts["settings"].items() if name in config and config[name] != value]
+    if facts["bank_size"] != len(noise.tensor):
+        wrong.append("bank_size")
+    reason = f"the noise has others for {wrong}" if wrong else ""
+    return [*claims, Claim("rounds and settings of the noise", not wrong, reason=reason)]
 
 
 def check_files(folder: Path) -> list[Claim]:
@@ -38,31 +45,13 @@ def check_files(folder: Path) -> list[Claim]:
     """
     try:
         return [
-            Claim(f"file {name}", not problem, reason=problem)
+            Claim(f"file {plain_text(name, 60)}", not problem, reason=problem)
             for name, problem in compare_with_manifest(folder).items()
         ]
     except NewerFormatError:
         raise
     except (FileNotFoundError, ValueError) as error:
         return [Claim(f"file {MANIFEST_NAME}", False, reason=str(error))]
-
-
-def check_certificate(noise: NullspaceNoise, facts: dict[str, Any]) -> Claim:
-    """That the certificate of the card is the one beside the noise."""
-    certificate = noise.certificate.to_dict()
-    differing = [name for name, value in certificate.items() if (facts["certificate"] or {}).get(name) != value]
-    reason = f"{NOISE_CONFIG_NAME} and {TRAINING_NAME} differ in {differing}" if differing else ""
-    return Claim(f"{TRAINING_NAME} has the certificate of the noise", not differing, reason=reason)
-
-
-def check_card(folder: Path, facts: dict[str, Any]) -> Claim:
-    """That the card's metadata has the numbers of `nullspace_training.json`."""
-    expected = {result.metric_name: result.metric_value for result in eval_results(facts, "")}
-    card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True)
-    found = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
-    wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-    reason = f"the card and {TRAINING_NAME} differ in {wrong}" if wrong else ""
-    return Claim("the card has the measured metrics", not wrong, reason=reason)
 
 
 def check_noise(noise: NullspaceNoise) -> list[Claim]:
@@ -84,25 +73,6 @@ def check_noise(noise: NullspaceNoise) -> list[Claim]:
     return claims
 
 
-def check_report(report: RobustnessReport, facts: dict[str, Any], model: PreTrainedModel) -> list[Claim]:
-    """That the report was measured with these weights, and its numbers agree with one another and with the card's."""
-    same = report.run["model"] == model_fingerprint(model)
-    claims = [Claim("weights of the report", same, reason="" if same else "it was measured with other weights")]
-
-    def of_model(part: str) -> dict[str, Any]:
-        return (facts[part] or {}).get(MODEL_NAME) or {}
-
-    wrong = [
-        name
-        for name, row in report.columns.items()
-        if not math.isclose(row["accuracy"], 100 * row["correct"] / row["count"])
-        or not math.isclose(row["accuracy"], of_model("results").get(name, math.nan))
-        or of_model("intervals").get(name, [row["low"], row["high"]]) != [row["low"], row["high"]]
-    ]
-    reason = f"accuracy, counts and {TRAINING_NAME} differ in {wrong}" if wrong else ""
-    return [*claims, Claim(f"{TRAINING_NAME} has the accuracies of the report", not wrong, reason=reason)]
-
-
 def check_without_report(facts: dict[str, Any]) -> Claim:
     """Without a report there are no accuracies to check; a card that states some all the same is refused."""
     stated = (facts["results"] or {}).get(MODEL_NAME)
@@ -110,7 +80,40 @@ def check_without_report(facts: dict[str, Any]) -> Claim:
     return Claim("accuracy of the report", False if stated else None, reason=reason)
 
 
-def list_controls(facts: dict[str, Any]) -> list[Claim]:
-    """The accuracies that nobody but the publisher can measure."""
-    controls = ", ".join(name for name in facts["results"] or {} if name != MODEL_NAME)
-    return [Claim(f"accuracy of the controls ({controls})", None, reason="not published")] if controls else []
+def check_side_files(folder: Path, facts: dict[str, Any]) -> list[Claim]:
+    """What the other files of the folder say: metrics that a card has too, figures, and files that nothing lists."""
+    values, wrong, unknown = _known_values(facts), [], []
+    for name in SIDE_FILES:
+        if (folder / name).is_file():
+            for field, value in read_json(folder / name).items():
+                if field in values and values[field] != value:
+                    wrong.append(f"{name}: {plain_text(field, 60)}")
+                elif field not in values:
+                    unknown.append(name)
+    claims = []
+    if wrong or any((folder / name).is_file() for name in SIDE_FILES):
+        reason = f"{TRAINING_NAME} has others for {wrong[:5]}" if wrong else ""
+        claims.append(Claim("metrics in other files", not wrong, reason=reason))
+    if unknown:
+        claims.append(Claim("losses and times of the run", None, reason="only the training run knows"))
+    figures = [name for name in publishable_files(folder) if name.endswith(".png")]
+    claims += [Claim(f"figure {plain_text(name, 60)}", None, reason="a picture is not read") for name in figures]
+    try:
+        listed = read_manifest(folder)
+    except (OSError, ValueError):
+        return claims
+    others = [name for name in publishable_files(folder) if name not in listed and name != MANIFEST_NAME]
+    claims += [
+        Claim(f"file {plain_text(name, 60)}", None, reason=f"{MANIFEST_NAME} does not list it") for name in others
+    ]
+    return claims
+
+
+def _known_values(facts: dict[str, Any]) -> dict[str, float]:
+    """The metrics of the files that `Trainer` and the examples write, as far as a card has them too."""
+    values = {
+        f"{model}_{column}": value for model, row in (facts["results"] or {}).items() for column, value in row.items()
+    }
+    for name, value in (facts["metrics"]["last"] or {}).items():
+        values[name if name.startswith("eval_") else f"eval_{name.lower().replace(' ', '_')}"] = value
+    return values

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from huggingface_hub.utils.sha import sha_fileobj
 
+from ..escaping import plain_text
+from ..strict_json import DamagedFileError, expect, read_json
+
 
 MANIFEST_NAME = "nullspace_manifest.json"
 
@@ -73,9 +76,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
             f"There is no {MANIFEST_NAME}, so nothing says what the files should be. `hf-nullspace push FOLDER REPO` "
             "publishes a folder with one."
         )
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, files = content["version"], content["files"]
+        version, files = expect(content["version"], int, "`version`"), expect(content["files"], dict, "`files`")
         if version != FORMAT_VERSION:
             raise NewerFormatError(
                 f"{MANIFEST_NAME} is of format {version!r}; this hf_nullspace reads format {FORMAT_VERSION}. Upgrade it "
@@ -84,11 +87,15 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
         outside = [name for name in files if Path(name).name != name]
         if outside:
             raise ValueError(f"it names files of other folders: {outside}")
-        return {name: {"size": int(row["size"]), "sha256": str(row["sha256"])} for name, row in files.items()}
+        kinds = {"size": int, "sha256": str}
+        return {
+            name: {field: expect(row[field], kind, f"`{field}` of a file") for field, kind in kinds.items()}
+            for name, row in files.items()
+        }
     except NewerFormatError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{MANIFEST_NAME} is damaged: {error!r}.") from error
+        raise DamagedFileError(f"{MANIFEST_NAME} is damaged: {plain_text(repr(error), 200)}.") from error
 
 
 def compare_with_manifest(folder: str | os.PathLike) -> dict[str, str]:

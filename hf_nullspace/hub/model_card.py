@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..escaping import escaped_strings
+from .card_page import render_page, template_environment
 from .card_results import CONTROL_NAME, MODEL_NAME, undecided
 
 
@@ -20,11 +21,12 @@ TRAINING_NAME = "nullspace_training.json"
 # Stands for the repository until one is known.
 FOLDER_PLACEHOLDER = "path/to/this/folder"
 
+# The templates of the section, by the number that cards carry; earlier ones stay, so that old cards can be compared.
+TEMPLATE = 2
+TEMPLATES = {1: "model_card_template_1.md", TEMPLATE: "model_card_template.md"}
+
 # Where the card names its repository.
 REPOSITORY = re.compile(r"""(?<=model=")[^"]+(?=")|(?<=from_pretrained\(")[^"]+(?=")|(?<=hf-nullspace verify )\S+""")
-
-# Trainer writes what it does not know as headings without content.
-EMPTY_SECTIONS = re.compile(r"^## [^\n]+\n+More information needed\n+", re.MULTILINE)
 
 
 def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
@@ -44,33 +46,24 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
     folder = Path(folder)
     card = ModelCard.load(folder / "README.md")
     (tag,) = (card.data.datasets or [None])[:1]
-    facts = {**facts, "dataset": facts["dataset"] or tag}
+    facts = {**facts, "dataset": facts["dataset"] or tag, "template": TEMPLATE}
     (folder / TRAINING_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    # Trainer links to a base model even where there is none, and calls it training from scratch where it is a folder.
-    origin = "was finetuned from a local checkpoint on" if facts["is_local_base"] else "was trained from scratch on"
-    for found in (
-        "is a fine-tuned version of [](https://huggingface.co/) on",
-        "was trained from scratch on",
-    ):
-        card.text = card.text.replace(f"This model {found}", f"This model {origin}")
-    heading = "## Training procedure"
-    before, found, after = EMPTY_SECTIONS.sub("", card.text).partition(heading)
-    card.text = f"{before.rstrip()}\n\n{render_section(facts)}\n\n{found}{after}"
+    card.data.model_name = card.data.model_name or folder.name
+    # All of it is the template's, so that `verify` can write it again from the facts and compare.
+    card.text = render_page(facts, render_section(facts), card.data.model_name, card.data.base_model)
     card.data.pipeline_tag = PIPELINE_TAG
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, facts["model_type"]]))
-    card.data.model_name = card.data.model_name or folder.name
     card.data.eval_results = eval_results(facts, tag) or None
     card.save(folder / "README.md")
 
 
 def render_section(facts: dict[str, Any]) -> str:
     """The Markdown that says what nullspace finetuning did; `facts` as for [`write_card`]."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    name = TEMPLATES[facts.get("template", TEMPLATE)]
+    facts = escaped_strings(facts)
     results, differences = facts["results"], facts["differences"]
     table = markdown_table(results, facts["intervals"], differences) if results else None
-    template = environment.get_template("model_card_template.md")
+    template = template_environment().get_template(name)
     unclear = undecided(differences or {})
     shown = {"table": table, "undecided": unclear, "used_rounds": count_used(facts["rounds"])}
     return template.render(**{"method": None, **facts}, **shown, folder=FOLDER_PLACEHOLDER).strip()

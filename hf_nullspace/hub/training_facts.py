@@ -39,6 +39,7 @@ def collect_training_facts(
     differences: dict[str, list[float]] | None = None,
     result_images: int | None = None,
     method: str | None = None,
+    correct: dict[str, dict[str, str]] | None = None,
 ) -> dict[str, Any]:
     """
     The `facts` of [`write_card`], from values that were measured and nothing else.
@@ -50,7 +51,7 @@ def collect_training_facts(
         settings (`dict`): Name and value of each setting to list.
         dataset (`str`, *optional*): Name of the dataset.
         evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
-        results, intervals, differences, result_images (*optional*): See [`card_results`].
+        results, intervals, differences, result_images, correct (*optional*): See [`card_results`].
         method (`str`, *optional*): A sentence on what it was trained on, where that was no nullspace noise.
     """
     _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
@@ -70,6 +71,7 @@ def collect_training_facts(
         "intervals": intervals,
         "differences": differences,
         "result_images": result_images,
+        "correct": correct,
         "figures": {name: FIGURES[name] for name in sorted(FIGURES) if Path(trainer.args.output_dir, name).is_file()},
         "hyperparameters": extract_hyperparameters_from_trainer(trainer),
         "metrics": {"last": last_metrics, "evaluations": evaluations},

@@ -1,46 +1,60 @@
-"""Checks what a published checkpoint claims: its files, its noise, its certificate and its report."""
+"""Checks what a reader of a published checkpoint sees: its card, its files, its noise, its certificate and its report."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers.utils import logging
 
 from ..certificate import Certificate
-from ..digits import DIGITS_NAME, load_digits_splits
+from ..escaping import plain_text
 from ..frozen import FrozenClassifier, frozen
 from ..injection import tokens_shape
 from ..noise import NOISE_CONFIG_NAME, NOISE_TENSOR_NAME, NullspaceNoise
 from ..patch_embedding import channels_of
-from ..pictures import read_pictures
 from ..preprocessing import Preprocessing
 from ..probing import measure_noise
-from ..robustness import RobustnessReport, evaluate_robustness
-from ..robustness.profiles import EVALUATION_SET
+from ..robustness import RobustnessReport
+from ..robustness.profiles import EVALUATION_SET, Column, Profile
+from ..robustness.repetition import Repetition, seconds_of
 from ..robustness.report import REPORT_NAME
-from .claims import Claim, claims_table, compare_certificates, compare_columns
+from ..strict_json import read_json
+from .card_checks import check_card, list_hearsay
+from .certificate_claims import compare_certificates
+from .claims import Claim, claims_table
 from .download import download
-from .file_checks import (
-    check_card,
-    check_certificate,
-    check_files,
-    check_noise,
-    check_report,
-    check_without_report,
-    list_controls,
-    read_facts,
+from .facts import read_facts
+from .file_checks import check_certificate, check_files, check_noise, check_side_files, check_without_report
+from .manifest import MANIFEST_NAME, NewerFormatError
+from .model_card import TEMPLATE, TRAINING_NAME
+from .outcome_claims import MIN_IMAGES, check_labels, choose_places, compare_outcomes, compare_shares
+from .report_checks import (
+    MAX_COLUMNS,
+    check_card_numbers,
+    check_columns,
+    check_numbers,
+    check_outcomes,
+    check_preprocessing,
+    check_report_page,
+    check_weights,
+    derive,
 )
+from .verification_images import PublishedImages
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+logger = logging.get_logger(__name__)
+
+MAX_SECONDS = 1800.0
+# A processor that makes larger pictures would fill the memory before a budget of time is spent.
+MAX_SIDE = 4096
+ADAPTER_NAME, PROCESSOR_NAME = "adapter_config.json", "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,28 @@ class Verification:
         """The claims that do not hold."""
         return [claim for claim in self.claims if claim.holds is False]
 
+    @property
+    def unchecked(self) -> list[Claim]:
+        """The claims that nothing was found out about."""
+        return [claim for claim in self.claims if claim.holds is None]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if what was checked holds, 1 if a claim does not, 2 if none of what the weights should do was measured."""
+        measurable = [claim for claim in self.claims if claim.is_measurement]
+        if self.failed:
+            return 1
+        return 2 if measurable and all(claim.holds is None for claim in measurable) else 0
+
+    def why_nothing_was_measured(self) -> str:
+        """The reason of the first measurement that was not made."""
+        return next(f"{claim.name}: {claim.reason}" for claim in self.claims if claim.is_measurement)
+
     def to_markdown(self) -> str:
         """The table, and the failed claims below it."""
-        checked = [claim for claim in self.claims if claim.holds is not None]
-        lines = [f"{self.source}: {len(checked) - len(self.failed)} of {len(checked)} claims hold"]
+        checked = len(self.claims) - len(self.unchecked)
+        holding = f"{checked - len(self.failed)} of {checked} checked claims hold"
+        lines = [f"{plain_text(self.source)}: {holding}, {len(self.unchecked)} could not be checked"]
         lines += [f"- {claim.name}: {claim.reason}" for claim in self.failed]
         return claims_table(self.claims) + "\n\n" + "\n".join(lines)
 
@@ -77,33 +109,39 @@ def verify(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike | None = None,
     max_images: int | None = None,
+    max_seconds: float = MAX_SECONDS,
     batch_size: int = 64,
 ) -> Verification:
     """
-    Downloads a checkpoint and checks all it claims.
+    Downloads a checkpoint and checks all that a reader of its page sees.
 
-    The hashes of its files; that the noise fits the model and has the norms its certificate says; that card and
-    certificate agree with `nullspace_training.json`; and, measured anew, the certificate and the columns of the
-    robustness report. A measured claim fails where its 95 % interval and that of the new measurement do not overlap or,
-    on the very images of the claim, where more than one image in a hundred differs. Hashes guard against damage and
-    single edits; who rewrites the manifest too meets the measurements.
+    The card's text is written again from the files, and every accuracy, interval, difference and mean is derived again
+    from the published outcomes of the images; so is the report's page. The outcomes are then measured anew with the
+    weights that `from_pretrained` gives, on images drawn by chance: image by image where the pictures are those of the
+    report, else as a sample, where a claim fails if the 95 % intervals do not overlap. The noise has the norms of its
+    certificate, which is measured anew too. What only the publisher can know, or what the images or the time do not
+    suffice for, is listed as not checked. Code of the repository is never run. Hashes guard against damage and single
+    edits; who rewrites them too meets the measurements.
 
     Args:
         repo_or_folder (`str` or `os.PathLike`): `"user/repo"`, or a folder that `NullspaceTrainer` wrote.
         images (`str`, `os.PathLike` or a sequence of them, *optional*): Folder of pictures to measure on, or several
-            that count as one. By default the digits, which the checkpoint must have been trained on.
+            that count as one; with one sub-folder for each class, accuracies are measured too. By default the digits,
+            for a checkpoint that was trained on them.
         revision (`str`, *optional*): Branch, tag or commit.
         token (`str` or `bool`, *optional*): Access token, for private repositories.
         cache_dir (`str` or `os.PathLike`, *optional*): Where downloads are cached.
-        max_images (`int`, *optional*): Measure on the first so many images only.
+        max_images (`int`, *optional*): Measure on so many images at most.
+        max_seconds (`float`, *optional*, defaults to 1800): Measure for so long at most, by an estimate: columns are
+            measured on fewer images then, or not at all.
         batch_size (`int`, *optional*, defaults to 64): Images at a time.
 
     Returns:
         [`Verification`].
 
     Raises:
-        `ValueError`: If no images are named for a checkpoint that was not trained on the digits, or if a newer version
-            of the package published it.
+        `ValueError`: If a newer version of the package published it, the folder holds nothing of this package, or a
+            number is out of range.
         `OSError`: If the repository or the images cannot be had.
 
     Example:
@@ -114,41 +152,26 @@ def verify(
     []
     ```
     """
+    for name, value in (("max_images", max_images), ("max_seconds", max_seconds), ("batch_size", batch_size)):
+        if value is not None and not value > 0:
+            raise ValueError(f"`{name}` must be positive, but got {value}.")
+    folders = folders_of(images)
+    for each in folders:
+        if not Path(each).is_dir():
+            raise FileNotFoundError(f"There is no folder {str(each)!r}. Name a folder that holds pictures.")
     folder, commit = download(repo_or_folder, revision=revision, token=token, cache_dir=cache_dir)
+    if not any((folder / name).is_file() for name in (MANIFEST_NAME, TRAINING_NAME)):
+        raise ValueError(
+            f"{str(repo_or_folder)!r} has neither {MANIFEST_NAME} nor {TRAINING_NAME}: nothing says what it claims. "
+            "Checkpoints that `NullspaceTrainer` wrote have both."
+        )
     source = str(repo_or_folder) if commit is None else f"{repo_or_folder}, commit {commit}"
     claims = check_files(folder)
-    try:
-        facts = read_facts(folder)
-        noise = read_noise(folder, facts)
-        evaluated = facts["evaluation_certificate"] and Certificate.from_dict(facts["evaluation_certificate"])
-        report = RobustnessReport.load(folder) if Path(folder, REPORT_NAME).is_file() else None
-        model = AutoModelForImageClassification.from_pretrained(folder).eval()
-        processor = AutoImageProcessor.from_pretrained(folder)
-        claims.append(check_card(folder, facts))
-        if noise is not None:
-            claims += [check_certificate(noise, facts), *check_noise(noise)]
-        claims += [check_without_report(facts)] if report is None else check_report(report, facts, model)
-        images_of = PublishedImages(facts["dataset"], facts["settings"]["seed"], folders_of(images), max_images)
-    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        claims.append(Claim("files that fit together", False, reason=str(error)))
+    check = Checkpoint(folder, None if commit is None else str(repo_or_folder), folders, max_images, batch_size)
+    claims += check.files()
+    if any(claim.holds is False for claim in claims) and (check.images is None or not check.images.exist):
         return Verification(source, tuple(claims))
-    if any(claim.holds is False for claim in claims) and not images_of.exist:
-        return Verification(source, tuple(claims))
-    images_of.check()
-    if noise is None:
-        claims.append(Claim("certificate", None, reason="it was trained without noise"))
-    else:
-        projection, claimed = facts["patch_projection"], evaluated or noise.certificate
-        claims += measure_certificate(model, processor, noise, claimed, images_of, batch_size, projection)
-    if report is not None:
-        claims += measure_report(model, processor, report, images_of, batch_size)
-    return Verification(source, (*claims, *list_controls(facts)))
-
-
-def read_noise(folder: Path, facts: dict[str, Any]) -> NullspaceNoise | None:
-    """The noise of a checkpoint; `None` if it was trained without, and claims none."""
-    has_none = not any(Path(folder, name).is_file() for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME))
-    return None if has_none and facts["certificate"] is None else NullspaceNoise.from_pretrained(folder)
+    return Verification(source, (*claims, *check.measure(time.monotonic() + max_seconds)))
 
 
 def folders_of(images: str | os.PathLike | Sequence[str | os.PathLike] | None) -> tuple[str | os.PathLike, ...]:
@@ -156,120 +179,286 @@ def folders_of(images: str | os.PathLike | Sequence[str | os.PathLike] | None) -
     return () if images is None else (images,) if isinstance(images, (str, os.PathLike)) else tuple(images)
 
 
-@dataclass(frozen=True)
-class PublishedImages:
+class Checkpoint:
     """
-    The images that claims are measured on: those given, or those of the digits that the claims were made of.
+    A published folder under examination; each part that cannot be read fails on its own, and what needs it is left out.
 
     Args:
-        dataset (`str` or `None`): Name of the dataset that the checkpoint was trained on.
-        seed (`int`): Seed of its splits.
-        folders (`tuple`, *optional*): Where the given images are.
-        max_images (`int`, *optional*): Take so many at most.
+        folder (`Path`): The folder.
+        repository (`str`, *optional*): Where it was downloaded from.
+        folders (`tuple`): Pictures of the verifier.
+        max_images (`int`, *optional*): Measure on so many images at most.
+        batch_size (`int`): Images at a time.
     """
 
-    dataset: str | None
-    seed: int
-    folders: tuple[str | os.PathLike, ...] = ()
-    max_images: int | None = None
+    def __init__(
+        self,
+        folder: Path,
+        repository: str | None,
+        folders: tuple[str | os.PathLike, ...],
+        max_images: int | None,
+        batch_size: int,
+    ):
+        self.folder, self.repository, self.folders = folder, repository, folders
+        self.max_images, self.batch_size = max_images, batch_size
+        self.facts = self.noise = self.report = self.model = self.processor = self.images = None
 
-    @property
-    def exist(self) -> bool:
-        """Whether images were given, or are those that the package can find."""
-        return bool(self.folders) or self.dataset == DIGITS_NAME
+    # ---- What no image enters -----------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """Raises a `ValueError` if there are no images."""
-        if not self.exist:
-            raise ValueError(
-                f"The checkpoint was trained on {self.dataset or 'images that it does not name'}, which this package "
-                "does not bring. Name a folder of such pictures with `--images`; with one sub-folder for each class, "
-                "the report is measured too."
-            )
+    def files(self) -> list[Claim]:
+        """The claims that need no image."""
+        claims: list[Claim] = []
+        self.facts = self._read("training facts", lambda: read_facts(self.folder), claims)
+        if self.facts is None:
+            return claims
+        seed = self.facts["settings"].get("seed")
+        seed = seed if type(seed) is int else 42
+        self.images = PublishedImages(self.facts["dataset"], seed, self.folders, self.max_images)
+        self.noise = self._read("noise", self._read_noise, claims)
+        if (self.folder / REPORT_NAME).is_file():
+            self.report = self._read("report", lambda: RobustnessReport.load(self.folder), claims)
+        self.model = self._read("model", self._load_model, claims)
+        self.processor = self._read("image processor", self._load_processor, claims)
+        claims += self._guarded("card", lambda: check_card(self.folder, self.facts, self.repository))
+        claims += self._guarded("side files", lambda: check_side_files(self.folder, self.facts))
+        if self.noise is not None:
+            claims += self._guarded("certificate", lambda: check_certificate(self.noise, self.facts))
+            claims += self._guarded("noise", lambda: check_noise(self.noise))
+        elif self.facts["certificate"] is None:
+            claims.append(Claim("certificate", None, reason="it was trained without noise"))
+        claims += self._guarded("report", self._check_report)
+        return claims + list_hearsay(self.facts)
 
-    def pictures(self) -> Sequence[Image.Image]:
-        """Pictures for the certificate."""
-        if self.folders:
-            return [picture for folder in self.folders for picture in read_pictures(folder)][: self.max_images]
-        return load_digits_splits(self.seed)["validation"][: self.max_images]["image"]
-
-    def labelled(self, count: int) -> Dataset | None:
-        """Pictures with labels for a report of `count` images; `None` where they have no labels."""
-        if not self.folders:
-            dataset = load_digits_splits(self.seed)["test"]
-            return dataset.select(range(min(count, len(dataset), self.max_images or count)))
-        from datasets import concatenate_datasets, load_dataset
-
-        parts = [
-            load_dataset("imagefolder", data_files={"test": f"{folder}/**"}, split="test") for folder in self.folders
+    def _check_report(self) -> list[Claim]:
+        report, facts = self.report, self.facts
+        if report is None:
+            return [check_without_report(facts)] if not (self.folder / REPORT_NAME).is_file() else []
+        if len(report.profile.columns) > MAX_COLUMNS:
+            reason = f"it has {len(report.profile.columns)} columns; at most {MAX_COLUMNS} are checked"
+            self.report = None
+            return [Claim("accuracies of the report", None, reason=reason, is_measurement=True)]
+        is_old = facts["template"] < TEMPLATE
+        claims = check_columns(report)
+        if self.model is not None:
+            claims.append(check_weights(report, self.model, (self.folder / ADAPTER_NAME).is_file()))
+            claims.append(check_outcomes(report, self.model.config.num_labels))
+        if self.processor is not None:
+            claims.append(check_preprocessing(report, self.processor))
+        claims += check_card_numbers(facts, report)
+        if report.outcomes is None or set(report.outcomes) != set(report.columns):
+            self.report.outcomes = None
+            return claims
+        derived = derive(report)
+        return [
+            *claims,
+            *check_numbers(report, derived, is_old),
+            check_report_page(self.folder, derived, is_old),
+            Claim("timing and versions of the report", None, reason="only the evaluation knows"),
         ]
-        if not all("label" in part.column_names for part in parts):
-            return None
-        classes = [part.features["label"].names for part in parts]
-        if any(names != classes[0] for names in classes):
-            raise ValueError(f"The folders of `--images` have different classes: {classes}. Verify with each alone.")
-        dataset = concatenate_datasets(parts)
-        # The files are sorted by class, so the first ones would be of few classes.
-        return dataset.shuffle(seed=self.seed).select(range(min(len(dataset), self.max_images or len(dataset))))
+
+    def _read_noise(self) -> NullspaceNoise | None:
+        """The noise of a checkpoint; `None` if it was trained without, and claims none."""
+        has_none = not any((self.folder / name).is_file() for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME))
+        return None if has_none and self.facts["certificate"] is None else NullspaceNoise.from_pretrained(self.folder)
+
+    def _load_model(self) -> PreTrainedModel:
+        for name in ("config.json", ADAPTER_NAME):
+            if (self.folder / name).is_file():
+                read_json(self.folder / name)
+        # What a reader's `from_pretrained` gives, without code of the repository and without a pickle.
+        model, info = AutoModelForImageClassification.from_pretrained(
+            self.folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        if missing:
+            raise ValueError(f"{len(missing)} weights are not in the files and would be random, such as {missing[0]}")
+        return model.eval()
+
+    def _load_processor(self) -> BaseImageProcessor:
+        if (self.folder / PROCESSOR_NAME).is_file():
+            read_json(self.folder / PROCESSOR_NAME)
+        processor = AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        sides = [side for name in ("size", "crop_size") for side in _sides(getattr(processor, name, None))]
+        if any(side > MAX_SIDE for side in sides):
+            raise ValueError(f"it makes pictures of {max(sides)} pixels a side; at most {MAX_SIDE} are measured")
+        return processor
+
+    # ---- What is measured ---------------------------------------------------------------------------------------
+
+    def measure(self, deadline: float) -> list[Claim]:
+        """The claims that are measured anew, until `deadline` on the monotonic clock."""
+        if self.facts is None or self.model is None or self.processor is None:
+            return []
+        if not self.images.exist:
+            reason = (
+                f"the checkpoint was trained on {plain_text(self.facts['dataset'] or 'images that it does not name', 60)}, "
+                "which this package does not bring; name a folder of such pictures with `--images`"
+            )
+            return [Claim("measurements with the weights", None, reason=reason, is_measurement=True)]
+        claims = []
+        if self.noise is not None:
+            claims += self._measured("certificate measured anew", self._measure_certificate)
+        claims += self._measured("accuracy (evaluation)", self._measure_evaluation)
+        if self.report is not None:
+            claims += self._measured("accuracies of the report", lambda: self._measure_report(deadline))
+        return claims
+
+    def _measure_certificate(self) -> list[Claim]:
+        """What the noise does to the model as published, against the evaluation certificate where there is one."""
+        pictures, facts = self.images.pictures(), self.facts
+        projection = facts["patch_projection"]
+        found = tuple(self.noise.tensor.shape[1:])
+        preprocessing = Preprocessing.of(self.processor, channels_of(self.model))
+        with frozen(self.model):
+            embeddings, _ = FrozenClassifier(self.model, projection).embed(preprocessing.to_model_inputs(pictures[:1]))
+        expected = tuple(tokens_shape(embeddings))
+        reason = "" if found == expected else "it does not fit the model's patch embeddings"
+        shape = Claim("shape of the noise (patches, hidden)", not reason, str(found), str(expected), reason)
+        if reason:
+            return [shape]
+        batches = [
+            preprocessing.to_model_inputs(pictures[first : first + self.batch_size])
+            for first in range(0, len(pictures), self.batch_size)
+        ]
+        measured = measure_noise(self.model, self.noise, batches, patch_projection=projection)
+        evaluated = facts["evaluation_certificate"]
+        if evaluated is not None:
+            return [shape, *compare_certificates(Certificate.from_dict(evaluated), measured)]
+        reason = "it is of training images and of earlier weights; there is none of evaluation images"
+        return [
+            shape,
+            *compare_certificates(self.noise.certificate, measured),
+            Claim("certificate", None, reason=reason),
+        ]
+
+    def _measure_evaluation(self) -> list[Claim]:
+        last = self.facts["metrics"]["last"] or {}
+        stated = last.get("Accuracy", last.get("eval_accuracy"))
+        others = [name for name in last if name not in ("Accuracy", "eval_accuracy")]
+        claims = []
+        if others:
+            listed = ", ".join(plain_text(name, 40) for name in others[:10])
+            claims.append(Claim(f"evaluation metrics ({listed})", None, reason="of the training run's own making"))
+        if stated is None:
+            return claims
+        if not isinstance(stated, (int, float)) or not 0 <= stated <= 1:
+            return [*claims, Claim("accuracy (evaluation)", False, reason="it is no share", is_measurement=True)]
+        source = self.images.validation(self.model)
+        if source is None:
+            return [
+                *claims,
+                Claim("accuracy (evaluation)", None, reason="the pictures have no labels", is_measurement=True),
+            ]
+        certificate = self.facts["evaluation_certificate"]
+        count = certificate["num_images"] if certificate else len(source)
+        places = choose_places(torch.arange(len(source)), self.max_images or len(source))
+        profile = Profile("evaluation", (Column("clean"),))
+        repetition = Repetition(self.model, self.processor, source, profile, self.batch_size)
+        ((_, outcomes),) = repetition.run({"clean": places})
+        measured = int(outcomes.correct.sum())
+        claim = compare_shares("accuracy (evaluation)", (round(stated * count), count), (measured, len(outcomes)))
+        if self.images.are_known and count == len(source) == len(outcomes):
+            differing = abs(round(stated * count) - measured)
+            if differing > max(1, count // 100):
+                reason = f"{differing} of the same {count} images differ"
+                claim = Claim(claim.name, False, claim.claimed, claim.measured, reason)
+        return [*claims, claim.measured_now()]
+
+    def _measure_report(self, deadline: float) -> list[Claim]:
+        """The columns of the report, measured again under its own profile."""
+        report = self.report
+        count = report.run.get("num_images", {}).get(EVALUATION_SET, 0)
+        found = self.images.labelled(self.model, count, str(report.run.get("datasets", {}).get(EVALUATION_SET)))
+        if found is None:
+            return [Claim("accuracy of the report", None, reason="the pictures have no labels")]
+        source, are_same = found
+        claims = []
+        if not are_same and self.images.are_known:
+            claims.append(
+                Claim("images of the report", False, reason=f"they are not those of {self.facts['dataset']}")
+            )
+        elif not are_same:
+            reason = "the pictures are others than the report's, so that accuracies are compared as samples"
+            claims.append(Claim("images of the report", None, reason=reason))
+        columns = [column for column in report.profile.columns if column.name in report.columns]
+        elsewhere = [column.name for column in columns if column.dataset != EVALUATION_SET]
+        claims += [Claim(f"accuracy (%), {name}", None, reason="of another dataset") for name in elsewhere]
+        columns = [column for column in columns if column.dataset == EVALUATION_SET]
+        if are_same and report.outcomes is not None:
+            labels = (
+                check_labels(f"labels of {each.name}", report.outcomes[each.name], source.labels) for each in columns
+            )
+            claims += [claim for claim in labels if claim is not None]
+        repetition = Repetition(self.model, self.processor, source, report.profile, self.batch_size)
+        per_pass = repetition.seconds_per_pass()
+        columns.sort(key=lambda column: _seconds(column, 1, per_pass))
+        for column in columns:
+            claims.append(self._measure_column(column, repetition, are_same, per_pass, deadline).measured_now())
+        return claims
+
+    def _measure_column(
+        self, column: Column, repetition: Repetition, are_same: bool, per_pass: float, deadline: float
+    ) -> Claim:
+        name, report = f"accuracy (%), {column.name}", self.report
+        outcomes = report.outcomes[column.name] if report.outcomes is not None else None
+        paired = are_same and outcomes is not None
+        indices = outcomes.indices if paired else torch.arange(len(repetition.source))
+        wanted = min(len(indices), self.max_images or len(indices), column.max_images or len(indices))
+        seconds, left = _seconds(column, 1, per_pass), deadline - time.monotonic()
+        affordable = int(max(0.0, left) / seconds)
+        if affordable < min(wanted, MIN_IMAGES):
+            needed = seconds * min(wanted, MIN_IMAGES)
+            reason = f"it takes about {needed:.3g} s, and {max(0.0, left):.0f} s are left of `--max_seconds`"
+            return Claim(name, None, reason=reason)
+        places = choose_places(indices, min(wanted, affordable))
+        try:
+            ((_, measured),) = repetition.run({column.name: places})
+        except (ImportError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            return Claim(name, None, reason=f"it cannot be measured here: {_one_line(error)}")
+        if paired:
+            return compare_outcomes(name, outcomes, measured, column.attack is not None)
+        row = report.columns[column.name]
+        return compare_shares(name, (row["correct"], row["count"]), (int(measured.correct.sum()), len(measured)))
+
+    # ---- Errors -------------------------------------------------------------------------------------------------
+
+    def _read(self, part: str, read: Callable[[], Any], claims: list[Claim]) -> Any:
+        """What `read` gives; if it cannot, the claim that the part is whole fails."""
+        try:
+            return read()
+        except ImportError as error:
+            claims.append(Claim(f"{part} can be read", None, reason=_one_line(error), is_measurement=True))
+        except NewerFormatError:
+            raise
+        except Exception as error:  # whatever a damaged file makes libraries raise, it is the file that is at fault
+            claims.append(Claim(f"{part} can be read", False, reason=_one_line(error)))
+        return None
+
+    def _guarded(self, part: str, check: Callable[[], list[Claim]]) -> list[Claim]:
+        try:
+            return check()
+        except Exception as error:  # as above
+            return [Claim(f"{part} can be checked", False, reason=_one_line(error))]
+
+    def _measured(self, part: str, measure: Callable[[], list[Claim]]) -> list[Claim]:
+        try:
+            return measure()
+        except Exception as error:  # the verifier's pictures, packages or memory may be at fault, so no claim fails
+            return [Claim(part, None, reason=f"it cannot be measured here: {_one_line(error)}", is_measurement=True)]
 
 
-def measure_certificate(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    noise: NullspaceNoise,
-    claimed: Certificate,
-    images: PublishedImages,
-    batch_size: int,
-    patch_projection: str | None,
-) -> list[Claim]:
-    """
-    What the noise does to the model as published, against the certificate.
-
-    That is the evaluation certificate where there is one: training goes on after a noise is certified.
-    """
-    pictures = images.pictures()
-    preprocessing = Preprocessing.of(processor, channels_of(model))
-    found = tuple(noise.tensor.shape[1:])
-    expected = expected_shape(model, preprocessing.to_model_inputs(pictures[:1]), patch_projection)
-    reason = "" if found == expected else "it does not fit the model's patch embeddings"
-    shape = Claim("shape of the noise (patches, hidden)", not reason, str(found), str(expected), reason)
-    if reason:
-        return [shape]
-    batches = [
-        preprocessing.to_model_inputs(pictures[first : first + batch_size])
-        for first in range(0, len(pictures), batch_size)
-    ]
-    return [
-        shape,
-        *compare_certificates(claimed, measure_noise(model, noise, batches, patch_projection=patch_projection)),
-    ]
+def _seconds(column: Column, count: int, per_pass: float) -> float:
+    """The estimate, endless where the settings are no numbers."""
+    try:
+        return max(seconds_of(column, count, per_pass), 1e-9)
+    except (TypeError, ValueError, OverflowError):
+        return float("inf")
 
 
-def measure_report(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    report: RobustnessReport,
-    images: PublishedImages,
-    batch_size: int,
-) -> list[Claim]:
-    """Every column of the report, measured again under its own profile."""
-    dataset = images.labelled(report.run["num_images"][EVALUATION_SET])
-    if dataset is None:
-        return [Claim("accuracy of the report", None, reason="the pictures have no labels")]
-    measured = evaluate_robustness(model, processor, dataset, report.profile, batch_size=batch_size, disable_tqdm=True)
-    same_images = measured.run["datasets"] == report.run["datasets"]
-    return [
-        Claim(f"accuracy (%), {name}", None, reason=measured.not_measured[name])
-        if name not in measured.columns
-        else compare_columns(f"accuracy (%), {name}", row, measured.columns[name], same_images)
-        for name, row in report.columns.items()
-    ]
+def _sides(size: Any) -> list[float]:
+    values = size.values() if isinstance(size, dict) else vars(size).values() if hasattr(size, "__dict__") else [size]
+    return [value for value in values if isinstance(value, (int, float))]
 
 
-def expected_shape(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], patch_projection: str | None
-) -> tuple[int, int]:
-    """Number of patches and hidden size of the model's patch embeddings."""
-    with frozen(model):
-        embeddings, _ = FrozenClassifier(model, patch_projection).embed(inputs)
-    return tuple(tokens_shape(embeddings))
+def _one_line(error: BaseException) -> str:
+    return plain_text(" ".join(str(error).split()) or type(error).__name__, 300)

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..escaping import plain_text
 from ..noise import replaced
+from ..strict_json import DamagedFileError
 
 
 # One number per image each; `l2` and `linf` are the distance of an attacked picture from the clean one, in pixels, and
@@ -58,13 +60,30 @@ def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> Non
 
 
 def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:
-    """Reads what [`save_outcomes`] wrote, in no particular order of columns."""
-    with safe_open(path, framework="pt") as file:
-        columns = [name.removesuffix(".values") for name in file.keys() if name.endswith(".values")]
-        return {
-            column: Outcomes(file.get_tensor(f"{column}.values"), file.get_tensor(f"{column}.indices"))
-            for column in columns
-        }
+    """
+    Reads what [`save_outcomes`] wrote, in no particular order of columns.
+
+    Raises:
+        [`DamagedFileError`]: If the file is no such file, or values and places do not belong together.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            columns = [name.removesuffix(".values") for name in file.keys() if name.endswith(".values")]
+            outcomes = {
+                column: Outcomes(file.get_tensor(f"{column}.values"), file.get_tensor(f"{column}.indices"))
+                for column in columns
+            }
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(f"{path.name} is damaged: {plain_text(error, 200)}.") from None
+    for column, images in outcomes.items():
+        count = images.indices.numel()
+        if images.indices.shape != (count,) or images.values.shape != (count, len(FIELDS)) or not count:
+            shapes = f"{tuple(images.values.shape)} and {tuple(images.indices.shape)}"
+            raise DamagedFileError(f"{path.name} is damaged: column {plain_text(column, 60)} has the shapes {shapes}.")
+        if images.indices.dtype != torch.int64 or not images.values.is_floating_point():
+            raise DamagedFileError(f"{path.name} is damaged: column {plain_text(column, 60)} holds other kinds.")
+    return outcomes
 
 
 class ShardStore:

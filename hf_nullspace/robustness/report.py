@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..escaping import plain_text
 from ..plotting import optional_figure, plot_robustness
+from ..strict_json import DamagedFileError, expect, read_json
 from .outcomes import Outcomes, load_outcomes, save_outcomes, write_text
 from .profiles import Profile
 from .report_markdown import report_sections
@@ -76,8 +78,10 @@ class RobustnessReport:
         The report that [`RobustnessReport.to_dict`] gave.
 
         Raises:
-            `ValueError`: If the profile is not the one that its hash was taken of.
+            `ValueError`: If a part is missing or of another kind, or the profile is not the one that its hash was taken
+                of.
         """
+        _check_kinds(values)
         profile = Profile.from_dict(values["profile"])
         if profile.hash != values["profile_hash"]:
             raise ValueError(
@@ -115,14 +119,55 @@ class RobustnessReport:
 
         Raises:
             `FileNotFoundError`: If the folder has no report.
+            `ValueError`: If it is damaged.
         """
         path = Path(directory) / REPORT_NAME
         if not path.is_file():
             raise FileNotFoundError(f"{str(directory)!r} has no {REPORT_NAME}: no finished evaluation is there.")
-        report = cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        report = cls.from_dict(read_json(path))
         outcomes = path.with_name(OUTCOMES_NAME)
         report.outcomes = load_outcomes(outcomes) if outcomes.is_file() else None
         return report
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    """Refuses what no report holds, before a formula meets it."""
+    parts: dict[str, type] = {"model": str, "profile": dict, "profile_hash": str, "seed": int}
+    parts |= dict.fromkeys(("columns", "summary", "not_measured", "aggregates", "run", "timing"), dict)
+    for name, kind in parts.items():
+        if name not in values:
+            raise DamagedFileError(f"{REPORT_NAME} is damaged: there is no `{name}`.")
+        _expect(values[name], kind, name)
+    for column, row in values["columns"].items():
+        _expect(row, dict, f"columns.{column}")
+        for name in ("accuracy", "low", "high", "correct", "count"):
+            _expect(
+                row.get(name), (int,) if name in ("correct", "count") else (int, float), f"columns.{column}.{name}"
+            )
+        if row["count"] < 1:
+            raise DamagedFileError(f"{REPORT_NAME} is damaged: `columns.{column}` has no images.")
+    for bar, row in values["summary"].items():
+        for name in ("accuracy", "low", "high"):
+            _expect(_expect(row, dict, f"summary.{bar}").get(name), (int, float, type(None)), f"summary.{bar}.{name}")
+    for name, value in values["aggregates"].items():
+        _expect(value, (int, float), f"aggregates.{name}")
+    for name, value in values["not_measured"].items():
+        _expect(value, str, f"not_measured.{name}")
+    kinds = {"model": str, **dict.fromkeys(("datasets", "num_images", "preprocessing", "versions"), dict)}
+    for name, kind in kinds.items():
+        _expect(values["run"].get(name, kind()), kind, f"run.{name}")
+    for name, value in values["run"].get("num_images", {}).items():
+        _expect(value, int, f"run.num_images.{name}")
+    for protocol, names in _expect(
+        values["run"].get("preprocessing", {}).get("resizing", {}), dict, "resizing"
+    ).items():
+        _expect(names, list, f"resizing.{protocol}")
+    for name, value in _expect(values["timing"].get("seconds"), dict, "timing.seconds").items():
+        _expect(value, (int, float), f"timing.seconds.{name}")
+
+
+def _expect(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
+    return expect(value, kind, f"{REPORT_NAME} is damaged: `{plain_text(name, 80)}`")
 
 
 def draw_figure(reports: Sequence[RobustnessReport], path: str | os.PathLike) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .profiles import IMAGENET_C, Column, Profile
+from ..escaping import escaped_strings, markdown_text
+from .profiles import IMAGENET_C, PROFILES, Column, Profile
 
 
 AGGREGATE_NAMES = {
@@ -26,8 +27,10 @@ def report_sections(
     run: dict[str, Any],
 ) -> list[str]:
     """The parts of a report, from the fields of [`RobustnessReport`]."""
-    parts = [f"# Robustness of {model_name}"]
-    parts.append(f"Profile `{profile.name}` ({profile.hash[:12]}), seed {profile.seed}. {profile.note}".strip())
+    not_measured, run = escaped_strings(not_measured), escaped_strings(run)
+    parts = [f"# Robustness of {markdown_text(model_name)}"]
+    name, note = markdown_text(profile.name), _note_text(profile)
+    parts.append(f"Profile `{name}` ({profile.hash[:12]}), seed {profile.seed}. {note}".strip())
     measured = [column for column in profile.columns if column.name in rows]
     corrupted = [column for column in measured if column.corruption is not None and column.attack is None]
     others = [_column_row(column.name, rows[column.name]) for column in measured if column not in corrupted]
@@ -50,6 +53,12 @@ def report_sections(
     lines = [f"- {name} {version}" for name, version in run["versions"].items()]
     parts.append("## Versions\n\n" + "\n".join(lines))
     return parts
+
+
+def _note_text(profile: Profile) -> str:
+    """The note as its writer meant it, where that is this package."""
+    own = PROFILES.get(profile.name)
+    return profile.note if own is not None and own.note == profile.note else markdown_text(profile.note)
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

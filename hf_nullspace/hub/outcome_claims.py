@@ -1,0 +1,96 @@
+"""What happened to each image, as published, beside what happens to it now."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from ..robustness.metrics import wilson_interval
+from ..robustness.outcomes import Outcomes
+from .claims import Claim, Estimate
+
+
+# A measurement counts if it would find changes of this share of the images with this confidence.
+DETECTABLE_SHARE, CONFIDENCE = 0.1, 0.95
+# So many images, all in agreement, leave no larger share that may differ.
+MIN_IMAGES = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - DETECTABLE_SHARE))
+# Half the length of both intervals together, in points: what lies closer cannot be told apart.
+MAX_BLUR = 25.0
+# Other hardware changes few answers, and hardly the probabilities of clean images.
+CONFIDENCE_TOLERANCE, DISTANCE_TOLERANCE = 0.05, 0.05
+CHANGED_SHARE, CHANGED_SHARE_UNDER_ATTACK = 0.02, 0.2
+
+
+def compare_outcomes(name: str, claimed: Outcomes, measured: Outcomes, is_attacked: bool) -> Claim:
+    """
+    The claim that the published outcomes of a column are those of these weights, on the very same images.
+
+    Args:
+        name (`str`): What to call it.
+        claimed (`Outcomes`): All published outcomes of the column.
+        measured (`Outcomes`): Those of some of these images, measured now.
+        is_attacked (`bool`): An attack may end elsewhere on other hardware, so that more images may differ.
+    """
+    row_of = {index: row for row, index in enumerate(claimed.indices.tolist())}
+    rows = [row_of[index] for index in measured.indices.tolist()]
+    count, total = len(measured), len(claimed)
+    before, after = claimed.correct[rows], measured.correct
+    shown = [
+        Estimate(100 * each.double().mean().item(), *wilson_interval(int(each.sum()), count))
+        for each in (before, after)
+    ]
+    texts = [f"{estimate}{'' if count == total else f', {count} of {total} images'}" for estimate in shown]
+    differing = int((before != after).sum())
+    if differing > max(1, count // 100):
+        return Claim(name, False, *texts, f"{differing} of the same {count} images differ")
+    moved = _moved(claimed.values[rows], measured.values, is_attacked)
+    if moved > max(1, (CHANGED_SHARE_UNDER_ATTACK if is_attacked else CHANGED_SHARE) * count):
+        reason = f"{moved} of the same {count} images have other probabilities or distances"
+        return Claim(name, False, *texts, reason)
+    if count < min(MIN_IMAGES, total):
+        reason = f"{count} images are too few; {min(MIN_IMAGES, total)} of these can tell"
+        return Claim(name, None, *texts, reason)
+    return Claim(name, True, *texts)
+
+
+def compare_shares(name: str, claimed: tuple[int, int], measured: tuple[int, int]) -> Claim:
+    """
+    A claimed accuracy beside that of other images; both as the numbers of right ones and of all.
+
+    It fails where the 95 % intervals have no point in common, and is not checked where they are so long that a claim far
+    from the truth would pass.
+    """
+    estimates = [Estimate(100 * right / count, *wilson_interval(right, count)) for right, count in (claimed, measured)]
+    texts = [
+        f"{estimate} on {count} images" for estimate, (_, count) in zip(estimates, (claimed, measured), strict=True)
+    ]
+    if not estimates[0].overlaps(estimates[1]):
+        return Claim(name, False, *texts, "the intervals do not overlap")
+    blur = sum(estimate.high - estimate.low for estimate in estimates) / 2
+    if blur > MAX_BLUR:
+        reason = f"the images are too few: a claim {blur:.0f} points off could pass"
+        return Claim(name, None, *texts, reason)
+    return Claim(name, True, *texts)
+
+
+def check_labels(name: str, claimed: Outcomes, labels: list[int]) -> Claim | None:
+    """That the published predictions are right where they are said to be; `None` if they are."""
+    truth = torch.tensor([labels[index] for index in claimed.indices.tolist()])
+    wrong = int(((claimed.prediction == truth) != claimed.correct).sum())
+    return Claim(name, False, reason=f"{wrong} predictions are not what they are counted as") if wrong else None
+
+
+def choose_places(indices: torch.Tensor, count: int) -> list[int]:
+    """So many of the images, by chance: a choice that the publisher knew would leave the others free to be changed."""
+    chosen = np.random.default_rng().choice(len(indices), size=min(count, len(indices)), replace=False)
+    return sorted(indices[chosen].tolist())
+
+
+def _moved(before: torch.Tensor, after: torch.Tensor, is_attacked: bool) -> int:
+    """Images whose probability or distance is another one."""
+    confidence = (before[:, 2] - after[:, 2]).abs() > CONFIDENCE_TOLERANCE
+    distances = (before[:, 3:5] - after[:, 3:5]).abs() > DISTANCE_TOLERANCE * after[:, 3:5].abs() + 1e-4
+    same_answer = before[:, 1] == after[:, 1]  # one that was fooled and one that was not have nothing to compare
+    return int(((confidence | distances.any(1)) & same_answer).sum()) if is_attacked else int(confidence.sum())

@@ -1,0 +1,117 @@
+"""The pictures that claims are measured on: those that a verifier names, or the digits that the claims were made of."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from torch import nn
+
+from ..data import draw_images
+from ..digits import DIGITS_NAME, load_digits_splits
+from ..pictures import read_pictures
+from ..robustness.profiles import EVALUATION_SET
+from ..robustness.sources import ImageSource, image_source
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+_digits = lru_cache(maxsize=1)(load_digits_splits)
+
+
+@dataclass(frozen=True)
+class PublishedImages:
+    """
+    The images that claims are measured on.
+
+    Args:
+        dataset (`str` or `None`): Name of the dataset that the checkpoint was trained on.
+        seed (`int`): Seed of its splits.
+        folders (`tuple`, *optional*): Where the given images are.
+        max_images (`int`, *optional*): Take so many at most.
+    """
+
+    dataset: str | None
+    seed: int
+    folders: tuple[str | os.PathLike, ...] = ()
+    max_images: int | None = None
+
+    @property
+    def exist(self) -> bool:
+        """Whether images were given, or are those that the package can find."""
+        return bool(self.folders) or self.dataset == DIGITS_NAME
+
+    @property
+    def are_known(self) -> bool:
+        """Whether they are the very images that the claims were made of."""
+        return not self.folders
+
+    def pictures(self) -> Sequence[Image.Image]:
+        """Pictures for the certificate."""
+        if self.folders:
+            return [picture for folder in self.folders for picture in read_pictures(folder)][: self.max_images]
+        return _digits(self.seed)["validation"][: self.max_images]["image"]
+
+    def labelled(self, model: nn.Module, count: int, fingerprint: str) -> tuple[ImageSource, bool] | None:
+        """
+        Pictures with labels for a report; `None` where they have no labels.
+
+        Args:
+            model (`nn.Module`): Whose classes the labels are.
+            count (`int`): Images of the report.
+            fingerprint (`str`): Their fingerprint.
+
+        Returns:
+            `tuple[ImageSource, bool]`: The images, and whether they are the very images of the report.
+        """
+        parts = self._labelled_parts()
+        if parts is None:
+            return None
+        source = None
+        for dataset in self._candidates(parts, count):
+            source = image_source(dataset, model, EVALUATION_SET)
+            if source.fingerprint() == fingerprint:
+                return source, True
+        if self.are_known:
+            return image_source(parts[0], model, EVALUATION_SET), False
+        # The files are sorted by class, so the first ones would be of few classes.
+        return image_source(parts[0].shuffle(seed=self.seed), model, EVALUATION_SET), False
+
+    def validation(self, model: nn.Module) -> ImageSource | None:
+        """Pictures with labels like those that a run evaluates on; `None` where there are no labels."""
+        if self.are_known:
+            return image_source(_digits(self.seed)["validation"], model, EVALUATION_SET)
+        parts = self._labelled_parts()
+        return None if parts is None else image_source(parts[0], model, EVALUATION_SET)
+
+    def _labelled_parts(self) -> list[Dataset] | None:
+        if not self.folders:
+            splits = _digits(self.seed)
+            return [splits["test"], splits["validation"]]
+        from datasets import concatenate_datasets, load_dataset
+
+        parts = [
+            load_dataset("imagefolder", data_files={"test": f"{glob.escape(str(folder))}/**"}, split="test")
+            for folder in self.folders
+        ]
+        if not all("label" in part.column_names for part in parts):
+            return None
+        classes = [part.features["label"].names for part in parts]
+        if any(names != classes[0] for names in classes):
+            raise ValueError(f"The folders of `--images` have different classes: {classes}. Verify with each alone.")
+        return [concatenate_datasets(parts)]
+
+    def _candidates(self, parts: Sequence[Dataset], count: int) -> Iterator[Dataset]:
+        """What a run may have measured on: the first images, or a draw with its seed."""
+        for part in parts:
+            if len(part) >= count:
+                yield part.select(range(count))
+                if len(part) > count:
+                    yield draw_images(part, count, self.seed)
