@@ -14,7 +14,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
-    PreTrainedConfig,
     PreTrainedModel,
     ViTImageProcessorPil,
 )
@@ -28,6 +27,8 @@ from .data import check_columns, draw_images, drop_unreadable_images, load_image
 from .digits import DIGITS_NAME, build_digits_model, load_digits_splits
 from .image_size import change_image_size
 from .image_tables import is_path
+from .patch_embedding import channels_of
+from .preprocessing import Preprocessing
 
 
 if TYPE_CHECKING:
@@ -275,15 +276,32 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
         **hub,
     )
-    processor = _load_image_processor(args, config, hub, base)
+    processor = _load_image_processor(args, model, hub, base)
     if args.image_size is not None:
         model = change_image_size(model, args.image_size)
-        processor.size = processor.crop_size = {"height": args.image_size, "width": args.image_size}
+        _set_size(processor, args.image_size, channels_of(model))
     return model, processor
 
 
+def _set_size(processor: BaseImageProcessor, side: int, num_channels: int | None) -> None:
+    """Makes an image processor give square pictures of another size."""
+    square, found = {"height": side, "width": side}, "fails"
+    for size in (square, {"shortest_edge": side}):
+        processor.size, processor.crop_size = size, square
+        try:
+            found = f"gives {Preprocessing(processor, num_channels).processed_size or 'none of one size'}"
+        except ValueError as error:
+            found = f"fails ({error})"
+        if found == f"gives {(side, side)}":
+            return
+    raise ValueError(
+        f"{type(processor).__name__} cannot be set to pictures of {side}x{side} pixels: with `size` {size} it {found}. "
+        "Leave out `image_size`, or name another image processor."
+    )
+
+
 def _load_image_processor(
-    args: ModelArguments, config: PreTrainedConfig, hub: dict, base: str | None = None
+    args: ModelArguments, model: PreTrainedModel, hub: dict, base: str | None = None
 ) -> BaseImageProcessor:
     try:
         return AutoImageProcessor.from_pretrained(args.image_processor_name or args.model_name_or_path, **hub)
@@ -291,12 +309,14 @@ def _load_image_processor(
         if args.image_processor_name:
             raise
         if base is not None:  # an adapter's own folder need have none
-            return _load_image_processor(replace(args, model_name_or_path=base), config, hub | {"revision": "main"})
+            return _load_image_processor(replace(args, model_name_or_path=base), model, hub | {"revision": "main"})
+        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        if channels_of(model) == 1:
+            mean, std = ([round(sum(values) / len(values), 3)] for values in (mean, std))
         logger.warning(
-            f"{args.model_name_or_path} has no image processor; assuming ImageNet's mean {IMAGENET_DEFAULT_MEAN} and "
-            f"standard deviation {IMAGENET_DEFAULT_STD}. Name the right one with `--image_processor_name`."
+            f"{args.model_name_or_path} has no image processor; assuming ImageNet's mean {mean} and standard deviation "
+            f"{std}. Name the right one with `--image_processor_name`."
         )
-        side = getattr(config, "image_size", 224)
-        return ViTImageProcessorPil(
-            size={"height": side, "width": side}, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD
-        )
+        side = getattr(getattr(model.config, "vision_config", model.config), "image_size", None) or 224
+        height, width = (side, side) if isinstance(side, int) else side
+        return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=mean, image_std=std)

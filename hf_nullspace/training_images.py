@@ -46,8 +46,8 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
         label_names (`Sequence[str]`, *optional*): Of these inputs the loss needs at least one.
 
     Raises:
-        `ValueError`: If a collated example has no image or no labels, labels that are no classes, or an image of a size
-            that the model does not read; or if the model does not run without labels.
+        `ValueError`: If a collated example has no image or no labels, labels that are no classes, or an image of channels
+            or a size that the model does not read; or if the model does not run without labels.
     """
     if not isinstance(example.get("pixel_values"), torch.Tensor):
         raise ValueError(
@@ -74,6 +74,13 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
                 f"The labels are numbers of type {labels.dtype}, such as {labels[0].item():g}, but the model has "
                 f"{num_labels} classes. Make them integers, or load the model with `num_labels=1` for regression."
             )
+    pixels, channels = example["pixel_values"], channels_of(model)
+    if pixels.dim() == 4 and channels not in (None, pixels.shape[1]):
+        raise ValueError(
+            f"The training images have {pixels.shape[1]} channels, but the model reads {channels}. Pictures are read as "
+            "RGB unless the image processor takes grey ones only: pass `num_channels=1` to `image_transform`, or convert "
+            "them with `picture.convert('L')`."
+        )
     size = getattr(config, "image_size", None)
     expected = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     found = tuple(example["pixel_values"].shape[-2:])

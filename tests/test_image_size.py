@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import transformers
+from PIL import Image
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTForImageClassification
 
 from hf_nullspace.image_size import change_image_size
+from hf_nullspace.loading import ModelArguments, load_model
 
 
 class SizedHead(ViTForImageClassification):
@@ -93,3 +96,23 @@ def test_positions_off_a_square_grid_are_refused(model):
     model.vit.embeddings.position_embeddings = nn.Parameter(torch.zeros(1, 3, 32))
     with pytest.raises(ValueError, match="position_embeddings has 3 positions, which are no square grid"):
         change_image_size(model, 24)
+
+
+SIZES = {"clip": transformers.CLIPImageProcessorPil, "convnext": transformers.ConvNextImageProcessorPil}
+
+
+@pytest.mark.parametrize("processor_class", [*SIZES.values(), transformers.ViTImageProcessorPil], ids=[*SIZES, "vit"])
+def test_the_image_processor_follows(make_vit, tmp_path, processor_class):
+    make_vit().save_pretrained(tmp_path)
+    processor_class().save_pretrained(tmp_path)
+    model, processor = load_model(ModelArguments(str(tmp_path), image_size=24))
+    assert model.config.image_size == 24
+    picture = Image.new("RGB", (60, 45))
+    assert processor([picture], return_tensors="pt")["pixel_values"].shape == (1, 3, 24, 24)
+
+
+def test_image_processors_of_a_fixed_size_are_refused(make_vit, tmp_path):
+    make_vit().save_pretrained(tmp_path)
+    transformers.ViTImageProcessorPil(do_resize=False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="ViTImageProcessorPil cannot be set to pictures of 24x24.*none of one size"):
+        load_model(ModelArguments(str(tmp_path), image_size=24))

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import BaseImageProcessor, BatchFeature, Siglip2ImageProcessorPil, ViTImageProcessorPil
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
+from whole_path import require_timm
 
 from hf_nullspace.data import image_transform
 from hf_nullspace.preprocessing import Preprocessing
@@ -18,7 +20,8 @@ from hf_nullspace.robustness import PixelModel
 from hf_nullspace.robustness.column_images import to_pixels
 
 
-SMALL = {  # options that make a processor's pictures small
+# Options that make a processor's pictures small.
+SMALL = {
     "ConvNextImageProcessorPil": {"size": {"shortest_edge": 32}},
     "DonutImageProcessorPil": {"size": {"height": 40, "width": 30}},
     "Gemma3ImageProcessorPil": {"size": {"height": 32, "width": 32}},
@@ -50,6 +53,10 @@ PROCESSORS |= {
     "padding": ("ViTImageProcessorPil", {"do_resize": False, "do_pad": True, "pad_size": {"height": 99, "width": 99}}),
     "crop larger than the picture": ("CLIPImageProcessorPil", {**CROPPED, "crop_size": {"height": 48, "width": 48}}),
 }
+# The same classes as torchvision runs them, where it is installed.
+TORCHVISION = {name[:-3]: (name[:-3], options) for name, (_, options) in PROCESSORS.items() if name.endswith("Pil")}
+if is_torchvision_available():
+    PROCESSORS |= TORCHVISION | {"PPLCNetImageProcessor": ("PPLCNetImageProcessor", {})}
 every_processor = pytest.mark.parametrize("name", PROCESSORS)
 
 
@@ -104,6 +111,25 @@ def test_sizes_are_fixed_where_every_picture_gets_one(name):
     preprocessing = Preprocessing(processor)
     fixed = shapes.pop() if len(shapes) == 1 and not preprocessing.gives_patches else None
     assert preprocessing.processed_size == fixed
+
+
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "convnext_tiny", "inception_v3", "mobilevit_xs"])
+def test_timm_processors_are_read_by_their_transforms(architecture):
+    require_timm()
+    import timm
+
+    config = timm.get_pretrained_cfg(architecture).to_dict()
+    processor = transformers.TimmWrapperImageProcessor(config, architecture=architecture)
+    pictures = [make_picture(), make_picture(45, 60)]
+    expected = processor(pictures, return_tensors="pt")["pixel_values"]
+    preprocessing = Preprocessing(processor)
+    assert preprocessing.mean == pytest.approx(config["mean"], abs=1e-12)
+    assert preprocessing.std == pytest.approx(config["std"], abs=1e-12)
+    assert preprocessing.processed_size == tuple(expected.shape[2:])
+    assert torch.equal(preprocessing.to_model_inputs(pictures)["pixel_values"], expected)
+    model = Recorder()
+    PixelModel(model, processor)(preprocessing.to_pixels(pictures))
+    torch.testing.assert_close(model.seen, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,14 @@ def test_too_few_images_are_refused_unless_unknown():
 
 
 def test_example_must_fit_the_model(tiny_vit):
-    check_example({"pixel_values": torch.zeros(1, 3, 16, 16), "labels": torch.zeros(1)}, tiny_vit)
+    check_example({"pixel_values": torch.zeros(1, 3, 16, 16), "labels": torch.zeros(1, dtype=torch.long)}, tiny_vit)
     with pytest.raises(ValueError, match="no labels"):
-        check_example({"pixel_values": torch.zeros(1, 3, 16, 16)}, tiny_vit)
+        check_example({"pixel_values": torch.zeros(1, 3, 16, 16)}, tiny_vit, ["labels"])
     with pytest.raises(ValueError, match="24x16.*16x16"):
-        check_example({"pixel_values": torch.zeros(1, 3, 24, 16), "labels": torch.zeros(1)}, tiny_vit)
+        check_example(
+            {"pixel_values": torch.zeros(1, 3, 24, 16), "labels": torch.zeros(1, dtype=torch.long)}, tiny_vit
+        )
+    with pytest.raises(ValueError, match="images have 1 channels, but the model reads 3"):
+        check_example(
+            {"pixel_values": torch.zeros(1, 1, 16, 16), "labels": torch.zeros(1, dtype=torch.long)}, tiny_vit
+        )

@@ -44,7 +44,8 @@ PARTIAL_FOLDER = ".partial"
 PACKAGES = ("hf_nullspace", "torch", "transformers", "accelerate", "datasets", "numpy", "pillow")
 # What an image processor does to a picture, where it says so.
 PROCESSOR_FIELDS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_normalize", "image_mean")
-PROCESSOR_FIELDS += ("image_std",)
+PROCESSOR_FIELDS += ("image_std", "do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct")
+PROCESSOR_FIELDS += ("do_pad", "pad_size", "do_flip_channel_order", "data_config")
 
 
 def evaluate_robustness(
