@@ -51,15 +51,17 @@ def loss_function_replaced(model: nn.Module, replacement: Callable[..., torch.Te
         replacement (`Callable`): Takes what the `loss_function` takes.
     """
     model = without_adapters(model)
-    own = vars(model).get("_loss_function")
-    model.loss_function = replacement
+    # What the library's property reads; a class with a method in its place is shadowed by an attribute.
+    name = "_loss_function" if isinstance(getattr(type(model), "loss_function", None), property) else "loss_function"
+    own = vars(model).get(name)
+    setattr(model, name, replacement)
     try:
         yield
     finally:
         if own is None:
-            del model._loss_function
+            delattr(model, name)
         else:
-            model.loss_function = own
+            setattr(model, name, own)
 
 
 class PartLosses:
@@ -99,6 +101,8 @@ class PartLosses:
         if self.own is None:
             yield
             return
+        if isinstance(self.own, nn.Module):
+            raise NotSeparableError("the model's `loss_function` is a module of its own")
         with loss_function_replaced(self.model, self):
             yield
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
-from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.loss.loss_utils import LOSS_MAPPING, ForSequenceClassificationLoss
 from transformers.trainer_pt_utils import LabelSmoother
 
 from .batch_parts import without_adapters
@@ -21,7 +21,12 @@ SUM_TOLERANCE = 1e-2
 def knows_no_soft_labels(model: nn.Module) -> bool:
     """Whether a model's loss is the library's for classification, to which rows of numbers are always multi-label."""
     model = without_adapters(model)
-    return isinstance(model, PreTrainedModel) and model.loss_function is ForSequenceClassificationLoss
+    if not isinstance(model, PreTrainedModel) or "_loss_function" in vars(model):
+        return False
+    if type(model).loss_function is not PreTrainedModel.loss_function:
+        return False
+    # `model.loss_function` warns of models that have another loss than those of this table.
+    return LOSS_MAPPING.get(model.loss_type) is ForSequenceClassificationLoss
 
 
 def settle_problem_type(model: nn.Module, labels: Any) -> None:
