@@ -71,14 +71,14 @@ def edit(hub):
 
 
 def verify(capsys, *options: str, repo_or_folder: str = "user/digits") -> tuple[int, str]:
-    """Exit code and output of `hf-nullspace verify`; with the code 2, what it says on the other stream."""
+    """Exit code and output of `hf-nullspace verify`; with the code 2, also what it says on the other stream."""
     try:
         main(["verify", repo_or_folder, *options])
         code = 0
     except SystemExit as error:
         code = error.code
     printed = capsys.readouterr()
-    return code, printed.err if code == 2 else printed.out
+    return code, printed.out + printed.err if code == 2 else printed.out
 
 
 def rewrite_manifest(files: dict[str, bytes]) -> None:
@@ -329,7 +329,7 @@ def test_trained_on_images_that_nobody_has(edit, capsys):
     code, printed = verify(capsys, "--images", "no/such/folder")
     assert code == 2
     assert printed.endswith(
-        "hf-nullspace verify: There is no folder 'no/such/folder'. Name a folder that holds pictures.\n"
+        "hf-nullspace verify: error: There is no folder 'no/such/folder'. Name a folder that holds pictures.\n"
     )
 
 
