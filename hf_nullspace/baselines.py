@@ -47,7 +47,7 @@ class NoiseControlTrainer(NullspaceTrainer):
 
     A round trains on its control exactly where it would have trained on the nullspace noise. `noise`, checkpoints and
     certificates are those of the control. The rows of `noise_history` hold `norm`, `probability_mse` and `converged` of
-    the nullspace noise too, with `source_` before the name.
+    the nullspace noise too, with `source_` before the name, and whether it would be trained on as `source_in_use`.
 
     Attributes:
         noise_control (`Callable`): From one noise and a generator to its control.
@@ -63,6 +63,7 @@ class NoiseControlTrainer(NullspaceTrainer):
             "source_norm": source.certificate.norm,
             "source_probability_mse": source.certificate.probability_mse,
             "source_converged": source.converged,
+            "source_in_use": source.is_usable,
         }
         return make_control(
             self.noise_control,

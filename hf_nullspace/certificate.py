@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import torch
 
+from .objectives import decisions, probabilities
 
-def probability_mse(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
+
+def probability_mse(clean_logits: torch.Tensor, noisy_logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:
     """
     Squared change of the predicted probabilities, summed over classes: the eps criterion (paper, section 4).
 
@@ -19,11 +20,14 @@ def probability_mse(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> t
         clean_logits (`torch.Tensor` of shape `(batch_size, num_labels)` or `(batch_size, positions, num_labels)`):
             Logits of `f(u)`; with positions (the pixels of a segmentation), all quantities are means over them.
         noisy_logits (`torch.Tensor` of the same shape): Logits of `f(u + v)`.
+        multi_label (`bool`, *optional*, defaults to `False`): Whether each label has a probability of its own (a
+            sigmoid) instead of its share of one softmax; see [`~objectives.is_multi_label`].
 
     Returns:
-        `torch.Tensor` of shape `(batch_size,)`, each value in [0, 2].
+        `torch.Tensor` of shape `(batch_size,)`, each value in [0, 2], or in [0, num_labels] for a multi-label model.
     """
-    return _mean_over_positions((noisy_logits.softmax(-1) - clean_logits.softmax(-1)).square().sum(-1))
+    change = probabilities(noisy_logits, multi_label) - probabilities(clean_logits, multi_label)
+    return _mean_over_positions(change.square().sum(-1))
 
 
 def logit_distance(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
@@ -31,9 +35,15 @@ def logit_distance(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> to
     return _mean_over_positions(torch.linalg.vector_norm(noisy_logits - clean_logits, dim=-1))
 
 
-def agreement(clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
-    """1 where the predicted class is unchanged and 0 elsewhere, of shape `(batch_size,)` (paper, figure 2)."""
-    return _mean_over_positions((clean_logits.argmax(-1) == noisy_logits.argmax(-1)).to(clean_logits.dtype))
+def agreement(clean_logits: torch.Tensor, noisy_logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:
+    """
+    1 where the predicted class is unchanged and 0 elsewhere, of shape `(batch_size,)` (paper, figure 2).
+
+    Of a multi-label model, 1 where the answer to every label is unchanged: its probability stays on its side of 1/2.
+    """
+    same = decisions(clean_logits, multi_label) == decisions(noisy_logits, multi_label)
+    same = same.all(-1) if multi_label else same
+    return _mean_over_positions(same.to(clean_logits.dtype))
 
 
 def _mean_over_positions(values: torch.Tensor) -> torch.Tensor:
@@ -51,40 +61,36 @@ def remove_hidden_mean(noise: torch.Tensor) -> torch.Tensor:
     return (noise - mean).to(noise.dtype)
 
 
-def upper_confidence_bound(total: float, total_of_squares: float, count: int, confidence: float) -> float:
-    """
-    One-sided normal upper bound on a mean, from the sum and the sum of squares of `count` values.
-
-    With a single value there is no spread to bound, and the result is infinite.
-    """
-    if count < 2:
-        return math.inf
-    mean = total / count
-    variance = max(total_of_squares - count * mean**2, 0.0) / (count - 1)
-    return mean + NormalDist().inv_cdf(confidence) * math.sqrt(variance / count)
-
-
 @dataclass(frozen=True)
 class Certificate:
     """
     What one noise does to one model, measured on images that its synthesis did not see.
 
+    It is a statement about images like those measured, and about their mean: with the confidence given, the mean
+    `probability_mse` over all such images is at most `probability_mse_upper`. It says nothing about the worst image, about
+    images of another kind, nor about other weights.
+
     Args:
         epsilon (`float`): The bound that was asked for.
         confidence (`float`): One-sided confidence of `probability_mse_upper`.
         probability_mse (`float`): Mean over images of [`probability_mse`].
-        probability_mse_upper (`float`): Its upper confidence bound.
+        probability_mse_upper (`float`): Its upper confidence bound, [`~confidence.betting_upper_bound`].
         logit_distance (`float`): Mean over images of [`logit_distance`].
-        agreement (`float`): Share of images whose predicted class is unchanged.
+        agreement (`float`): Share of images whose prediction is unchanged.
         permuted_probability_mse (`float`): The control: the same for the noise with its elements permuted.
         permuted_agreement (`float`): The control's agreement.
         norm (`float`): Euclidean norm of the noise over all tokens, hidden-axis mean excluded.
         raw_norm (`float`): The same with the mean included, as it was given.
         token_norm_min, token_norm_median, token_norm_max (`float`): How the norm spreads over the tokens.
-        converged (`bool`): Whether `probability_mse_upper <= epsilon`, and the noise moves the logits at all.
+        converged (`bool`): Whether the noise is certified: [`~Certificate.is_certified`] as it was measured.
         num_images (`int`): Images measured on.
         steps (`int`): Optimizer steps that made the noise.
-        seconds (`float`): Wall-clock time of its synthesis.
+        seconds (`float`): Wall-clock time of its synthesis: reading its images, the search, and this measurement.
+        num_images_needed (`int`): Fewest images that can show `epsilon` at this confidence, whatever the bound; 0 in
+            certificates of earlier versions.
+        exchanged_probability_mse (`float`): Mean `probability_mse` between two different clean images: what noise does
+            that puts another image in the place of each. Infinite where it was not measured (earlier versions).
+        standard_error (`float`): Of `probability_mse`; infinite where it was not measured (earlier versions).
     """
 
     epsilon: float
@@ -104,6 +110,39 @@ class Certificate:
     num_images: int
     steps: int = 0
     seconds: float = 0.0
+    num_images_needed: int = 0
+    exchanged_probability_mse: float = math.inf
+    standard_error: float = math.inf
+
+    @property
+    def is_within_epsilon(self) -> bool:
+        """Whether the measured mean is within epsilon: of these images, and without confidence about others."""
+        return self.probability_mse <= self.epsilon and self.logit_distance > 0
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether these numbers certify the noise: [`~Certificate.obstacle`] is `None`."""
+        return self.obstacle is None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the noise is not certified, in words; `None` if it is."""
+        if not self.logit_distance > 0:
+            return "it moves no logit at all, which says that the model ignores its patch embeddings"
+        if self.num_images < self.num_images_needed:
+            return (
+                f"{self.num_images} images were measured, but no fewer than {self.num_images_needed} can show a mean of "
+                f"{self.epsilon:g} with a confidence of {100 * self.confidence:g} %"
+            )
+        if self.exchanged_probability_mse <= self.epsilon:
+            return (
+                f"the model tells its images apart by {self.exchanged_probability_mse:.3g} only, so that within epsilon "
+                f"{self.epsilon:g} any image could stand in the place of another: an untrained head, or an epsilon "
+                "too large"
+            )
+        if not self.probability_mse_upper <= self.epsilon:
+            return f"the upper bound {self.probability_mse_upper:.4g} is above epsilon {self.epsilon:g}"
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-serialisable `dict`; an infinite bound becomes `None`."""
@@ -115,11 +154,12 @@ class Certificate:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Certificate:
-        """Inverse of [`Certificate.to_dict`]."""
+        """Inverse of [`Certificate.to_dict`]; fields that an earlier version did not write get their defaults."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
+        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        if not required <= set(values) <= names:
             raise ValueError(
-                f"A certificate has the fields {sorted(names)}, but this one lacks {sorted(names - set(values))} and "
+                f"A certificate has the fields {sorted(names)}, but this one lacks {sorted(required - set(values))} and "
                 f"adds {sorted(set(values) - names)}."
             )
         return cls(**{key: math.inf if value is None else value for key, value in values.items()})

@@ -23,6 +23,7 @@ from .evaluate_command import evaluate_models, parse_evaluate_arguments
 from .finetune_command import main as run_finetune
 from .hub import publish
 from .hub import verify as verify_checkpoint
+from .image_folders import check_path
 from .loading import (
     DATA_RULES,
     SOURCES,
@@ -118,6 +119,7 @@ class ProbeArguments:
         expand_paths(self, "images", "output_dir")
         check_at_least(self, max_images=1, batch_size=1, max_steps=1, digits_max_steps=1)
         check_output_dir(self.output_dir)
+        self.config()
 
     def config(self) -> EncoderProbeConfig:
         """The settings of the encoder's part."""
@@ -220,6 +222,8 @@ def load_probe_inputs(
     The model, its image processor and the pictures. Without a model, a ViT trained on digits first; without pictures,
     the digits for that one, and two photographs for any other.
     """
+    if args.images is not None:
+        check_path(args.images, "images")
     pictures = None if args.images is None else read_pictures(args.images, args.max_images, args.seed)
     if model_args.model_name_or_path is not None:
         return *load_model(model_args), sample_photographs() if pictures is None else pictures

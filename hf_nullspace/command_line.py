@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ class CommandParser(HfArgumentParser):
             epilog="A JSON file of these settings may come first; flags after it go before it. Errors are one line; "
             "`--debug` adds the traceback.",
         )
+        release = f"hf_nullspace {version('hf_nullspace')}"
+        self.add_argument("--version", action="version", version=release, help="Print the version of the package.")
         digits = {} if defaults is None else defaults(set())
         described = {name: text for kind in dataclass_types for name, text in field_descriptions(kind).items()}
         for action in self._actions:
@@ -222,11 +225,11 @@ class CommandParser(HfArgumentParser):
         return "; ".join(self._suggest(flag) for flag in map(_flag, flags))
 
     def _suggest(self, flag: str) -> str:
-        names = [name for name in self._flags if name.startswith("--") and "-" not in name[2:]]
-        near = difflib.get_close_matches("--" + flag.lstrip("-").replace("-", "_"), names, n=1, cutoff=0.7)
-        longer = [name for name in names if name.startswith("--" + flag.lstrip("-").replace("-", "_"))]
-        guess = near or longer[:1]
-        return f"unknown flag {flag}" + (f", did you mean {guess[0]}?" if guess else "")
+        names = [name[2:] for name in self._flags if name.startswith("--") and "-" not in name[2:]]
+        word = flag.lstrip("-").replace("-", "_")
+        near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+        guess = near or [name for name in names if name.startswith(word)][:1]
+        return f"unknown flag {flag}" + (f", did you mean --{guess[0]}?" if guess else "")
 
     def _read_json(self, path: str) -> dict[str, Any]:
         """The settings in a JSON file, each checked as a flag would be."""

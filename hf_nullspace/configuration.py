@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from .confidence import min_images
+
 
 DEFAULT_LEARNING_RATES = {"boundary": 0.3, "sample": None, "paper": 0.1}
 DEFAULT_MAX_STEPS = {"boundary": 24, "sample": 4, "paper": 100}
@@ -19,6 +21,11 @@ METHOD_SETTINGS = {
     "norm_weight": ("paper",),
 }
 FAILURE_POLICIES = ("shrink", "skip", "error")
+# Images of a certificate by default, as a multiple of the fewest that can show epsilon. With just those, only noise that
+# changes nothing at all could be certified; with more, the certified norm nears that of the boundary itself.
+CERTIFICATE_IMAGES_RATIO = 2.56
+# And at most, since each is held in memory and measured at several scales in every round.
+MAX_CERTIFICATE_IMAGES = 2048
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,17 @@ class NullspaceConfig:
             Number of noises synthesised in a round; 1 for `"sample"`, whose every draw is another noise.
         num_images (`int`, *optional*, defaults to 256):
             Images that the noise is optimised on.
-        num_certificate_images (`int`, *optional*, defaults to 128):
-            Further images, unseen by the optimisation, that the certificate is measured on.
+        num_certificate_images (`int`, *optional*):
+            Further images, unseen by the optimisation, that the certificate is measured on. By default 2.56 times the
+            fewest that can show epsilon at this confidence, and 2,048 at most: 512 for 0.03, 1,536 for 0.01, 160 for 0.1.
+            If there are fewer, the noise is marked as not certified.
         confidence (`float`, *optional*, defaults to 0.95):
             One-sided confidence of the certificate's upper bound on `probability_mse`.
         on_failure (`str`, *optional*, defaults to `"shrink"`):
-            What happens to a noise of `"paper"` whose certificate exceeds `epsilon`: `"shrink"` scales it down to the
-            boundary, `"skip"` returns it marked as not converged, `"error"` raises [`NoiseNotConvergedError`]. Noise of the
-            other methods is at the boundary already, and fails only if no scale of it can be certified.
+            What happens to a noise that is not certified. `"shrink"` scales that of `"paper"` down to the boundary, as
+            the other methods always do; where there are too few images to certify any noise, to where its measured mean is
+            within epsilon, and marks it as not certified; training goes on with it. `"skip"` returns it marked as it is,
+            and training leaves the round out. `"error"` raises [`NoiseNotConvergedError`].
         seed (`int`, *optional*, defaults to 42):
             Seed of every random choice; combined with the round, so that rounds differ and repeat exactly.
 
@@ -85,7 +95,7 @@ class NullspaceConfig:
     norm_weight: float = 0.0
     bank_size: int = 1
     num_images: int = 256
-    num_certificate_images: int = 128
+    num_certificate_images: int | None = None
     confidence: float = 0.95
     on_failure: str = field(default="shrink", metadata={"choices": list(FAILURE_POLICIES)})
     seed: int = 42
@@ -108,9 +118,10 @@ class NullspaceConfig:
                 raise ValueError(f"`{name}` must be a positive number, but got {value!r}.")
         if not (_is_number(self.norm_weight) and math.isfinite(self.norm_weight) and self.norm_weight >= 0):
             raise ValueError(f"`norm_weight` must be a number of at least 0, but got {self.norm_weight!r}.")
-        # A single image has no spread to bound the mean by.
         for name, least in (("max_steps", 1), ("bank_size", 1), ("num_images", 1), ("num_certificate_images", 2)):
             value = getattr(self, name)
+            if name == "num_certificate_images" and value is None:  # as many as epsilon takes
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, but got {value!r}.")
         if self.method == "sample" and self.bank_size > 1:
@@ -124,6 +135,23 @@ class NullspaceConfig:
             raise ValueError(f"`on_failure` must be one of {list(FAILURE_POLICIES)}, but got {self.on_failure!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"`seed` must be an integer, but got {self.seed!r}.")
+
+    def fewest_certificate_images(self, largest: float = 2.0) -> int:
+        """
+        The fewest images that can show `epsilon` at this confidence; see [`~confidence.min_images`].
+
+        Args:
+            largest (`float`, *optional*, defaults to 2.0): The largest possible `probability_mse` of an image; that of a
+                multi-label model is its number of labels.
+        """
+        return min_images(self.epsilon / largest, self.confidence)
+
+    def wanted_certificate_images(self, largest: float = 2.0) -> int:
+        """`num_certificate_images`, or where that is not set as many as `epsilon` takes; `largest` as above."""
+        if self.num_certificate_images is not None:
+            return self.num_certificate_images
+        wanted = CERTIFICATE_IMAGES_RATIO * self.fewest_certificate_images(largest)
+        return min(MAX_CERTIFICATE_IMAGES, max(32, 32 * math.ceil(wanted / 32)))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-serialisable `dict`."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+MAX_NAMED = 100  # unreadable images that a message names
+
 
 def load_image_splits(
     dataset_name: str | None = None,
@@ -256,8 +258,39 @@ def drop_unreadable_images(
         num_proc (`int`, *optional*): Processes to decode with.
 
     Raises:
-        `ValueError`: If an image is unreadable and `skip_bad_images` is `False`, or none is left.
+        `ValueError`: If images are unreadable and `skip_bad_images` is `False`, or none is left; it names all of them.
     """
+    return drop_unreadable_of_splits({"": dataset}, image_column_name, skip_bad_images, num_proc)[""]
+
+
+def drop_unreadable_of_splits(
+    splits: dict[str, Dataset], image_column_name: str, skip_bad_images: bool = False, num_proc: int | None = None
+) -> dict[str, Dataset]:
+    """[`drop_unreadable_images`] of several splits, all of which are looked through before any is refused."""
+    errors = {split: _image_errors(dataset, image_column_name, num_proc) for split, dataset in splits.items()}
+    bad = sorted(error for of_split in errors.values() for error in of_split if error)
+    total = sum(len(dataset) for dataset in splits.values())
+    listed = "; ".join(bad[:MAX_NAMED]) + (f"; and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else "")
+    if bad and not skip_bad_images:
+        raise ValueError(
+            f"{len(bad)} of {total} images cannot be read: {listed}. Repair or remove them, or pass `--skip_bad_images` to "
+            "leave them out."
+        )
+    for split, of_split in errors.items():
+        if of_split and all(of_split):
+            where = f" of the {split} split" if split else ""
+            raise ValueError(f"None of the {len(of_split)} images{where} can be read: {listed}.")
+    if bad:
+        logger.warning(f"Skipping {len(bad)} of {total} images that cannot be read: {listed}.")
+    good = {split: [place for place, error in enumerate(of_split) if not error] for split, of_split in errors.items()}
+    return {
+        split: dataset if len(good[split]) == len(dataset) else dataset.select(good[split])
+        for split, dataset in splits.items()
+    }
+
+
+def _image_errors(dataset: Dataset, image_column_name: str, num_proc: int | None) -> list[str]:
+    """What is wrong with each image; nothing for a good one."""
     from datasets import Image as ImageFeature
 
     encoded = dataset.select_columns(image_column_name).cast_column(image_column_name, ImageFeature(decode=False))
@@ -269,20 +302,7 @@ def drop_unreadable_images(
         num_proc=num_proc,
         desc="Checking images",
     )
-    errors = checked["error"]
-    bad = [error for error in errors if error]
-    if not bad:
-        return dataset
-    listed = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
-    if not skip_bad_images:
-        raise ValueError(
-            f"{len(bad)} of {len(dataset)} images cannot be read: {listed}. Repair or remove them, or pass "
-            "`--skip_bad_images` to leave them out."
-        )
-    if len(bad) == len(dataset):
-        raise ValueError(f"None of the {len(dataset)} images can be read: {listed}.")
-    logger.warning(f"Skipping {len(bad)} of {len(dataset)} images that cannot be read: {listed}.")
-    return dataset.select([index for index, error in enumerate(errors) if not error])
+    return checked["error"][:]
 
 
 def _image_error(image: dict[str, Any] | None, index: int) -> dict[str, str]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from .certificate import agreement, logit_distance, probability_mse, token_norms
+from .certificate import logit_distance, token_norms
 from .frozen import FrozenClassifier, FrozenImages
+from .objectives import probabilities
 from .probing import permute_elements
 from .randomness import keyed_generator
 
@@ -87,7 +88,7 @@ def measure_outcomes(classifier: FrozenClassifier, images: FrozenImages, noise: 
 
     Returns:
         `dict[str, float]`: `probability_mse`, `logit_distance`, `agreement`, and `confidence_change`, the absolute
-        change of the probability of the class that the clean image gets.
+        change of the probability of the class that the clean image gets (its most probable label of several).
     """
     sums = torch.zeros(4, dtype=torch.float64, device=classifier.device)
     for batch in images.batches():
@@ -95,8 +96,14 @@ def measure_outcomes(classifier: FrozenClassifier, images: FrozenImages, noise: 
             continue
         clean, noisy = batch.clean_logits, classifier.logits(batch.inputs, noise, batch.embeddings)
         top = clean.argmax(-1, keepdim=True)
-        confidence = (noisy.softmax(-1) - clean.softmax(-1)).gather(1, top).abs()
-        values = (probability_mse(clean, noisy), logit_distance(clean, noisy), agreement(clean, noisy), confidence)
+        before, after = (probabilities(logits, classifier.multi_label) for logits in (clean, noisy))
+        confidence = (after - before).gather(-1, top).abs().flatten(1).mean(1)
+        values = (
+            classifier.probability_mse(clean, noisy),
+            logit_distance(clean, noisy),
+            classifier.agreement(clean, noisy),
+            confidence,
+        )
         sums += torch.stack([value.double().sum() for value in values])
     means = (classifier.sum_over_processes(sums) / len(images)).tolist()
     return dict(zip(("probability_mse", "logit_distance", "agreement", "confidence_change"), means, strict=True))

@@ -24,7 +24,7 @@ from .encoder_experiments import (
     with_control,
 )
 from .encoder_search import harmless_search_axes, search_at
-from .frozen import FrozenClassifier, FrozenImages, frozen, read_images
+from .frozen import FrozenClassifier, FrozenImages, frozen_classifier, read_images
 from .randomness import keyed_generator
 
 
@@ -147,10 +147,10 @@ def probe_encoder(
         `ValueError`: If there are fewer images than one batch, or the model's logits are not finite or constant.
     """
     config = config or EncoderProbeConfig()
-    with frozen(model):
-        classifier = FrozenClassifier(model, patch_projection, accelerator)
+    with frozen_classifier(model, patch_projection, accelerator) as classifier:
         images = read_images(classifier, dataloader, config.max_images)
-        training, held_out = images.split(math.ceil(TRAINING_SHARE * len(images)))
+        generator = keyed_generator("probed images", config.seed)
+        training, held_out = images.split(math.ceil(TRAINING_SHARE * len(images)), generator)
         # Ticks are search steps and measurements: two for each lambda, scale and set of images, one for each operation.
         ticks = min(config.max_steps, math.ceil(len(training) / training.batch_size))
         ticks += (
@@ -175,7 +175,7 @@ def probe_encoder(
                 closure=closure(unseen, noise, second, config.seed),
                 transfer=transfer({"seen": seen, "unseen": unseen}, noise, config.seed),
                 dose_response=dose_response(unseen, noise, config.scales, config.seed),
-                token_norms=token_norm_rows(noise, _grid(noise, images.inputs["pixel_values"].shape)),
+                token_norms=token_norm_rows(noise, images.grid or _grid(noise, images.inputs["pixel_values"].shape)),
                 norm_weight=norm_weight,
                 noise=noise.cpu(),
             )

@@ -14,7 +14,7 @@ from .command_line import CommandParser, FlagRule, check_at_least, check_output_
 from .data import draw_images
 from .digits import load_digits_splits, train_digits_model
 from .image_folders import check_path
-from .image_tables import read_dataset, read_folder
+from .image_tables import check_dataset_name, read_dataset, read_folder
 from .loading import ModelArguments, check_model_name, load_model, model_rules
 from .robustness import RobustnessReport, compare_reports, draw_figure, evaluate_robustness, public_name
 from .robustness.datasets import RobustnessDataset, load_robustness_dataset
@@ -90,6 +90,8 @@ def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArgum
     check_packages(resolve_profile(args.profile))
     if args.images is not None:  # what is wrong with it is known before a model is loaded or trained
         read_folder(args.images, "images")
+    elif args.dataset_name is not None:
+        check_dataset_name(args.dataset_name)
     return model_args, args
 
 
@@ -158,12 +160,7 @@ def load_evaluation_dataset(args: EvaluateArguments, model: PreTrainedModel) -> 
         dataset = read_folder(args.images, "images")
     elif args.dataset_name is not None:
         columns = (args.image_column_name, args.label_column_name)
-        splits = read_dataset(args.dataset_name, args.dataset_config_name, *columns)
-        if args.dataset_split not in splits:
-            raise ValueError(
-                f"{args.dataset_name!r} has no split {args.dataset_split!r}, only {list(splits)}. Name one with "
-                "`--dataset_split`."
-            )
+        splits = read_dataset(args.dataset_name, args.dataset_config_name, *columns, split=args.dataset_split)
         dataset = splits[args.dataset_split]
     else:
         dataset = load_digits_splits(args.seed)["test"]

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from .baselines import METHODS
 from .checkpointing import check_whole, last_whole_checkpoint
+from .command_line import check_output_dir
 from .data import image_transform
 from .data_collator import NullspaceDataCollator
 from .hub import card_results, markdown_table
@@ -142,6 +143,7 @@ def parse_finetune_arguments(
     rules = method_rules("noise_")
     parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
     model_args, data_args, finetune_args, args = parsed
+    check_output_dir(args.output_dir)
     args.remove_unused_columns = False  # the transform reads the image column
     if args.do_predict:
         raise ValueError("`do_predict` has no images to predict. Measure a model with `hf-nullspace evaluate`.")

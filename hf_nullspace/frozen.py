@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,13 +14,19 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
-from .injection import NoiseInjector, tokens_shape
+from .certificate import agreement, probability_mse
+from .injection import NoiseInjector, grid_of, tokens_shape
 from .model_inputs import accepted_inputs
-from .objectives import Objective, read_logits
+from .objectives import Objective, is_multi_label, largest_probability_mse, read_logits
 
+
+logger = logging.get_logger(__name__)
 
 LABEL_NAMES = ("labels", "label", "label_ids")
+# Fewer classes than this share of those that random images would show are a sign of a loader in the order of classes.
+FEW_CLASSES = 0.5
 
 
 @contextmanager
@@ -58,6 +66,20 @@ def _reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+@contextmanager
+def frozen_classifier(
+    model: nn.Module,
+    patch_projection: str | None = None,
+    accelerator: Accelerator | None = None,
+    objective: Objective | None = None,
+) -> Iterator[FrozenClassifier]:
+    """A [`FrozenClassifier`] of a model that is [`frozen`] meanwhile; after an error its new hooks are taken off again."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be an `nn.Module`, but got a `{type(model).__name__}`.")
+    with frozen(model), NoiseInjector.attached(model, patch_projection):
+        yield FrozenClassifier(model, patch_projection, accelerator, objective)
+
+
 class FrozenClassifier:
     """
     Logits of a frozen model as a function of images and noise.
@@ -80,6 +102,9 @@ class FrozenClassifier:
     ):
         self.model = model
         self.objective = objective or read_logits
+        self.has_own_objective = objective is not None
+        # What its logits mean, and how large an error can be; [`read_images`] finds out.
+        self.multi_label, self.largest_error = False, 2.0
         self.injector = NoiseInjector.attach(model, patch_projection)
         self.accelerator = accelerator or Accelerator()
         # Every pass through a sharded model needs every process, so all of them run the same batches; a share of a
@@ -114,6 +139,23 @@ class FrozenClassifier:
         with self.accelerator.autocast(), self.injector.inject(noise), self._replayed(embeddings):
             logits = self.objective(self.model(**accepted_inputs(self.model, inputs)))
         return logits.float()
+
+    def settle_problem(self, labels: torch.Tensor | None, logits: torch.Tensor) -> None:
+        """
+        Finds out which probabilities the logits stand for: see [`~objectives.is_multi_label`].
+
+        The logits of an `objective` of the caller's are those of one softmax.
+        """
+        self.multi_label = not self.has_own_objective and is_multi_label(self.model, labels, logits)
+        self.largest_error = largest_probability_mse(logits.shape[-1], self.multi_label)
+
+    def probability_mse(self, clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
+        """[`~certificate.probability_mse`] by this model's probabilities."""
+        return probability_mse(clean_logits, noisy_logits, self.multi_label)
+
+    def agreement(self, clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
+        """[`~certificate.agreement`] by this model's decisions."""
+        return agreement(clean_logits, noisy_logits, self.multi_label)
 
     @contextmanager
     def _replayed(self, embeddings: torch.Tensor | None) -> Iterator[None]:
@@ -185,6 +227,7 @@ class FrozenImages:
         clean_logits (`torch.Tensor` of shape `(local_images, num_labels)`): Their logits without noise.
         positions (`torch.Tensor` of shape `(local_images,)`): Their places among the images of all processes.
         tokens_shape (`tuple[int, int]`): `(num_patches, hidden_size)`.
+        grid (`tuple[int, int]` or `None`): `(rows, columns)` of the patches; `None` where the model does not say.
         embedding_norm (`float`): Root mean square, over the images of all processes, of the norm of the embeddings.
         total (`int`): Number of images over all processes.
         batch_size (`int`): Images of a batch over all processes.
@@ -195,6 +238,7 @@ class FrozenImages:
     clean_logits: torch.Tensor
     positions: torch.Tensor
     tokens_shape: tuple[int, int]
+    grid: tuple[int, int] | None
     embedding_norm: float
     total: int
     batch_size: int
@@ -202,11 +246,23 @@ class FrozenImages:
     def __len__(self) -> int:
         return self.total
 
-    def split(self, first: int) -> tuple[FrozenImages, FrozenImages]:
-        """The first `first` images over all processes, and the others."""
-        return self._select(self.positions < first, 0, first), self._select(
-            self.positions >= first, first, self.total - first
+    def select(self, places: torch.Tensor) -> FrozenImages:
+        """The images at these places among those of all processes, in this order."""
+        order = torch.full((self.total,), -1)
+        order[places] = torch.arange(len(places))
+        new = order[self.positions]
+        rows = (new >= 0).nonzero()[:, 0]
+        return dataclasses.replace(
+            self,
+            **dict(zip(("inputs", "embeddings", "clean_logits"), self._rows(rows), strict=True)),
+            positions=new[rows],
+            total=len(places),
         )
+
+    def split(self, first: int, generator: torch.Generator | None = None) -> tuple[FrozenImages, FrozenImages]:
+        """`first` images over all processes, and the others: drawn by a generator, or without one the first ones."""
+        order = torch.arange(self.total) if generator is None else torch.randperm(self.total, generator=generator)
+        return self.select(order[:first]), self.select(order[first:])
 
     def batches(self, order: torch.Tensor | None = None) -> Iterator[FrozenBatch]:
         """
@@ -223,10 +279,6 @@ class FrozenImages:
             rows = rows[rows >= 0]
             yield FrozenBatch(*self._rows(rows), self.positions[rows], len(batch))
 
-    def _select(self, mask: torch.Tensor, offset: int, total: int) -> FrozenImages:
-        rows, positions = self._rows(mask.nonzero()[:, 0]), self.positions[mask] - offset
-        return FrozenImages(*rows, positions, self.tokens_shape, self.embedding_norm, total, self.batch_size)
-
     def _rows(self, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
         rows = rows.to(self.clean_logits.device)
         inputs = {name: value[rows] for name, value in self.inputs.items() if name != "pixel_values"}
@@ -236,10 +288,15 @@ class FrozenImages:
 
 
 def read_images(
-    classifier: FrozenClassifier, dataloader: Iterable[dict[str, torch.Tensor]], max_images: int
+    classifier: FrozenClassifier,
+    dataloader: Iterable[dict[str, torch.Tensor]],
+    max_images: int | Callable[[], int] | None = None,
 ) -> FrozenImages:
     """
     Reads up to `max_images` images over all processes and computes their patch embeddings and clean logits.
+
+    With the first of them the classifier finds out what its logits mean; a function that gives `max_images` is called
+    after that. By default all images are read.
 
     A dataloader that Accelerate prepared gives each process its own images. Any other gives every process the same
     ones, of which each keeps every `num_processes`-th.
@@ -257,13 +314,16 @@ def read_images(
         )
     is_sharded = world > 1 and is_prepared
     # Accelerate repeats images to make the last batches even; places beyond the dataset are those repeats.
-    limit = min(max_images, getattr(dataloader, "total_dataset_length", max_images)) if is_sharded else max_images
+    longest = getattr(dataloader, "total_dataset_length", None) if is_sharded else None
+    longest = 2**62 if longest is None else longest
+    limit = longest if max_images is None or callable(max_images) else min(max_images, longest)
     parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, None
-    squares = torch.zeros((), device=classifier.device)
-    for batch in dataloader:
+    squares, labels = torch.zeros((), device=classifier.device), []
+    for batch in _batches_of(dataloader):
         inputs = _model_inputs(batch)
         size = len(inputs["pixel_values"])
-        batch_size = batch_size or size
+        own_labels = next((batch[name] for name in LABEL_NAMES if isinstance(batch.get(name), torch.Tensor)), None)
+        is_first, batch_size = batch_size is None, batch_size or size
         if is_sharded:
             places = seen + rank * size + torch.arange(size)
             seen += world * size
@@ -271,27 +331,41 @@ def read_images(
             places = seen + torch.arange(size)
             seen += size
         keep = (places < limit) & (is_sharded | (places % world == rank))
-        if keep.any():
-            inputs = {name: value[keep.to(value.device)].to(classifier.device) for name, value in inputs.items()}
+        if keep.any() or is_first:
+            shown = keep if keep.any() else places == places[0]  # every process has to see what the logits mean
+            inputs = {name: value[shown.to(value.device)].to(classifier.device) for name, value in inputs.items()}
             embeddings, logits = _embed_finite(classifier, inputs)
+        if is_first:
+            classifier.settle_problem(own_labels, logits)
+            if callable(max_images):
+                limit = min(max_images(), longest)
+                keep &= places < limit
+            if not torch.equal(shown, keep):
+                rows = keep[shown].to(logits.device)
+                inputs = {name: value[rows] for name, value in inputs.items()}
+                embeddings, logits = embeddings[rows], logits[rows]
+        if keep.any():
             squares += embeddings.float().square().sum()
             if keeps_embeddings is None:
                 keeps_embeddings = _replays(classifier, inputs, embeddings, logits)
-                tokens = tokens_shape(embeddings)
+                tokens, grid = tokens_shape(embeddings), grid_of(embeddings)
             if keeps_embeddings:
                 inputs["pixel_values"] = _stand_in(inputs["pixel_values"])
             parts.append((inputs, embeddings if keeps_embeddings else None, logits))
             positions.append(places[keep])
+            if own_labels is not None and own_labels.shape == keep.shape and not own_labels.is_floating_point():
+                labels.append(own_labels[keep.to(own_labels.device)].cpu())
         if seen >= limit:
             break
     total, batch_size = min(seen, limit), (batch_size or 0) * (world if is_sharded else 1)
     expected = max(2, world, getattr(dataloader, "batch_size", None) or 2, batch_size)
     if total < expected:
         raise ValueError(
-            f"There are {total} images for the noise ({seen} from the dataloader, of which at most {max_images} are "
-            f"used), but at least one batch of {expected} is needed. Give the dataloader more images or a smaller batch "
-            "size, or raise `num_images` and `num_certificate_images`."
+            f"There are {total} images for the noise ({seen} from the dataloader, of which at most {limit} are used), but at least one batch of {expected} is needed. Give the dataloader more images or a smaller "
+            "batch size, or raise `num_images` and `num_certificate_images`."
         )
+    if labels:
+        _check_classes(torch.cat(labels), num_classes=parts[0][2].shape[-1])
     all_inputs, all_embeddings, all_logits = zip(*parts, strict=True)
     shapes = sorted({tuple(inputs["pixel_values"].shape[1:]) for inputs in all_inputs})
     if len(shapes) > 1:
@@ -313,17 +387,44 @@ def read_images(
         torch.cat(all_logits),
         torch.cat(positions),
         tokens,
+        grid,
         (classifier.sum_over_processes(squares) / total).sqrt().item(),
         total,
         batch_size,
     )
 
 
+def _batches_of(dataloader: Any) -> Iterator[Any]:
+    try:
+        return iter(dataloader)
+    except TypeError:
+        raise TypeError(
+            f"`dataloader` must yield batches, as a `DataLoader` does, but got a `{type(dataloader).__name__}`."
+        ) from None
+
+
+def _check_classes(labels: torch.Tensor, num_classes: int) -> None:
+    """Warns where images show far fewer classes than as many random ones would."""
+    found, expected = len(labels.unique()), num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
+    if found < FEW_CLASSES * expected:
+        logger.warning(
+            f"The {len(labels)} images read for the noise are of {found} of the model's {num_classes} classes; as many "
+            f"random ones would show about {expected:.0f}. What is found and measured holds for images like those alone: "
+            "give a dataloader that shuffles, so that it reads a random part of the dataset."
+        )
+
+
 def _model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if "pixel_values" not in batch:
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("pixel_values"), torch.Tensor):
+        given = f"the keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a `{type(batch).__name__}`"
         raise ValueError(
-            f"Each batch must be a dict with `pixel_values`, but got the keys {sorted(batch)}. Give the dataloader a "
-            "collator such as `NullspaceDataCollator`."
+            f"Each batch must be a dict with `pixel_values`, a tensor, but got {given}. Give the dataloader a collator "
+            "such as `NullspaceDataCollator`."
+        )
+    if not batch["pixel_values"].is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be normalised pixels in floating point, but got {batch['pixel_values'].dtype}. Run the "
+            "images through the model's image processor."
         )
     return {
         name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and name not in LABEL_NAMES

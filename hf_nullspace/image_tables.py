@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +85,17 @@ def read_folder(
 
 
 def read_dataset(
-    name: str, config_name: str | None, image_column_name: str, label_column_name: str, **load_kwargs: Any
+    name: str,
+    config_name: str | None,
+    image_column_name: str,
+    label_column_name: str,
+    split: str | None = None,
+    **load_kwargs: Any,
 ) -> DatasetDict:
     """
     The splits of a Hub dataset or a local folder of one.
+
+    With `split`, such as `"test"` or `"test[:10%]"`, that one alone, by this name; of a Hub dataset no other is loaded.
 
     A local folder may hold split folders of class folders, files by split, or what `Dataset.save_to_disk` wrote. Where
     the Parquet files of a split have a class list of their own, it is the one that their labels mean.
@@ -96,14 +104,45 @@ def read_dataset(
         `FileNotFoundError`: If the name is a path and there is nothing of that name.
         `ValueError`: If it is a file, or cannot be read.
     """
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_dataset
 
-    path = Path(name).expanduser()
-    if not path.exists() and not is_path(name):
-        return load_dataset(name, config_name, **load_kwargs)
-    if path.is_file():
-        raise ValueError(f"`--dataset_name` takes a Hub id or a folder, but {name!r} is a file. Use `--train_file`.")
-    check_path(name, "dataset_name")
+    path = check_dataset_name(name)
+    if path is None:
+        loaded = load_dataset(name, config_name, split=split, **load_kwargs)
+        return loaded if split is None else DatasetDict({split: loaded})
+    splits = _read_local_dataset(path, name, config_name, image_column_name, label_column_name, load_kwargs)
+    if split is None:
+        return splits
+    base, _, part = split.partition("[")
+    if base not in splits:
+        raise ValueError(f"{name!r} has no split {base!r}, only {list(splits)}. Name one with `--dataset_split`.")
+    return DatasetDict({split: splits[base].select(_slice(part, split, len(splits[base])))})
+
+
+def _slice(part: str, split: str, count: int) -> range:
+    """The places that a slice such as "10:20]" or ":10%]" of `datasets` stands for."""
+    if not part:
+        return range(count)
+    found = re.fullmatch(r"(\d*)(%?):(\d*)(%?)\]", part)
+    if found is None:
+        raise ValueError(f"`--dataset_split {split}` is not understood. Write a split, or a part of it as test[:10%].")
+    first, last = (
+        (round(int(number) * count / 100) if percent else int(number)) if number else default
+        for number, percent, default in ((found[1], found[2], 0), (found[3], found[4], count))
+    )
+    return range(min(first, count), min(last, count))
+
+
+def _read_local_dataset(
+    path: Path,
+    name: str,
+    config_name: str | None,
+    image_column_name: str,
+    label_column_name: str,
+    load_kwargs: dict[str, Any],
+) -> DatasetDict:
+    from datasets import DatasetDict, load_from_disk
+
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
@@ -125,6 +164,22 @@ def read_dataset(
     for split, own in _own_parquet_splits(str(path), config_name, splits, label_column_name, load_kwargs).items():
         splits[split] = own
     return DatasetDict({split: as_pictures(part, image_column_name, str(path)) for split, part in splits.items()})
+
+
+def check_dataset_name(name: str) -> Path | None:
+    """
+    The folder that the name of a dataset stands for; `None` for one on the Hub.
+
+    Raises:
+        `FileNotFoundError`: If the name can only be a path, and there is nothing of that name.
+        `ValueError`: If it is a file.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and not is_path(name):
+        return None
+    if path.is_file():
+        raise ValueError(f"`--dataset_name` takes a Hub id or a folder, but {name!r} is a file. Name its folder.")
+    return check_path(name, "dataset_name")
 
 
 def is_path(name: str) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from accelerate.utils import is_compiled_module
 from torch import nn
 
+from .noise import NullspaceNoise
 from .patch_embedding import PatchProjection, find_patch_projection
+from .randomness import keyed_generator
 
 
 def add_noise(activation: torch.Tensor, noise: torch.Tensor, clean_rows: int = 0) -> torch.Tensor:
@@ -53,6 +55,32 @@ def tokens_shape(activation: torch.Tensor) -> tuple[int, int]:
     raise ValueError(f"Patch embeddings must have 3 or 4 dimensions, but got shape {tuple(activation.shape)}.")
 
 
+def grid_of(activation: torch.Tensor) -> tuple[int, int] | None:
+    """`(rows, columns)` of the patches of the patch embeddings `activation`; `None` where they stand in a row."""
+    return tuple(activation.shape[2:]) if activation.dim() == 4 else None
+
+
+def check_noise_tensor(noise: torch.Tensor) -> torch.Tensor:
+    """
+    Raises:
+        `TypeError`: If `noise` is no tensor.
+        `ValueError`: If it has no shape `(noises, num_patches, hidden_size)`, is no floating-point or not finite.
+    """
+    if not isinstance(noise, torch.Tensor):
+        raise TypeError(
+            f"The noise must be a `NullspaceNoise` or a `torch.Tensor`, but got a `{type(noise).__name__}`."
+            + (" Load it first: `NullspaceNoise.from_pretrained(...)`." if isinstance(noise, str) else "")
+        )
+    if noise.dim() != 3 or noise.numel() == 0 or not noise.is_floating_point():
+        raise ValueError(
+            "The noise must be floating-point numbers of shape (noises, num_patches, hidden_size), but got "
+            f"{noise.dtype} of shape {tuple(noise.shape)}."
+        )
+    if not torch.isfinite(noise).all():
+        raise ValueError("The noise holds NaN or infinite values.")
+    return noise
+
+
 def resize_noise(noise: torch.Tensor, grid: tuple[int, int], old_grid: tuple[int, int] | None = None) -> torch.Tensor:
     """
     Interpolates noise bicubically over the patch grid, as models interpolate their position embeddings.
@@ -71,6 +99,10 @@ def resize_noise(noise: torch.Tensor, grid: tuple[int, int], old_grid: tuple[int
     Raises:
         `ValueError`: If the noise is no grid of `old_grid`, or no square where that is not given.
     """
+    check_noise_tensor(noise)
+    for name, value in (("grid", grid), ("old_grid", old_grid or grid)):
+        if len(tuple(value)) != 2 or not all(isinstance(side, int) and side > 0 for side in value):
+            raise ValueError(f"`{name}` must be (rows, columns), two integers of at least 1, but got {value!r}.")
     side = math.isqrt(noise.shape[1])
     old_grid = tuple(old_grid or (side, side))
     if math.prod(old_grid) != noise.shape[1]:
@@ -101,6 +133,7 @@ class NoiseInjector:
         self.noise: torch.Tensor | None = None
         self.clean_rows = 0
         self.resize = False
+        self.grid: tuple[int, int] | None = None
         self.is_twofold = False
         self._handles = [
             projection.module.register_forward_pre_hook(self._halve),
@@ -119,21 +152,54 @@ class NoiseInjector:
             torch.compiler.reset()  # code that was compiled before knows nothing of the hook
         return injector
 
+    @classmethod
+    @contextmanager
+    def attached(cls, model: nn.Module, patch_projection: str | None = None) -> Iterator[NoiseInjector]:
+        """The injector of `model`; where it is new and the `with` block raises, its hooks are taken off again."""
+        projection = find_patch_projection(model, patch_projection)
+        is_new = not any(isinstance(hook, cls) for hook in projection.module._forward_hooks.values())
+        injector = cls.attach(model, patch_projection)
+        try:
+            yield injector
+        except BaseException:
+            if is_new:
+                injector.remove()
+            raise
+
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         if self.noise is None:
             return output
-        noise = self.noise
+        noise = self.noise(len(output) - self.clean_rows) if callable(self.noise) else self.noise
         if self.is_twofold:
             return torch.cat([output, add_noise(output, noise)])
-        if self.resize and noise.shape[1] != tokens_shape(output)[0]:
-            if output.dim() != 4:
-                raise ValueError(
-                    f"Noise of {noise.shape[1]} patches cannot be resized to {output.shape[1]}: "
-                    f"{self.projection.name!r} gives patches in a row, without their grid. Resize it yourself with "
-                    "`resize_noise`."
-                )
-            noise = resize_noise(noise, tuple(output.shape[2:]))
+        grid = grid_of(output)
+        if self.resize:
+            noise = self._resized(noise, output)
+        elif self.grid and grid and self.grid != grid:
+            raise ValueError(
+                f"The noise is of a grid of {self.grid[0]} x {self.grid[1]} patches, but this image has one of {grid[0]} x "
+                f"{grid[1]}. Use the image size that it was synthesised for, or `inject_noise(..., resize=True)`."
+            )
         return add_noise(output, noise, self.clean_rows)
+
+    def _resized(self, noise: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The noise on the grid of the patch embeddings `output`; where its own is not known, a square."""
+        num_patches, grid = tokens_shape(output)[0], grid_of(output)
+        if grid is None:
+            if noise.shape[1] == num_patches:
+                return noise
+            raise ValueError(
+                f"Noise of {noise.shape[1]} patches cannot be resized to {num_patches}: {self.projection.name!r} gives "
+                "patches in a row, without their grid. Resize it yourself with `resize_noise`."
+            )
+        is_square = math.isqrt(noise.shape[1]) ** 2 == noise.shape[1]
+        if self.grid is None and not (is_square and (noise.shape[1] != num_patches or grid[0] == grid[1])):
+            raise ValueError(
+                f"Noise of {noise.shape[1]} patches does not say their grid, which may be another than the image's {grid[0]} "
+                f"x {grid[1]}. Pass `grid=(rows, columns)` of the noise to `inject_noise`, or a `NullspaceNoise`, which "
+                "keeps it."
+            )
+        return resize_noise(noise, grid, self.grid)
 
     def _halve(self, module: nn.Module, args: tuple) -> tuple:
         """Of a batch that holds every image twice, the projection need see each image only once."""
@@ -143,24 +209,30 @@ class NoiseInjector:
 
     @contextmanager
     def inject(
-        self, noise: torch.Tensor, clean_rows: int = 0, is_twofold: bool = False, resize: bool = False
+        self,
+        noise: torch.Tensor | Callable[[int], torch.Tensor],
+        clean_rows: int = 0,
+        is_twofold: bool = False,
+        resize: bool = False,
+        grid: tuple[int, int] | None = None,
     ) -> Iterator[None]:
         """
         Opens the gate for the forward passes inside the `with` block.
 
         Args:
-            noise (`torch.Tensor`): As in [`add_noise`].
+            noise (`torch.Tensor` or `Callable`): As in [`add_noise`], or what gives it for a number of images.
             clean_rows (`int`, *optional*, defaults to 0): As in [`add_noise`].
             is_twofold (`bool`, *optional*, defaults to `False`): The batch is some images followed by the same images
                 again; the second half gets the noise, and both share one pass through the projection.
-            resize (`bool`, *optional*, defaults to `False`): As in [`inject_noise`].
+            resize, grid: As in [`inject_noise`].
         """
-        outer = self.noise, self.clean_rows, self.is_twofold, self.resize
+        outer = self.noise, self.clean_rows, self.is_twofold, self.resize, self.grid
         self.noise, self.clean_rows, self.is_twofold, self.resize = noise, clean_rows, is_twofold, resize
+        self.grid = grid
         try:
             yield
         finally:
-            self.noise, self.clean_rows, self.is_twofold, self.resize = outer
+            self.noise, self.clean_rows, self.is_twofold, self.resize, self.grid = outer
 
     def remove(self) -> None:
         """Takes the hooks off the model."""
@@ -170,29 +242,51 @@ class NoiseInjector:
 
 @contextmanager
 def inject_noise(
-    model: nn.Module, noise: torch.Tensor, patch_projection: str | None = None, resize: bool = False
+    model: nn.Module,
+    noise: torch.Tensor | NullspaceNoise,
+    patch_projection: str | None = None,
+    resize: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> Iterator[nn.Module]:
     """
     Lets any code see `model` under `noise`.
 
     Args:
         model (`nn.Module`): Any classifier with a patch projection.
-        noise (`torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise, in units of the patch
-            embeddings.
+        noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise, in
+            units of the patch embeddings. Of a [`NullspaceNoise`] each image gets what it would in training: the one
+            noise; of a bank one of them at random; of `method="sample"` a draw of its own. Each `with` block draws the
+            same.
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
-        resize (`bool`, *optional*, defaults to `False`): Whether noise of a square grid is interpolated to the patch
-            grid of images of another size ([`resize_noise`]), instead of refused.
+        resize (`bool`, *optional*, defaults to `False`): Whether noise is interpolated to the patch grid of images of
+            another size or shape ([`resize_noise`]), instead of refused.
+        grid (`tuple[int, int]`, *optional*): `(rows, columns)` of the noise's patches, for `resize`. A [`NullspaceNoise`]
+            knows its own; a tensor's is a square by default, or refused where that may be wrong.
 
     Raises:
+        `TypeError`: If `model` is no module, or `noise` neither of the two.
         `ValueError`: If the model has no patch projection, or the noise does not fit it.
 
     Example:
 
     ```python
-    >>> with inject_noise(model, noise.tensor):  # doctest: +SKIP
+    >>> with inject_noise(model, noise):  # doctest: +SKIP
     ...     logits = model(pixel_values).logits
     ```
     """
-    injector = NoiseInjector.attach(model, patch_projection)
-    with injector.inject(noise, resize=resize):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be an `nn.Module`, but got a `{type(model).__name__}`.")
+    if isinstance(noise, NullspaceNoise):
+        grid = noise.grid if grid is None else grid
+        noise = _draws_of(noise)
+    else:
+        noise = check_noise_tensor(noise)
+    with NoiseInjector.attached(model, patch_projection) as injector, injector.inject(noise, resize=resize, grid=grid):
         yield model
+
+
+def _draws_of(noise: NullspaceNoise) -> torch.Tensor | Callable[[int], torch.Tensor]:
+    if len(noise.tensor) == 1 and noise.axes is None:
+        return noise.tensor
+    generator = keyed_generator("injected", noise.config.seed, noise.round_index)
+    return lambda batch_size: noise.draw(batch_size, generator)

@@ -23,7 +23,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from .adapter_folders import base_of_adapter
 from .command_line import CommandParser, FlagRule, check_at_least, expand_paths
 from .configuration import METHOD_SETTINGS
-from .data import check_columns, draw_images, drop_unreadable_images, load_image_splits
+from .data import check_columns, draw_images, drop_unreadable_of_splits, load_image_splits
 from .digits import DIGITS_NAME, build_digits_model, load_digits_splits
 from .image_size import change_image_size
 from .image_tables import is_path
@@ -228,13 +228,10 @@ def load_data(args: DataArguments, seed: int, **load_kwargs) -> tuple[DatasetDic
         sources = {name: getattr(args, name) for name in (*names, "train_val_split", *columns)}
         splits = load_image_splits(**sources, seed=seed, **load_kwargs)
     labels = check_columns(splits, args.image_column_name, args.label_column_name)
-    for split, limit in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
-        splits[split] = drop_unreadable_images(
-            draw_images(splits[split], limit, seed),
-            args.image_column_name,
-            args.skip_bad_images,
-            args.preprocessing_num_workers,
-        )
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
+    drawn = {split: draw_images(splits[split], limit, seed) for split, limit in limits.items()}
+    options = (args.image_column_name, args.skip_bad_images, args.preprocessing_num_workers)
+    splits.update(drop_unreadable_of_splits(drawn, *options))
     return splits, labels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,7 @@ class NullspaceNoise:
         axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`, *optional*):
             Of `method="sample"`: every image gets a noise of its own, drawn in these axes at the norm of `tensor`, which
             is one such draw. The certificate is of one draw for each image.
+        grid (`tuple[int, int]`, *optional*): `(rows, columns)` of the patches, where it is known; row by row.
 
     Raises:
         `ValueError`: If the tensor has no three dimensions, is not finite, or has another number of noises than there
@@ -66,7 +68,13 @@ class NullspaceNoise:
         config: NullspaceConfig,
         round_index: int = 0,
         axes: torch.Tensor | None = None,
+        grid: tuple[int, int] | None = None,
     ):
+        if not isinstance(tensor, torch.Tensor) or not isinstance(config, NullspaceConfig):
+            raise TypeError(
+                "A noise is made of a `torch.Tensor`, its certificates and a `NullspaceConfig`, but got a "
+                f"`{type(tensor).__name__}` and a `{type(config).__name__}`."
+            )
         if tensor.dim() != 3 or tensor.numel() == 0:
             raise ValueError(
                 "`tensor` must have shape (bank_size, num_patches, hidden_size), each at least 1, but got "
@@ -86,6 +94,9 @@ class NullspaceNoise:
                 f"`axes` must have shape ({hidden_size}, {hidden_size}) and stand beside one noise, but got "
                 f"{tuple(axes.shape)} beside {len(tensor)}."
             )
+        if grid is not None and math.prod(grid) != tensor.shape[1]:
+            raise ValueError(f"A grid of {grid[0]} x {grid[1]} does not hold the noise's {tensor.shape[1]} patches.")
+        self.grid = None if grid is None else tuple(grid)
         self.axes = None if axes is None else axes.detach().to("cpu", torch.float32).contiguous()
         self.certificates = tuple(certificates)
         self.config = config
@@ -100,6 +111,16 @@ class NullspaceNoise:
     def converged(self) -> bool:
         """Whether every noise of the bank is certified."""
         return all(certificate.converged for certificate in self.certificates)
+
+    @property
+    def is_usable(self) -> bool:
+        """
+        Whether training runs on it: if it is certified, or under `on_failure="shrink"` if its measured mean is within
+        epsilon on images that are too few, or a model that is too little trained, for a certificate.
+        """
+        if self.config.on_failure != "shrink":
+            return self.converged
+        return all(certificate.converged or certificate.is_within_epsilon for certificate in self.certificates)
 
     def __repr__(self) -> str:
         certificate = self.certificate
@@ -229,6 +250,7 @@ class NullspaceNoise:
         """Everything but the tensor, JSON-serialisable."""
         return {
             "shape": list(self.tensor.shape),
+            "grid": None if self.grid is None else list(self.grid),
             "sha256": self.digest(),
             "round_index": self.round_index,
             "config": self.config.to_dict(),
@@ -285,6 +307,7 @@ class NullspaceNoise:
                 NullspaceConfig.from_dict(values["config"]),
                 values["round_index"],
                 tensors.get("axes"),
+                values.get("grid"),  # earlier versions did not write it
             )
             if noise.digest() != values["sha256"]:
                 raise ValueError("the tensor is not the one that the JSON was written with")

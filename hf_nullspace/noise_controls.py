@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from .certificate import remove_hidden_mean
-from .frozen import FrozenClassifier, frozen, read_images
+from .frozen import frozen_classifier
 from .image_noise import draw_in_axes
 from .noise import NullspaceNoise
 from .probing import certify, permute_elements
-from .randomness import keyed_generator, preserved_random_state
-from .synthesis import num_held_out
+from .randomness import keyed_generator
+from .synthesis import read_and_split
 
 
 # From one noise and a generator to its control, of the same shape.
@@ -76,11 +76,8 @@ def make_control(
     """
     config, axes = noise.config, None
     tensors, certificates = [], []
-    with frozen(model):
-        classifier = FrozenClassifier(model, patch_projection, accelerator)
-        with preserved_random_state():
-            images = read_images(classifier, dataloader, config.num_images + config.num_certificate_images)
-        held_out, _ = images.split(num_held_out(len(images), config))
+    with frozen_classifier(model, patch_projection, accelerator) as classifier:
+        _, held_out = read_and_split(classifier, dataloader, config, noise.round_index)
         for index, source in enumerate(noise.certificates):
             generator = keyed_generator(name, config.seed, noise.round_index, index)
             tensor, draws = noise.tensor[index : index + 1], None
@@ -95,7 +92,7 @@ def make_control(
                 certify(classifier, held_out, on_device, config, generator, source.steps, source.seconds, draws)
             )
             tensors.append(tensor)
-    return NullspaceNoise(torch.cat(tensors), certificates, config, noise.round_index, axes)
+    return NullspaceNoise(torch.cat(tensors), certificates, config, noise.round_index, axes, noise.grid)
 
 
 def _with_norm_of(noise: torch.Tensor, control: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,14 @@ class NoiseSchedule:
     def update(self, noise: NullspaceNoise, step: int) -> None:
         """Makes `noise` the current one and adds its row to the history."""
         self.noise = noise
-        self.history.append({"round": noise.round_index, "step": step, **noise.certificate.to_dict()})
+        row = {"round": noise.round_index, "step": step, **noise.certificate.to_dict()}
+        # The certificate is that of the worst noise of a bank; the round is made of all of them.
+        whole = {
+            "converged": noise.converged,
+            "in_use": noise.is_usable,
+            "seconds": sum(each.seconds for each in noise.certificates),
+        }
+        self.history.append({**row, **whole})
 
     def go_back_to(self, noise: NullspaceNoise) -> None:
         """Makes the noise of an earlier round the current one; the rounds after it are no part of the model's history."""
@@ -85,8 +92,8 @@ class NoiseSchedule:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether this round trains on its noise: if it is certified or, for a control, if what it stands for was."""
-        return self.noise is not None and self.history[-1].get("source_converged", self.noise.converged)
+        """Whether this round trains on its noise: if it is usable or, for a control, if what it stands for was."""
+        return self.noise is not None and self.history[-1].get("source_in_use", self.noise.is_usable)
 
     def next_place(self, step: int) -> tuple[int, int]:
         """`step` and the place in it of the micro-batch that asks, one place further with every call."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers.utils import logging
 
-from .certificate import logit_distance, probability_mse, remove_hidden_mean
+from .certificate import logit_distance, remove_hidden_mean
 from .configuration import NullspaceConfig
 from .frozen import FrozenBatch, FrozenClassifier, FrozenImages
 from .image_noise import ImageNoise, draw_in_axes
@@ -174,7 +174,11 @@ SEARCHES = {"boundary": boundary_search, "sample": sample_search, "paper": paper
 
 
 def boundary_scale(
-    error_at: Callable[[float], float], epsilon: float, max_scale: float = 1.0, tolerance: float = 0.02
+    error_at: Callable[[float], float],
+    epsilon: float,
+    max_scale: float = 1.0,
+    tolerance: float = 0.02,
+    start: float = 1.0,
 ) -> float:
     """
     The largest scale found at which `error_at(scale) <= epsilon`, assuming that the error grows with the scale.
@@ -187,12 +191,13 @@ def boundary_scale(
         max_scale (`float`, *optional*, defaults to 1.0): Largest scale to try.
         tolerance (`float`, *optional*, defaults to 0.02): The search ends when the scale is known to this relative
             width, or the error is this near below epsilon.
+        start (`float`, *optional*, defaults to 1.0): The scale to try first.
 
     Returns:
         `float`: The scale, or 0 if even a millionth of the noise exceeds epsilon.
     """
     inside, inside_error, outside, outside_error = 0.0, 0.0, math.inf, math.inf
-    scale = min(1.0, max_scale)
+    scale = min(start, max_scale)
     while outside > inside * (1 + tolerance) and scale >= MIN_SCALE:
         error = error_at(scale)
         if error <= epsilon:
@@ -295,7 +300,7 @@ def batch_means(
     if len(batch):
         noisy_logits = classifier.logits(batch.inputs, noise, batch.embeddings)
         mse, distance = (
-            probability_mse(batch.clean_logits, noisy_logits),
+            classifier.probability_mse(batch.clean_logits, noisy_logits),
             logit_distance(batch.clean_logits, noisy_logits),
         )
         sums = torch.stack([mse.sum(), distance.sum()])
@@ -334,7 +339,7 @@ def distance_gradient(classifier: FrozenClassifier, batch: FrozenBatch, noise: t
         noisy_logits = classifier.logits(batch.inputs, variable, batch.embeddings)
         distance = logit_distance(batch.clean_logits, noisy_logits)
         (local,) = torch.autograd.grad(distance.sum(), variable)
-        mse = probability_mse(batch.clean_logits, noisy_logits.detach())
+        mse = classifier.probability_mse(batch.clean_logits, noisy_logits.detach())
         parts = (mse.unsqueeze(-1), distance.detach().unsqueeze(-1), local.flatten(1))
         sums = torch.cat([part.sum(0, dtype=precise) for part in parts])
     # One reduction for everything: the sums of the processes, divided by the size of the whole batch.

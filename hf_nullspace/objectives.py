@@ -1,4 +1,4 @@
-"""What of a model's output is compared with and without noise: its logits, or similarities to fixed embeddings."""
+"""What of a model's output is compared with and without noise, and which probabilities it stands for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 
 Objective = Callable[[Any], torch.Tensor]
@@ -42,6 +43,58 @@ def read_logits(outputs: Any) -> torch.Tensor:
             "feature extractor or CLIP, `similarity_objective(...)` makes one."
         )
     return logits.flatten(2).transpose(1, 2) if logits.dim() == 4 else logits
+
+
+def is_multi_label(model: nn.Module, labels: torch.Tensor | None = None, logits: torch.Tensor | None = None) -> bool:
+    """
+    Whether a classifier gives a probability of its own to each label, by the sigmoid of its logit, or one softmax to all.
+
+    The rule is that of Transformers' losses: `config.problem_type` where it is set, else by the labels: rows of
+    floating-point numbers stand for several labels at once, unless they are distributions over the classes. A segmentation of one class is a yes or no for each pixel.
+
+    Args:
+        model (`nn.Module`): The classifier; its `config` is read, where it has one.
+        labels (`torch.Tensor`, *optional*): Labels of some images, as the loss gets them.
+        logits (`torch.Tensor`, *optional*): Logits of some images, as [`read_logits`] gives them.
+
+    Raises:
+        `ValueError`: If the model predicts numbers, which have no probabilities that epsilon could bound.
+    """
+    config = getattr(model, "config", None)
+    problem_type = getattr(config, "problem_type", None)
+    num_labels = getattr(config, "num_labels", None) if logits is None else logits.shape[-1]
+    is_dense = (logits is not None and logits.dim() > 2) or (isinstance(labels, torch.Tensor) and labels.dim() > 2)
+    if problem_type == "multi_label_classification" or (problem_type is None and is_dense and num_labels == 1):
+        return True
+    if problem_type == "regression" or num_labels == 1:
+        raise ValueError(
+            f"{type(model).__name__} predicts numbers ({num_labels} outputs, problem_type {problem_type!r}), not classes: "
+            "epsilon bounds the change of class probabilities, of which it has none. Use a classifier of at least two "
+            "labels; for independent yes-or-no outputs set `model.config.problem_type = "
+            "'multi_label_classification'`; to train without noise set `noise_weight=0`."
+        )
+    is_open = problem_type is None and isinstance(labels, torch.Tensor) and labels.dim() == 2
+    return is_open and labels.is_floating_point() and not _are_distributions(labels)
+
+
+def _are_distributions(labels: torch.Tensor) -> bool:
+    """Whether each row is a soft label of one class, as Mixup makes them, rather than several labels."""
+    return bool(((labels >= 0).all() & ((labels.float().sum(-1) - 1).abs() <= 1e-2).all()).item())
+
+
+def probabilities(logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:
+    """Softmax over the labels, the last axis; of a multi-label model the sigmoid of each logit."""
+    return logits.sigmoid() if multi_label else logits.softmax(-1)
+
+
+def decisions(logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:
+    """The predicted class, of the shape of `logits` without its last axis; of a multi-label model yes or no for each."""
+    return logits > 0 if multi_label else logits.argmax(-1)
+
+
+def largest_probability_mse(num_labels: int, multi_label: bool = False) -> float:
+    """The largest possible sum of squared changes of the probabilities: 2 for a softmax, one for each sigmoid."""
+    return float(num_labels) if multi_label else 2.0
 
 
 def kl_divergence(clean_logits: torch.Tensor, other_logits: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers.utils import logging
 
 from .batch_parts import loss_function_replaced
-from .certificate import Certificate
+from .certificate import Certificate, probability_mse
 from .checkpointing import check_writable, report_lost_loss
 from .checkpointing_trainer import CheckpointingTrainer
 from .evaluation_loss import exact_loss
@@ -28,7 +28,7 @@ from .noise import NullspaceNoise
 from .noise_forward import ForwardPlan, check_not_checkpointed
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
 from .noisy_pictures import NoisyPictures
-from .objectives import kl_divergence, read_logits
+from .objectives import is_multi_label, kl_divergence, largest_probability_mse, read_logits
 from .phases import announce
 from .probing import measure_noise
 from .randomness import preserved_random_state
@@ -37,7 +37,7 @@ from .soft_labels import SoftLabelSmoother, classification_loss, knows_no_soft_l
 from .synthesis import synthesize_noise
 from .training_args import NullspaceTrainingArguments, in_arguments
 from .training_checks import check_columns, check_neftune, check_saved_with_adapters, weights_lost_with_adapters
-from .training_images import check_enough, check_example, draw_images
+from .training_images import StreamReader, check_enough, check_example, draw_images, is_stream
 from .weight_average import WeightAverage
 from .wording import worded
 
@@ -120,6 +120,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         self.weight_average: WeightAverage | None = None
         self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
+        self._noisy_error: torch.Tensor | None = None
         self._noisy_loss_since = 0
         self._is_in_own_loss = False
         self._forward_plan: ForwardPlan | None = None
@@ -149,6 +150,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
                 "`CUDA_VISIBLE_DEVICES` to one."
             )
         self._read_settings()
+        self._largest_error = 2.0
+        self._noise_stream: StreamReader | None = None
         if self.label_smoother is not None:
             self.label_smoother = SoftLabelSmoother(self.label_smoother.epsilon)
         check_saved_with_adapters(self.model)
@@ -229,7 +232,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         """The clean loss and the weighted noisy one, where `own` computes the loss of a batch as `compute_loss` does."""
         candidates = self._draw_candidates(len(inputs["pixel_values"])) if self.args.noise_weight else None
         options = {"num_items_in_batch": num_items_in_batch}
-        asks_for_outputs = return_outputs or self.args.noise_consistency
+        asks_for_outputs = return_outputs or self.args.noise_consistency or not self._has_own_loss()
         if candidates is None:
             return own(model, copy(inputs), **({"return_outputs": True} if return_outputs else {}), **options)
 
@@ -245,6 +248,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         finally:
             self._is_in_own_loss = outer
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
+        self._buffer_noisy_error(outputs, noisy_outputs)
         loss = loss + self.args.noise_weight * noisy_loss
         if self.args.noise_consistency:
             divergence = kl_divergence(read_logits(outputs), read_logits(noisy_outputs))
@@ -348,7 +352,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         config = self.args.nullspace_config(step)
         announce(
             f"Round {round_index} at step {step}: synthesising noise on {config.num_images} images, measuring it on "
-            f"{config.num_certificate_images} more ..."
+            f"{config.wanted_certificate_images(self._largest_error)} more ..."
         )
         # Not compiled, even under `torch_compile`: compiling its passes takes longer than it saves in a run's rounds
         # (`examples/benchmark.py --torch_compile` times both).
@@ -373,13 +377,22 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _noise_dataloader(self, round_index: int) -> DataLoader:
         """Global batches of training images, the same on every process."""
-        config = self.args.nullspace_config()
-        images = self._noise_images(round_index, config.num_images + config.num_certificate_images)
+        images = self._noise_images(round_index, self._num_noise_images(round_index))
         _, collator = self._as_trained_on(self.train_dataset, "noise synthesis")
         return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=collator)
 
+    def _num_noise_images(self, round_index: int) -> int:
+        """Images that a round reads: those of the search and those of the certificate."""
+        config = self.args.nullspace_config(round_index * self.args.noise_refresh_steps)
+        return config.num_images + config.wanted_certificate_images(self._largest_error)
+
     def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
         dataset, _ = self._as_trained_on(self.train_dataset, "noise synthesis")
+        if is_stream(dataset):
+            if self._noise_stream is None or self._noise_stream.dataset is not dataset:
+                self._noise_stream = StreamReader(dataset)
+            start = sum(self._num_noise_images(earlier) for earlier in range(round_index))
+            return self._noise_stream.read(start, num_images)
         return draw_images(dataset, num_images, self.args.seed, round_index)
 
     def _as_trained_on(self, dataset, description: str) -> tuple[Any, Callable[[list], dict[str, Any]]]:
@@ -423,6 +436,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             names = {*self.label_names, "labels"} & {*self.label_names, *forward_parameters(self.model)}
             check_example(batch, self.model, sorted(names) if needs_labels else [])
             settle_problem_type(self.model, batch.get("labels"))
+            self._check_certifiable(batch)
         if self.args.neftune_noise_alpha is not None:
             check_neftune(self.model, batch)
             if self.args.noise_weight:
@@ -436,6 +450,28 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if knows_no_soft_labels(self.model):
             stack.enter_context(loss_function_replaced(self.model, classification_loss))
         return stack
+
+    def _check_certifiable(self, batch: dict[str, Any]) -> None:
+        """That there are class probabilities for epsilon to bound, and a bound that excludes some noise."""
+        multi_label = is_multi_label(self.model, batch.get("labels"))
+        num_labels = getattr(getattr(self.model, "config", None), "num_labels", 2)
+        self._largest_error = largest_probability_mse(num_labels, multi_label)
+        if self.args.epsilon >= self._largest_error:
+            raise ValueError(
+                f"`epsilon` is {self.args.epsilon:g}, but no noise can change this model's probabilities by more than "
+                f"{self._largest_error:g} (summed squares over the labels), so that it would exclude none. Give a smaller "
+                "one; 0.03 is the default."
+            )
+        config = self.args.nullspace_config()
+        fewest = config.fewest_certificate_images(self._largest_error)
+        total = len(self.train_dataset) if not is_stream(self.train_dataset) else None
+        if config.on_failure == "error" and total is not None and total < fewest + self._noise_batch_size():
+            raise ValueError(
+                f"The training set has {total} images, but a certificate for epsilon {config.epsilon:g} takes {fewest} "
+                f"beside a batch of {self._noise_batch_size()} to search on, and `noise_on_failure='error'` allows no noise "
+                "without. Add images, raise `epsilon`, or set `noise_on_failure='shrink'`, which trains on noise marked as "
+                "not certified."
+            )
 
     # ---- Evaluation ---------------------------------------------------------------------------------------------
 
@@ -512,11 +548,26 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             loss = loss / self.current_gradient_accumulation_steps
         self._noisy_loss = loss if self._noisy_loss is None else self._noisy_loss + loss
 
+    def _buffer_noisy_error(self, outputs: Any, noisy_outputs: Any) -> None:
+        """Adds what the noise trained on does to a micro-batch's probabilities; chosen and ascended, it does more."""
+        logits = [getattr(each, "logits", None) for each in (outputs, noisy_outputs)]
+        if not all(isinstance(each, torch.Tensor) for each in logits):  # no classifier's outputs, or a loss of its own
+            return
+        clean, noisy = (read_logits(each).detach().float() for each in (outputs, noisy_outputs))
+        multi_label = is_multi_label(self.model, logits=clean)
+        error = probability_mse(clean, noisy, multi_label)
+        sums = torch.stack([error.sum(), error.new_tensor(len(error))])
+        self._noisy_error = sums if self._noisy_error is None else self._noisy_error + sums
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._noisy_loss is not None:
             steps = max(1, self.state.global_step - self._noisy_loss_since)
             logs = {**logs, "noise/loss": self.accelerator.reduce(self._noisy_loss, "mean").item() / steps}
             self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+            if self._noisy_error is not None:
+                total, count = self.accelerator.reduce(self._noisy_error, "sum").tolist()
+                logs["noise/trained_probability_mse"] = total / count
+                self._noisy_error = None
         super().log(logs, start_time)
 
     # ---- Model card ---------------------------------------------------------------------------------------------
@@ -568,6 +619,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+        self._noisy_error = None
         return progress
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -137,14 +137,15 @@ class NullspaceTrainingArguments(TrainingArguments):
     noise_num_images: int = field(
         default=NullspaceConfig.num_images, metadata={"help": "Images that the noise is optimised on."}
     )
-    noise_num_certificate_images: int = field(
+    noise_num_certificate_images: int | None = field(
         default=NullspaceConfig.num_certificate_images,
-        metadata={"help": "Further images that the certificate is measured on."},
+        metadata={"help": "Further images that the certificate is measured on; as many as epsilon takes by default."},
     )
     noise_on_failure: str = field(
         default=NullspaceConfig.on_failure,
         metadata={
-            "help": "What happens to a noise above epsilon: scale it down, leave the round out, or raise an error.",
+            "help": "What happens to a noise that is not certified: scale it to where its measured error is within "
+            "epsilon, leave the round out, or raise an error.",
             "choices": ["shrink", "skip", "error"],
         },
     )

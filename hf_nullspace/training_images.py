@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +17,63 @@ from .preprocessing import Preprocessing
 from .randomness import keyed_generator, preserved_random_state
 
 
-def draw_images(dataset: Dataset, num_images: int, seed: int, round_index: int) -> Subset | list:
-    """Images drawn by a generator of their own; the first ones of a dataset that is a stream."""
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        return list(itertools.islice(iter(dataset), num_images))
+def is_stream(dataset: Dataset) -> bool:
+    """Whether a dataset yields its images in its own order, and may not say how many there are."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+
+
+def draw_images(dataset: Dataset, num_images: int, seed: int, round_index: int) -> Subset:
+    """Images of a dataset of known length, drawn by a generator of their own."""
     order = torch.randperm(len(dataset), generator=keyed_generator("images", seed, round_index))
     return Subset(dataset, order[:num_images].tolist())
+
+
+class StreamReader:
+    """
+    Reads a stream from any place on; at its end it begins anew.
+
+    What it reads depends on the place alone: a reader that goes on from where it stopped, and one that starts in the
+    middle, as that of a resumed run does, give the same examples.
+
+    Args:
+        dataset (iterable): Yields examples, the same ones each time that it is iterated.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        self._restart()
+
+    def read(self, start: int, count: int) -> list:
+        """Examples `start` to `start + count - 1`; of a stream of fewer than `count` each once, of an empty one none."""
+        if start < self._place:
+            self._restart()
+        with preserved_random_state():  # what is skipped must not shift the augmentation of what is read
+            while self._place < start:
+                if self._length is not None:  # whole passes need not be read
+                    self._place += (start - self._place) // self._length * self._length
+                if self._place < start and self._next() is None:
+                    break
+        examples = []
+        while len(examples) < count and len(examples) != self._length:
+            example = self._next()
+            if example is None:
+                break
+            examples.append(example)
+        return examples[: self._length]
+
+    def _restart(self) -> None:
+        self._examples, self._place, self._in_pass, self._length = iter(self.dataset), 0, 0, None
+
+    def _next(self) -> Any:
+        """The next example, of the next pass after the last one; `None` if there is none at all."""
+        for _ in range(2):
+            for example in self._examples:
+                self._place, self._in_pass = self._place + 1, self._in_pass + 1
+                return example
+            if self._in_pass:
+                self._length = self._in_pass
+            self._examples, self._in_pass = iter(self.dataset), 0
+        return None
 
 
 def check_enough(dataset: Dataset, needed: int) -> None:

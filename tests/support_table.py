@@ -63,7 +63,7 @@ def build_row(name: str) -> str:
     cells = [
         name,
         exact,
-        _yes(outcome.logit_change > 0.1 and all(row["converged"] for row in outcome.history)),
+        _yes(outcome.logit_change > 0.1 and all(row["in_use"] for row in outcome.history)),
         _yes(comes_back and not unexplained_idle(name, outcome)),
         "no, reads cut patches" if outcome.attacked_pixels is None else _yes(outcome.attacked_pixels > 0.5),
         _yes(outcome.resume_is_exact),

@@ -36,7 +36,7 @@ def test_rounds_are_those_of_the_method_and_their_noise_of_its_norm(model, examp
     for name in ("norm", "probability_mse", "converged"):  # the same weights in round 0, others from then on
         assert rows[0][f"source_{name}"] == source[0][name]
     for row in rows:
-        assert row["source_converged"] and not row["converged"]
+        assert row["source_in_use"] and not row["in_use"]
         assert row["source_probability_mse"] <= 1e-3 < row["probability_mse"]
     assert {"source_norm", "norm"} <= rows[-1].keys()
     logged = [row["noise/probability_mse"] for row in control.state.log_history if "noise/norm" in row]
@@ -96,7 +96,7 @@ def test_a_round_without_certified_noise_trains_plainly_and_resumes_so(model, ex
     plain = build(model, examples, arguments(tmp_path / "c"), Trainer)
     whole.train(), plain.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-    assert [row["source_converged"] for row in resumed.noise_history] == [False, False]
+    assert [row["source_in_use"] for row in resumed.noise_history] == [False, False]
     assert_same_weights(whole.model, plain.model)
     assert_same_weights(resumed.model, plain.model)
 
@@ -105,8 +105,8 @@ def test_a_harmless_control_does_not_replace_a_noise_that_failed(model, examples
     """Whether a round trains depends on the nullspace noise alone."""
     trainer = build(model, examples, arguments(tmp_path, epsilon=1.9), PermutedNoiseTrainer)
     trainer._refresh_noise(trainer.model)
-    assert trainer.noise.converged and trainer.noise_schedule.is_in_use
-    trainer.noise_history[-1]["source_converged"] = False
+    assert trainer.noise.is_usable and trainer.noise_schedule.is_in_use
+    trainer.noise_history[-1]["source_in_use"] = False
     assert trainer._draw_candidates(8) is None
 
 

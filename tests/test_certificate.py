@@ -13,7 +13,6 @@ from hf_nullspace.certificate import (
     probability_mse,
     remove_hidden_mean,
     token_norms,
-    upper_confidence_bound,
 )
 
 
@@ -72,18 +71,22 @@ def test_constant_over_the_hidden_axis_moves_no_logit(make_vit, make_batches, si
             assert (model(images).logits - clean).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("confidence, quantile", [(0.5, 0.0), (0.95, 1.6448536269514722), (0.99, 2.3263478740408408)])
-def test_upper_confidence_bound(confidence, quantile):
-    values = [0.1, 0.4, 0.2, 0.05]
-    mean = 0.1875
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 3)
-    bound = upper_confidence_bound(sum(values), sum(value**2 for value in values), 4, confidence)
-    assert bound == pytest.approx(mean + quantile * deviation / 2, rel=1e-9)
+def test_multi_label_probabilities_are_sigmoids():
+    clean, noisy = torch.tensor([[0.0, 3.0], [0.0, -1.0]]), torch.tensor([[1.0, 3.0], [-40.0, 40.0]])
+    change = torch.sigmoid(noisy) - torch.sigmoid(clean)
+    torch.testing.assert_close(probability_mse(clean, noisy, multi_label=True), change.square().sum(-1))
+    assert probability_mse(torch.full((1, 7), -90.0), torch.full((1, 7), 90.0), True).item() == pytest.approx(7.0)
+    # The softmax of both is the same, where the sigmoids are not.
+    shifted = torch.tensor([[2.0, 2.0]])
+    assert probability_mse(-shifted, shifted).item() == 0.0
+    assert probability_mse(-shifted, shifted, multi_label=True).item() > 1
 
 
-def test_upper_confidence_bound_without_spread():
-    assert upper_confidence_bound(0.3, 0.09, 1, 0.95) == math.inf
-    assert upper_confidence_bound(0.6, 0.12, 3, 0.95) == pytest.approx(0.2, abs=1e-8)
+def test_multi_label_agreement_is_of_all_labels():
+    clean = torch.tensor([[1.0, -2.0, 0.5], [1.0, -2.0, 0.5]])
+    noisy = torch.tensor([[9.0, -0.1, 0.1], [9.0, 0.1, 0.1]])
+    assert agreement(clean, noisy, multi_label=True).tolist() == [1.0, 0.0]
+    assert agreement(clean, noisy).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("upper", [0.025, math.inf])
@@ -101,3 +104,31 @@ def test_unknown_or_missing_fields_are_refused(make_certificate):
         Certificate.from_dict(values)
     with pytest.raises(ValueError, match=r"lacks \['norm'\] and adds \['size'\]"):
         Certificate.from_dict({**values, "size": 1.0})
+
+
+def test_certificates_of_earlier_versions_load(make_certificate):
+    values = make_certificate().to_dict()
+    for name in ("num_images_needed", "exchanged_probability_mse", "standard_error"):
+        del values[name]
+    certificate = Certificate.from_dict(values)
+    assert certificate.converged and certificate.num_images_needed == 0
+    assert math.isinf(certificate.exchanged_probability_mse)
+    assert Certificate.from_dict(json.loads(json.dumps(certificate.to_dict()))) == certificate
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, None),
+        ({"probability_mse_upper": 0.0301}, "0.0301 is above epsilon 0.03"),
+        ({"probability_mse_upper": math.nan}, "above"),
+        ({"num_images": 198}, "198 images were measured, but no fewer than 199"),
+        ({"exchanged_probability_mse": 0.03}, "any image could stand in the place of another"),
+        ({"logit_distance": 0.0}, "moves no logit"),
+    ],
+)
+def test_what_stands_against_a_certificate(make_certificate, changes, words):
+    numbers = {"num_images": 512, "num_images_needed": 199, "exchanged_probability_mse": 1.2}
+    certificate = make_certificate(**{**numbers, **changes})
+    assert certificate.is_certified is (words is None)
+    assert (certificate.obstacle is None) if words is None else (words in certificate.obstacle)

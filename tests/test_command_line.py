@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from example_scripts import EXAMPLES, load_example
 
+import hf_nullspace
 from hf_nullspace import NullspaceConfig
 from hf_nullspace.cli import COMMANDS
 from hf_nullspace.cli import main as cli
@@ -151,8 +152,16 @@ def test_help_tells_both_defaults():
     assert "Places. For the digits model: 9. (default: 3)" in " ".join(text.split())
 
 
+def test_each_command_tells_the_version(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse("--version")
+    assert (exit_info.value.code, capsys.readouterr().out) == (0, f"hf_nullspace {hf_nullspace.__version__}\n")
+
+
 def test_flags_are_not_abbreviated(capsys):
     assert error_of(capsys, "--rat", "1") == "unknown flag --rat, did you mean --rate?"
+    assert error_of(capsys, "--opt", "1") == "unknown flag --opt, did you mean --options?"
+    assert error_of(capsys, "--colour") == "unknown flag --colour"
 
 
 def fail_with(error):

@@ -17,7 +17,7 @@ INVALID = [
     *[("max_token_ratio", value) for value in (0.99, -4, math.nan, math.inf, "4", True)],
     *[("norm_weight", value) for value in (-0.1, math.nan, math.inf, "0", False, None)],
     *[(name, value) for name in COUNTS for value in (0, -3, 1.5, "2", True)],
-    *[(name, None) for name in COUNTS[1:]],
+    *[(name, None) for name in COUNTS[1:-1]],
     *[("confidence", value) for value in (0.49, 1.0, math.nan, "0.9", None)],
     *[("on_failure", value) for value in ("retry", "Shrink", None)],
     *[("seed", value) for value in (1.0, "42", True, None)],
@@ -87,3 +87,19 @@ def test_unknown_key_is_refused_by_name():
 def test_config_is_frozen():
     with pytest.raises(AttributeError, match="epsilon"):
         NullspaceConfig().epsilon = 1.0
+
+
+@pytest.mark.parametrize(
+    "epsilon, largest, expected",
+    [(0.03, 2.0, 512), (0.01, 2.0, 1536), (0.1, 2.0, 160), (0.03, 10.0, 2048), (1.9, 2.0, 32)],
+)
+def test_certificate_images_follow_epsilon(epsilon, largest, expected):
+    config = NullspaceConfig(epsilon=epsilon)
+    assert config.num_certificate_images is None
+    assert config.wanted_certificate_images(largest) == expected
+    assert NullspaceConfig(epsilon=epsilon, num_certificate_images=7).wanted_certificate_images(largest) == 7
+
+
+def test_fewest_certificate_images_follow_confidence():
+    assert NullspaceConfig().fewest_certificate_images() == 199
+    assert NullspaceConfig(confidence=0.99).fewest_certificate_images() == 305

@@ -71,7 +71,7 @@ def test_two_processes_run_it_too(tmp_path):
     printed = launch(EXAMPLE, [*QUICK, *options], processes=2)
     assert "2 process(es)" in printed
     assert printed.count("| nullspace |") == 1
-    assert NullspaceNoise.from_pretrained(tmp_path).converged
+    assert NullspaceNoise.from_pretrained(tmp_path).is_usable
 
 
 def test_saved_model_needs_only_transformers(digits):

@@ -9,6 +9,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_nullspace.data import check_columns, drop_unreadable_images, load_image_splits
+from hf_nullspace.image_tables import read_dataset
 
 
 def picture(value):
@@ -253,10 +254,31 @@ def test_unlabelled_test_images_do_not_matter(load, tmp_path, caplog):
     [
         (lambda path: None, r"There is no folder '.*x' \(`--dataset_name`\)"),
         (lambda path: path.mkdir(), r"The folder '.*x' \(`--dataset_name`\) is empty"),
-        (lambda path: path.write_text("x"), "takes a Hub id or a folder, but '.*x' is a file. Use `--train_file`"),
+        (lambda path: path.write_text("x"), "takes a Hub id or a folder, but '.*x' is a file. Name its folder"),
     ],
 )
 def test_what_is_wrong_with_a_dataset_folder(make, message, load, tmp_path):
     make(tmp_path / "x")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load(dataset_name=tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("test", [0, 1, 2, 3]),
+        ("test[1:3]", [1, 2]),
+        ("test[:50%]", [0, 1]),
+        ("test[50%:]", [2, 3]),
+        ("test[:9]", [0, 1, 2, 3]),
+    ],
+)
+def test_a_split_of_a_dataset_folder(split, expected, tmp_path):
+    for index in range(4):
+        (tmp_path / "pets" / "test" / "cat").mkdir(parents=True, exist_ok=True)
+        picture(index).save(tmp_path / "pets" / "test" / "cat" / f"{index}.png")
+    splits = read_dataset(str(tmp_path / "pets"), None, "image", "label", split=split)
+    assert [row.getpixel((0, 0))[0] for row in splits[split]["image"]] == expected
+    for wrong, message in (("tset", r"no split 'tset', only \['test'\]"), ("test[x]", "is not understood")):
+        with pytest.raises(ValueError, match=message):
+            read_dataset(str(tmp_path / "pets"), None, "image", "label", split=wrong)

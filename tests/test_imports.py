@@ -86,6 +86,7 @@ FLOORS = {
         "adapter_folders",
         "patch_embedding",
         "configuration",
+        "confidence",
         "objectives",
         "randomness",
         "uploading",

@@ -1,13 +1,14 @@
 """The model and data flags: which fit together, paths, and values out of range."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
+from PIL import Image
 
 from hf_nullspace.cli import parse_probe_arguments, parse_synthesize_arguments
 from hf_nullspace.evaluate_command import parse_evaluate_arguments
 from hf_nullspace.finetune_command import parse_finetune_arguments
-from hf_nullspace.loading import DEFAULT_MODEL, DataArguments, ModelArguments, check_model_name
+from hf_nullspace.loading import DEFAULT_MODEL, DataArguments, ModelArguments, check_model_name, load_data
 
 
 PARSERS = {
@@ -156,7 +157,7 @@ def test_home_is_expanded_where_the_shell_leaves_it(tmp_path, monkeypatch):
     assert parse_synthesize_arguments(["--output_dir=~/out"], "")[3].output_dir == f"{tmp_path}/out"
 
 
-@pytest.mark.parametrize("command", ["synthesize", "evaluate", "probe"])
+@pytest.mark.parametrize("command", list(PARSERS))
 def test_results_go_into_a_folder(command, tmp_path):
     (tmp_path / "file").write_text("x")
     for path in ("file", "file/inner"):
@@ -175,3 +176,21 @@ def test_every_data_and_model_flag_is_known_to_the_rules():
     names = {item.name for kind in (DataArguments, ModelArguments) for item in fields(kind)}
     for rule in (*DATA_RULES, *model_rules("models")):
         assert rule.flag in names and {*rule.needs, *rule.excludes} <= names | {"models"}
+
+
+def test_all_bad_images_of_all_splits_are_named_at_once(tmp_path):
+    for split, count in (("t", 9), ("v", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                path = tmp_path / split / name / f"{split}-{name}-{index}.png"
+                Image.new("L", (4, 4)).save(path)
+                if index and name == "cat":
+                    path.write_bytes(b"no picture")
+    data = DataArguments(train_dir=str(tmp_path / "t"), validation_dir=str(tmp_path / "v"))
+    with pytest.raises(ValueError, match="10 of 24 images cannot be read.*`--skip_bad_images`") as error_info:
+        load_data(data, 0)
+    bad = [*(f"t-cat-{index}.png" for index in range(1, 9)), "v-cat-1.png", "v-cat-2.png"]
+    assert all(name in str(error_info.value) for name in bad)
+    splits, _ = load_data(replace(data, skip_bad_images=True), 0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 10, "validation": 4}

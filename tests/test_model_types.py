@@ -43,7 +43,7 @@ def test_certificates_converge(name):
     history = run(name).history
     assert [(row["round"], row["step"]) for row in history] == [(0, 0), (1, 2)]
     for row in history:
-        assert row["converged"]
+        assert row["in_use"]
         assert 0 < row["norm"]
         assert row["probability_mse"] <= row["probability_mse_upper"] <= row["epsilon"]
 

@@ -118,7 +118,7 @@ def test_a_grid_that_is_not_square(make_vit):
     model, pixels = make_vit(classifier_scale=20.0, image_size=[16, 24]), pixels_of(16, 24)
     noise = synthesize_noise(model, batches_of(16, 24), CONFIG, disable_tqdm=True)
     assert noise.tensor.shape == (1, 6, 32)
-    assert noise.certificate.converged
+    assert noise.certificate.is_within_epsilon
     exact = PatchNullspace.from_model(model).sample(1, norm=50.0)
     assert exact.shape == (1, 3, 16, 24)
     clean = logits_of(model, pixels)
@@ -132,7 +132,7 @@ def test_a_grid_that_is_not_square(make_vit):
 def test_a_model_that_interpolates_takes_any_size(dinov2, size):
     noise = synthesize_noise(dinov2, batches_of(*size), CONFIG, disable_tqdm=True)
     assert noise.tensor.shape == (1, size[0] // 8 * (size[1] // 8), 16)
-    assert noise.certificate.converged
+    assert noise.certificate.is_within_epsilon
     assert measure_noise(dinov2, noise, batches_of(*size)).probability_mse < 2 * CONFIG.epsilon
 
 
@@ -158,7 +158,7 @@ def test_training_at_another_size_than_the_config(dinov2, make_examples, tmp_pat
     trainer.train()
     assert dinov2.config.image_size == 16
     assert trainer.noise.tensor.shape == (1, 9, 16)
-    assert trainer.noise.converged
+    assert trainer.noise.is_usable
 
 
 # ---- Tokens that are no patches ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_nullspace import NullspaceConfig, NullspaceNoise, inject_noise, measure_noise
-from hf_nullspace.certificate import upper_confidence_bound
+from hf_nullspace.confidence import betting_upper_bound
 from hf_nullspace.randomness import keyed_generator
 
 
@@ -37,7 +37,8 @@ def measured_by_hand(model, batches, noise):
 
 def test_zero_noise_moves_nothing(model, batches):
     certificate = measure_noise(model, torch.zeros(1, 4, 32), batches)
-    assert certificate.probability_mse == certificate.probability_mse_upper == certificate.logit_distance == 0.0
+    assert certificate.probability_mse == certificate.logit_distance == 0.0
+    assert certificate.probability_mse_upper == pytest.approx(2 * (1 - 0.05 ** (1 / 20)))
     assert certificate.permuted_probability_mse == certificate.norm == certificate.token_norm_max == 0.0
     assert certificate.agreement == certificate.permuted_agreement == 1.0
     assert (certificate.converged, certificate.num_images) == (False, 20)
@@ -48,16 +49,18 @@ def test_random_noise_equals_the_hand_computation(model, batches):
     noise = random_noise() + 2.0
     certificate = measure_noise(model, noise, batches, NullspaceConfig(epsilon=0.5, confidence=0.9, seed=3))
     centred = noise - noise.mean(-1, keepdim=True)
-    errors, distance, agreement = measured_by_hand(model, batches, centred)
-    total, squares = errors.double().sum().item(), errors.double().square().sum().item()
+    errors, distance, agreement = measured_by_hand(model, batches, noise)
     assert 0.001 < certificate.probability_mse == pytest.approx(errors.mean().item(), rel=1e-4)
-    assert certificate.probability_mse_upper == pytest.approx(
-        upper_confidence_bound(total, squares, 20, 0.9), rel=1e-4
-    )
+    assert certificate.probability_mse_upper == pytest.approx(betting_upper_bound(errors, 0.9, largest=2.0), rel=1e-4)
+    assert certificate.standard_error == pytest.approx(errors.double().std().item() / 20**0.5, rel=1e-4)
+    clean = model(torch.cat([batch["pixel_values"] for batch in batches])).logits.softmax(-1)
+    exchanged = torch.cdist(clean, clean).square().sum().item() / (20 * 19)
+    assert certificate.exchanged_probability_mse == pytest.approx(exchanged, rel=1e-3)
+    assert certificate.num_images_needed == 9
     assert certificate.logit_distance == pytest.approx(distance, rel=1e-4)
     assert certificate.agreement == pytest.approx(agreement)
     assert (certificate.epsilon, certificate.confidence) == (0.5, 0.9)
-    assert certificate.converged is (certificate.probability_mse_upper <= 0.5)
+    assert certificate.converged is (certificate.probability_mse_upper <= 0.5 < exchanged)
 
     assert certificate.norm == pytest.approx(centred.norm().item(), rel=1e-5)
     assert certificate.raw_norm == pytest.approx(noise.norm().item(), rel=1e-5)
@@ -67,7 +70,7 @@ def test_random_noise_equals_the_hand_computation(model, batches):
     assert certificate.token_norm_max == pytest.approx(tokens[3].item(), rel=1e-5)
 
     order = torch.randperm(128, generator=keyed_generator("permutation", 3, 0))
-    errors, _, agreement = measured_by_hand(model, batches, centred.flatten()[order].view(1, 4, 32))
+    errors, _, agreement = measured_by_hand(model, batches, noise.flatten()[order].view(1, 4, 32))
     assert certificate.permuted_probability_mse == pytest.approx(errors.mean().item(), rel=1e-4)
     assert certificate.permuted_agreement == pytest.approx(agreement)
 

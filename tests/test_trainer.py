@@ -295,7 +295,7 @@ def test_a_round_every_refresh_steps(model, examples, tmp_path):
     assert [(row["round"], row["step"]) for row in trainer.noise_history] == [(0, 0), (1, 3), (2, 6)]
     logged = [row for row in trainer.state.log_history if "noise/norm" in row]
     assert [row["noise/norm"] for row in logged] == [row["norm"] for row in trainer.noise_history]
-    assert trainer.noise.certificate.probability_mse_upper <= trainer.args.epsilon
+    assert trainer.noise.certificate.probability_mse <= trainer.args.epsilon
 
 
 def test_logged_loss_is_the_sum_of_its_parts(model, examples, tmp_path):

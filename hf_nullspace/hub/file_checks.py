@@ -66,7 +66,7 @@ def check_noise(noise: NullspaceNoise) -> list[Claim]:
             compare_values(f"token_norm_median{label}", claimed.token_norm_median, norms.median().item()),
             compare_values(f"token_norm_max{label}", claimed.token_norm_max, norms.max().item()),
         ]
-        converged = claimed.probability_mse_upper <= claimed.epsilon and claimed.logit_distance > 0
+        converged = claimed.is_certified
         holds = claimed.converged == converged and claimed.epsilon == noise.config.epsilon
         reason = "" if holds else "its own bound and epsilon say otherwise"
         claims.append(Claim(f"certified within epsilon{label}", holds, str(claimed.converged), str(converged), reason))

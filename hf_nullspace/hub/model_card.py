@@ -71,7 +71,10 @@ def render_section(facts: dict[str, Any]) -> str:
 
 def count_used(rounds: list[dict[str, Any]]) -> int:
     """How many rounds of `trainer.noise_history` were trained on their noise, or on the control of a certified one."""
-    return sum(bool(row.get("source_converged", row["converged"])) for row in rounds)
+    return sum(
+        bool(row.get("source_in_use", row.get("source_converged", row.get("in_use", row["converged"]))))
+        for row in rounds
+    )
 
 
 def name_repository(text: str, name: str) -> str:
