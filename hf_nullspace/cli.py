@@ -145,9 +145,16 @@ def synthesize(argv: list[str]) -> None:
         model, processor = load_model(model_args)  # with its own head, whatever the classes of the images
     columns = (data_args.image_column_name, data_args.label_column_name)
     transform = image_transform(processor, *columns, channels_of(model))
-    images = splits["train"].with_transform(transform).shuffle(seed=config.seed)
-    dataloader = DataLoader(images, batch_size=output.batch_size, collate_fn=NullspaceDataCollator())
-    noise = synthesize_noise(model, dataloader, config)
+    # Searched on training images; the certificate is of images that the model was not trained on.
+    searched, measured = (
+        DataLoader(
+            splits[name].with_transform(transform).shuffle(seed=config.seed),
+            batch_size=output.batch_size,
+            collate_fn=NullspaceDataCollator(),
+        )
+        for name in ("train", "validation")
+    )
+    noise = synthesize_noise(model, searched, config, certificate_dataloader=measured)
     noise.save_pretrained(output.output_dir)
     print(noise)
 

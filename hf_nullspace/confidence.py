@@ -64,19 +64,36 @@ def betting_upper_bound(values: torch.Tensor, confidence: float, largest: float 
         return math.inf
     # In one order, so that the last bits do not depend on that of the images either.
     values = values.clamp(0.0, 1.0).sort().values
-    evidence = -math.log1p(-confidence) / len(values)
-    log_rest = torch.log1p(-values).sum().item()
-    stakes = torch.tensor([DESIGNED_STAKE, 1 - DESIGNED_STAKE], dtype=torch.float64).log()
-    low, high = 0.0, 1.0
+    threshold, low, high = -math.log1p(-confidence), 0.0, 1.0
     for _ in range(HALVINGS):
         mean = 0.5 * (low + high)
-        at_zero, at_largest = _rates(mean, evidence)
-        # Sums of logarithms, since products of many small factors would underflow.
-        designed = torch.log(at_zero * (1 - values) + at_largest * values).sum().item()
-        full = log_rest - len(values) * math.log1p(-mean)
-        capital = torch.logsumexp(torch.tensor([designed, full], dtype=torch.float64) + stakes, dim=0).item()
-        low, high = (low, mean) if capital >= evidence * len(values) else (mean, high)
+        low, high = (low, mean) if _log_capital(values, mean, confidence).item() >= threshold else (mean, high)
     return high * largest
+
+
+def is_bounded_by(values: torch.Tensor, bound: float, confidence: float, largest: float = 1.0) -> torch.Tensor:
+    """
+    Whether [`betting_upper_bound`] is at most `bound`, for many sets of values at once and without finding it.
+
+    Args:
+        values (`torch.Tensor` of shape `(..., count)`): Finite values.
+        bound (`float`): Below `largest`.
+        confidence, largest (`float`): As in [`betting_upper_bound`].
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, boolean.
+    """
+    values = (values.double() / largest).clamp(0.0, 1.0)
+    return _log_capital(values, bound / largest, confidence) >= -math.log1p(-confidence)
+
+
+def _log_capital(values: torch.Tensor, mean: float, confidence: float) -> torch.Tensor:
+    """Logarithm of what a stake of 1 against `mean` has become after the last axis of `values`, which lie in [0, 1]."""
+    at_zero, at_largest = _rates(mean, -math.log1p(-confidence) / values.shape[-1])
+    # Sums of logarithms, since products of many small factors would underflow.
+    designed = torch.log(at_zero * (1 - values) + at_largest * values).sum(-1)
+    highest = torch.log1p(-values).sum(-1) - values.shape[-1] * math.log1p(-mean)
+    return torch.logaddexp(designed + math.log(DESIGNED_STAKE), highest + math.log1p(-DESIGNED_STAKE))
 
 
 def _rates(mean: float, evidence: float) -> tuple[float, float]:

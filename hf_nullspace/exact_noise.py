@@ -12,6 +12,7 @@ from .certificate import agreement
 from .frozen import frozen
 from .injection import inject_noise, tokens_shape
 from .nullspace import PatchNullspace
+from .objectives import is_multi_label
 from .patch_embedding import find_patch_projection
 from .pixel_box import PIXEL_MARGIN, normalization
 from .probing import permute_elements
@@ -111,9 +112,9 @@ def measure_exact_noise(
         "noise_max": (noise * std).abs().max().item(),
         "pixels_at_bound": at_bound.double().mean().item(),
         "relative_logit_change": relative_logit_change(clean, noisy).max().item(),
-        "agreement": agreement(clean, noisy).mean().item(),
+        "agreement": agreement(clean, noisy, is_multi_label(model)).mean().item(),
         "permuted_relative_logit_change": relative_logit_change(clean, control).min().item(),
-        "permuted_agreement": agreement(clean, control).mean().item(),
+        "permuted_agreement": agreement(clean, control, is_multi_label(model)).mean().item(),
     }
     return row, noise
 
@@ -216,9 +217,9 @@ def prediction_stability(
         rows.append(
             {
                 "norm": norm,
-                "agreement": agreement(clean, noisy).mean().item(),
+                "agreement": agreement(clean, noisy, is_multi_label(model)).mean().item(),
                 "relative_logit_change": relative_logit_change(clean, noisy).max().item(),
-                "permuted_agreement": agreement(clean, control).mean().item(),
+                "permuted_agreement": agreement(clean, control, is_multi_label(model)).mean().item(),
                 "permuted_relative_logit_change": relative_logit_change(clean, control).min().item(),
             }
         )

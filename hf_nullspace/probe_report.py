@@ -21,6 +21,7 @@ from . import plotting
 from .encoder_probing import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact_noise import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
 from .nullspace import PatchNullspace
+from .objectives import is_multi_label
 from .patch_embedding import channels_of, find_patch_projection
 from .preprocessing import Preprocessing
 
@@ -165,8 +166,8 @@ def probe(
         image_processor (`Callable`):
             Its image processor.
         pictures (`Sequence[PIL.Image.Image]`):
-            Pictures to measure on, of any size and in random order, since noise is searched on the first five eighths
-            and measured on the others. With fewer than four the encoder's part is left out.
+            Pictures to measure on, of any size, best ones that the model was not trained on; noise is searched on a random
+            five eighths of them and measured on the others. With fewer than four the encoder's part is left out.
         config ([`EncoderProbeConfig`], *optional*):
             Settings of the encoder's part.
         batch_size (`int`, *optional*, defaults to 4):
@@ -184,7 +185,7 @@ def probe(
         [`ProbeReport`].
 
     Raises:
-        `ValueError`: If the model has no patch projection.
+        `ValueError`: If the model has no patch projection, or predicts numbers and not classes.
 
     Example:
 
@@ -195,6 +196,7 @@ def probe(
     >>> report.save("outputs/probe")  # doctest: +SKIP
     ```
     """
+    is_multi_label(model)  # raises for a model without class probabilities, whose predictions would always "agree"
     config = config or EncoderProbeConfig()
     preprocessing = Preprocessing.of(image_processor, channels_of(model))
     inputs = preprocessing.to_model_inputs(pictures[: config.max_images])

@@ -110,8 +110,16 @@ def measure_probability_mse(
     classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor | ImageNoise, confidence: float
 ) -> tuple[float, float]:
     """Mean `probability_mse` of `noise` over the images of all processes, and its upper confidence bound."""
-    errors = _measure(classifier, images, noise).errors
+    errors = measure_errors(classifier, images, noise)
     return errors.mean().item(), betting_upper_bound(errors, confidence, classifier.largest_error)
+
+
+@torch.no_grad()
+def measure_errors(
+    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor | ImageNoise
+) -> torch.Tensor:
+    """`probability_mse` of `noise` on each image of all processes, in the order of their places, in float64 on the CPU."""
+    return _measure(classifier, images, noise).errors
 
 
 @torch.no_grad()

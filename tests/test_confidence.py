@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_nullspace.confidence import DESIGNED_STAKE, betting_upper_bound, min_images
+from hf_nullspace.confidence import DESIGNED_STAKE, betting_upper_bound, is_bounded_by, min_images
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,11 @@ def test_bound_misses_a_skewed_mean_no_more_often_than_claimed(draw, count):
     # 0.1 plus three standard errors of the simulation.
     assert misses / draws <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)
     assert normal_misses / draws > 0.1 + 3 * math.sqrt(0.1 * 0.9 / draws)
+
+
+def test_comparing_with_the_bound_takes_no_search_for_it():
+    values = 2 * torch.rand(6, 90, generator=torch.Generator().manual_seed(3)) ** torch.arange(1, 7)[:, None]
+    bounds = [betting_upper_bound(row, 0.95, 2.0) for row in values]
+    for bound in bounds:
+        expected = [other <= bound + 1e-9 for other in bounds]
+        assert is_bounded_by(values, bound + 1e-9, 0.95, 2.0).tolist() == expected
