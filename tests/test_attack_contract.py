@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from altered_logits import AlteredLogits
 from transformers import ViTImageProcessorPil
 
+from hf_nullspace.full_precision import full_precision
 from hf_nullspace.robustness import ATTACKS, PixelModel
+from hf_nullspace.robustness.attacks.search import is_right, watched_gradients
+from hf_nullspace.robustness.profiles import COLUMN_ATTACKS
 
 
 SETTINGS = {
@@ -144,3 +148,97 @@ def test_misclassified_pictures_cost_nothing(model, pixels, labels):
 def test_labels_that_do_not_fit_are_refused(model, pixels, labels, indices, text):
     with pytest.raises(ValueError, match=text):
         ATTACKS["fgsm"](model, pixels, torch.tensor(labels), indices=indices)
+
+
+# ---- Where a caller or the weights would make an attack weak without a word ----
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "released_fgsm"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_switched_on_inside(model, pixels, labels, name, context):
+    settings = SETTINGS.get(name, {})
+    expected = COLUMN_ATTACKS[name](model, pixels, labels, **settings)
+    with context():
+        built_inside = PixelModel(model.model, ViTImageProcessorPil(size={"height": 16, "width": 16}))
+        assert torch.equal(COLUMN_ATTACKS[name](model, pixels, labels, **settings), expected)
+        assert torch.equal(COLUMN_ATTACKS[name](built_inside, pixels.clone(), labels.clone(), **settings), expected)
+        assert not torch.is_grad_enabled()
+
+
+@pytest.fixture(scope="module")
+def confident(make_vit):
+    """A classifier so sure of itself that in float16 its gradients underflow, and pictures that it is right on."""
+    vit = make_vit(classifier_scale=60.0, initializer_range=0.2)
+    pictures = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    with torch.no_grad():
+        return vit, processor, pictures, PixelModel(vit, processor)(pictures).argmax(-1)
+
+
+def accuracy(model, pixels, labels):
+    with torch.no_grad():
+        return 100 * (model(pixels).argmax(-1) == labels).float().mean().item()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_looks_no_more_robust(confident, name, dtype):
+    vit, processor, pictures, labels = confident
+    full, half = PixelModel(vit, processor), PixelModel(copy.deepcopy(vit).to(dtype), processor)
+    assert accuracy(half, pictures, labels) > 90
+    before = [weight.clone() for weight in half.model.parameters()]
+    settings = {**SETTINGS[name], **({"epsilon": "8/255"} if "linf" in name or name == "fgsm" else {})}
+    expected = accuracy(full, ATTACKS[name](full, pictures, labels, **settings), labels)
+    attacked = ATTACKS[name](half, pictures, labels, **settings)
+    with full_precision(half):
+        assert abs(accuracy(half, attacked, labels) - expected) <= 2
+    assert expected < 90
+    for weight, old in zip(half.model.parameters(), before, strict=True):
+        assert weight.dtype == dtype and torch.equal(weight, old)
+
+
+def test_autocast_of_a_caller_and_of_accelerate_has_no_say(confident):
+    vit, processor, pictures, labels = confident
+    expected = ATTACKS["pgd_linf"](PixelModel(vit, processor), pictures, labels)
+    prepared = copy.deepcopy(vit)
+    prepared._original_forward = prepared.forward
+    prepared.forward = torch.autocast("cpu", dtype=torch.float16)(prepared.forward)  # as `Accelerator.prepare` does
+    wrapped = prepared.forward
+    with torch.autocast("cpu", dtype=torch.float16):
+        attacked = ATTACKS["pgd_linf"](PixelModel(prepared, processor), pictures, labels)
+    assert torch.equal(attacked, expected) and prepared.forward is wrapped
+
+
+def test_pictures_without_a_gradient_are_noted(model, pixels, labels):
+    def noted(name, change):
+        altered = PixelModel(AlteredLogits(model.model, change), ViTImageProcessorPil(size={"height": 16, "width": 16}))
+        with watched_gradients() as without:
+            ATTACKS[name](altered, pixels, labels, **SETTINGS[name])
+        return without
+
+    right = set(range(8)) - set(WRONG)
+    for name in ("fgsm", "pgd_linf", "pgd_l2"):
+        assert noted(name, lambda logits: logits) == set()
+        assert noted(name, lambda logits: 1e6 * logits) == right, "a softmax that is exactly 0 and 1 has no gradient"
+    assert noted("cw_l2", lambda logits: 1e6 * logits) == set()
+    assert noted("cw_l2", lambda logits: logits.detach() + 0 * logits) == right
+
+
+def test_answers_that_are_no_numbers_are_neither_right_nor_the_end_of_an_attack(model, pixels, labels):
+    def lost(logits):
+        return torch.where(torch.arange(len(logits)).view(-1, 1) == 0, float("nan"), logits)
+
+    altered = PixelModel(AlteredLogits(model.model, lost), ViTImageProcessorPil(size={"height": 16, "width": 16}))
+    for name in ("fgsm", "pgd_linf", "pgd_l2", "cw_l2"):
+        attacked = ATTACKS[name](altered, pixels, labels, **SETTINGS[name])
+        assert attacked.isfinite().all() and torch.equal(attacked[0], pixels[0])
+    assert not is_right(torch.tensor([[float("nan"), 0.0], [0.0, float("inf")]]), torch.tensor([0, 1])).any()
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("name", [*SETTINGS, "released_fgsm"])
+def test_models_of_other_tasks_are_refused(model, pixels, labels, name, problem_type):
+    other = copy.deepcopy(model)
+    other.model.config.problem_type = problem_type
+    with pytest.raises(ValueError, match=f"problem_type='{problem_type}'.*not one class"):
+        COLUMN_ATTACKS[name](other, pixels, labels, **SETTINGS.get(name, {}))

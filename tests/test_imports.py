@@ -80,6 +80,7 @@ FLOORS = {
         "sensitivity",
         "image_noise",
         "checkpoint_files",
+        "full_precision",
     ],
     0: [
         "model_inputs",

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..full_precision import full_precision, gradients_on
 from .attacks import parse_epsilon
+from .attacks.search import refuse_other_tasks
 from .pixel_model import PixelModel
 
 
@@ -37,8 +39,10 @@ def released_fgsm(
         `torch.Tensor`: The attacked pictures in pixels, which lie in [0, 1] wherever `mean + std <= 1`.
     """
     step = parse_epsilon(epsilon)
-    pixels = pixels.detach().requires_grad_()
-    loss = nn.functional.cross_entropy(model(pixels), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, pixels)  # of the sign that normalised tensors have
-    attacked = ((pixels.detach() - model.mean) / model.std + step * gradient.sign()).clamp(0, 1)
-    return (attacked * model.std + model.mean).clamp(0, 1)
+    refuse_other_tasks(getattr(model, "model", model))
+    with gradients_on(model), full_precision(model):
+        pixels, labels = pixels.detach().clone().requires_grad_(), labels.clone()
+        loss = nn.functional.cross_entropy(model(pixels), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, pixels)  # of the sign that normalised tensors have
+        attacked = (pixels.detach() - model.mean) / model.std + step * gradient.nan_to_num(0.0, 0.0, 0.0).sign()
+        return (attacked.clamp(0, 1) * model.std + model.mean).clamp(0, 1)

@@ -23,6 +23,8 @@ from .search import attack_correct
 
 logger = logging.get_logger(__name__)
 
+# The radius where none is given: a ball of 8/255 is no ball at all in L2.
+RADII = {"Linf": 8 / 255, "L2": 0.5}
 TIERS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "fast": ("apgd-ce", "apgd-t")}
 # Croce and Hein, 2020: (part of the ensemble, its setting, value); targets are capped by the number of classes.
 REFERENCE = (
@@ -97,7 +99,7 @@ def autoattack(
     model: PixelModel,
     pixels: torch.Tensor,
     labels: torch.Tensor,
-    epsilon: float | str = 8 / 255,
+    epsilon: float | str | None = None,
     *,
     norm: str = "Linf",
     tier: str = "standard",
@@ -117,7 +119,7 @@ def run_autoattack(
     model: PixelModel,
     pixels: torch.Tensor,
     labels: torch.Tensor,
-    epsilon: float | str = 8 / 255,
+    epsilon: float | str | None = None,
     *,
     norm: str = "Linf",
     tier: str = "standard",
@@ -136,7 +138,8 @@ def run_autoattack(
         model ([`PixelModel`]): The classifier under attack.
         pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Clean pictures in [0, 1].
         labels (`torch.Tensor` of shape `(batch_size,)`): Their true classes.
-        epsilon (`float` or `str`, *optional*, defaults to 8/255): Radius of the ball, in pixel units.
+        epsilon (`float` or `str`, *optional*): Radius of the ball, in pixel units. By default 8/255 for Linf and 0.5 for L2,
+            which is the custom for 32x32 pixels and means less on larger pictures.
         norm (`str`, *optional*, defaults to `"Linf"`): `"Linf"` or `"L2"`.
         tier (`str`, *optional*, defaults to `"standard"`): `"standard"`, or `"fast"` for APGD-CE and targeted APGD
             alone, whose numbers are no AutoAttack numbers.
@@ -157,13 +160,16 @@ def run_autoattack(
         `RuntimeError`: If the installed package has other settings than the published ones.
     """
     package = _import_package()
-    if norm not in ("Linf", "L2"):
+    name = f"pyautoattack {package_version('pyautoattack')}"
+    if norm not in RADII:
         raise ValueError(f'`norm` must be "Linf" or "L2", but got {norm!r}.')
     if tier not in TIERS:
         raise ValueError(f"`tier` must be one of {sorted(TIERS)}, but got {tier!r}.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, but got {batch_size!r}.")
-    epsilon = parse_epsilon(epsilon, largest=1.0 if norm == "Linf" else math.inf)
+    epsilon = parse_epsilon(RADII[norm] if epsilon is None else epsilon, largest=1.0 if norm == "Linf" else math.inf)
+    if len(pixels) == 0:
+        return pixels.detach().clone(), AutoAttackReport(tier, TIERS[tier], epsilon, norm, 0, name)
     with torch.no_grad():
         num_classes = model(pixels[:1].detach()).shape[1]
     if num_classes < 4:
@@ -172,7 +178,6 @@ def run_autoattack(
             "`pgd_l2` instead."
         )
     num_targets = min(9, num_classes - 1)
-    name = f"pyautoattack {package_version('pyautoattack')}"
     report = AutoAttackReport(tier, TIERS[tier], epsilon, norm, num_targets, name)
 
     def search(pixels: torch.Tensor, labels: torch.Tensor, indices: list[int]) -> torch.Tensor:

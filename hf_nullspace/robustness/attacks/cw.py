@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..pixel_model import PixelModel
-from .search import attack_correct
+from .search import attack_correct, usable_gradient
 
 
 # Keeps the inverse tanh of black and white finite.
@@ -79,7 +79,10 @@ def cw_l2(
             highest = torch.maximum(highest, margin.detach())
             if step < steps:
                 loss = (distance - c * margin.clamp(max=kappa)).sum()
-                (variable.grad,) = torch.autograd.grad(loss, variable)
+                if step == 0:  # the distance has a gradient whatever the model has
+                    usable_gradient(torch.autograd.grad(margin.sum(), variable, retain_graph=True)[0])
+                (gradient,) = torch.autograd.grad(loss, variable)
+                variable.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
                 optimizer.step()
         return best
 

@@ -8,7 +8,7 @@ import torch
 
 from ..pixel_model import PixelModel
 from .epsilon import parse_epsilon
-from .search import attack_correct, cross_entropy
+from .search import attack_correct, cross_entropy, usable_gradient
 
 
 def fgsm(
@@ -41,6 +41,6 @@ def fgsm(
     def search(pixels: torch.Tensor, labels: torch.Tensor, indices: list[int]) -> torch.Tensor:
         pixels.requires_grad_()
         (gradient,) = torch.autograd.grad(cross_entropy(model(pixels), labels).sum(), pixels)
-        return (pixels.detach() + epsilon * gradient.sign()).clamp(0, 1)
+        return (pixels.detach() + epsilon * usable_gradient(gradient).sign()).clamp(0, 1)
 
     return attack_correct(search, model, pixels, labels, indices)

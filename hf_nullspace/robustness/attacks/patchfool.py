@@ -8,7 +8,7 @@ import torch
 
 from ..pixel_model import PixelModel
 from .attention import attentions_of, eager_attention, patch_grid, patch_size
-from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws
+from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws, usable_gradient
 
 
 # Keeps the logarithm of an attention that has underflowed finite.
@@ -104,7 +104,7 @@ def patchfool(
             ]
             gradient = _gradient(variable, cross_entropy(logits, labels), received, attention_weight)
             variable = _keep_rows(optimizer, keep)
-            variable.grad = gradient[keep]
+            variable.grad = usable_gradient(gradient[keep], best.active)
             clean, labels, chosen, mask = clean[keep], labels[keep], chosen[keep], mask[keep]
             optimizer.step()
             schedule.step()

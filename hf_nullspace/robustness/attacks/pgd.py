@@ -9,7 +9,7 @@ import torch
 
 from ..pixel_model import PixelModel
 from .epsilon import parse_epsilon
-from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws
+from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws, usable_gradient
 
 
 def pgd_linf(
@@ -134,7 +134,8 @@ def _search(model: PixelModel, start: Callable | None, climb: Callable, steps: i
             if step == steps or not keep.any():
                 break
             (gradient,) = torch.autograd.grad(cross_entropy(logits, labels)[keep].sum(), current)
-            current, gradient, clean, labels = current[keep], gradient[keep], clean[keep], labels[keep]
+            gradient = usable_gradient(gradient[keep], best.active)
+            current, clean, labels = current[keep], clean[keep], labels[keep]
             current = climb(current.detach(), gradient, clean).clamp(0, 1)
         return best.pixels
 
