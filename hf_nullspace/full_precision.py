@@ -27,7 +27,9 @@ def full_precision(model: nn.Module) -> Iterator[nn.Module]:
     kept = [(tensor, tensor.data) for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype in HALVES]
     # What Accelerate prepares opens autocast inside its own forward, where an outer context has no say.
     wrapped = [
-        (module, module.forward) for module in model.modules() if {"forward", "_original_forward"} <= vars(module).keys()
+        (module, module.forward)
+        for module in model.modules()
+        if {"forward", "_original_forward"} <= vars(module).keys()
     ]
     device_type = next((tensor.device.type for tensor in model.parameters()), "cpu")
     try:

@@ -211,7 +211,9 @@ def test_autocast_of_a_caller_and_of_accelerate_has_no_say(confident):
 
 def test_pictures_without_a_gradient_are_noted(model, pixels, labels):
     def noted(name, change):
-        altered = PixelModel(AlteredLogits(model.model, change), ViTImageProcessorPil(size={"height": 16, "width": 16}))
+        altered = PixelModel(
+            AlteredLogits(model.model, change), ViTImageProcessorPil(size={"height": 16, "width": 16})
+        )
         with watched_gradients() as without:
             ATTACKS[name](altered, pixels, labels, **SETTINGS[name])
         return without

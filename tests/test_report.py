@@ -81,7 +81,7 @@ def test_markdown_holds_the_numbers(report):
         "| fgsm | 5.00 [53.13, 88.81] | 15 of 20 |  | 93.75 | 0.5000 |",
         "| corruption | 1 | 3 |",
         "| fog | 60.00 | 40.00 |",
-        "| mean corruption error, generated here | 50.00 |",
+        "| mean error under corruptions generated here | 50.00 | 1 of the 15 corruptions (fog) at severity 1, 3 |",
         "- r: no location",
         "- evaluation: none",
         "- size: {'height': 16}",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
+from .imagenet import checked_class_indices
 from .pixel_model import PixelModel
+from .sources import ImageSource
 
 
 logger = logging.get_logger(__name__)
@@ -16,7 +19,7 @@ PROBABILITY_TOLERANCE = 1e-3
 
 
 @torch.no_grad()
-def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> None:
+def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> torch.Tensor:
     """
     Refuses classifiers whose robustness would be measured wrong, in three forward passes at most.
 
@@ -26,6 +29,9 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> N
         model ([`PixelModel`]): The classifier.
         pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*): A few pictures in [0, 1].
             By default two grey ramps of the size that the image processor gives.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_labels)`: The logits of these pictures.
 
     Raises:
         `ValueError`: If the model refuses pictures of the image processor's size, its logits are not finite or are
@@ -65,6 +71,41 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> N
         )
     _refuse_probabilities(model, logits)
     _refuse_randomness(model, logits, model(pixels))
+    return logits
+
+
+def check_labels(model: nn.Module, source: ImageSource, num_logits: int) -> None:
+    """
+    Refuses labels that are no places among a model's logits, and names that are not one for each logit.
+
+    Args:
+        model (`nn.Module`): The classifier, for `config.id2label`.
+        source ([`ImageSource`]): The labels.
+        num_logits (`int`): How many logits the model gives.
+
+    Raises:
+        `ValueError`: If they do not fit.
+    """
+    name = type(model).__name__
+    if num_logits == 1:
+        raise ValueError(
+            f"{name} gives one logit, which is largest for every picture: it is a regression, or a yes or no by a "
+            "threshold that is not known here. Robustness is measured of classifiers with a logit for each class."
+        )
+    id2label = getattr(getattr(model, "config", None), "id2label", None)
+    if id2label is not None and len(id2label) != num_logits:
+        raise ValueError(
+            f"{name} gives {num_logits} logits, but its config names {len(id2label)} classes "
+            f"({list(id2label.values())[:5]} and so on), so which class a logit stands for is not known. Load it with the "
+            "`id2label` that its head was trained with, or with a new head of as many labels."
+        )
+    if source.class_indices is not None:
+        checked_class_indices(torch.empty(1, num_logits), source.class_indices)
+    if source.labels and not 0 <= min(source.labels) <= max(source.labels) < num_logits:
+        raise ValueError(
+            f"{source.name!r} has labels from {min(source.labels)} to {max(source.labels)}, but {name} gives {num_logits} "
+            "logits (0 to one less). Load a model with a logit for each class."
+        )
 
 
 def _expected_size(model: PixelModel) -> tuple[int, int] | None:

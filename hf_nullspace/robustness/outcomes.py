@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,20 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers.utils import logging
 
 from ..escaping import plain_text
 from ..noise import replaced
 from ..strict_json import DamagedFileError
 
 
+logger = logging.get_logger(__name__)
+
 # One number per image each; `l2` and `linf` are the distance of an attacked picture from the clean one, in pixels, and
 # `warnings` has a bit for each kind of warning that the attack gave.
+# The prediction is `NO_ANSWER` where a logit was not finite.
 FIELDS = ("prediction", "correct", "confidence", "l2", "linf", "warnings")
+NO_ANSWER = -1
 
 
 @dataclass
@@ -55,8 +62,16 @@ def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> Non
     for column, images in outcomes.items():
         tensors[f"{column}.values"] = images.values.contiguous()
         tensors[f"{column}.indices"] = images.indices.contiguous()
-    with replaced(Path(path)) as unfinished:
-        save_file(tensors, unfinished)
+    _save_tensors(tensors, Path(path))
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes safetensors whole or not at all; a full disk is an `OSError`, as it is for other files."""
+    try:
+        with replaced(path) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{str(path)!r} could not be written: {error}") from error
 
 
 def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:
@@ -93,7 +108,8 @@ class ShardStore:
     Args:
         folder (`str` or `os.PathLike`): The folder.
 
-    Files are written under another name and renamed, so that a file that is there is whole.
+    Files are written under another name and renamed, so that a file that is there is whole; each holds a hash of its
+    contents, so that one that was damaged since is known.
     """
 
     MANIFEST = "manifest.json"
@@ -103,41 +119,105 @@ class ShardStore:
 
     def open(self, manifest: dict[str, Any]) -> list[str]:
         """
-        Begins a new evaluation, or goes on with the one that was begun; returns the names of its finished shards.
+        Begins a new evaluation, or goes on with the one that was begun; returns the names of its finished shards. Those
+        that are damaged are removed, with a warning, and are measured again.
 
         Raises:
-            `ValueError`: If the folder holds another evaluation.
+            `ValueError`: If the folder holds another evaluation, or its manifest is damaged.
         """
         path = self.folder / self.MANIFEST
-        if path.is_file():
-            check_manifest(json.loads(path.read_text(encoding="utf-8")), manifest, self.folder)
-            for leftover in self.folder.glob("*.tmp"):
-                leftover.unlink()
-        else:
+        if not path.is_file():
+            self.remove()  # shards of which nothing says what they are of
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(manifest, indent=2) + "\n")
-        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
+            return []
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{str(path)!r} is damaged ({error}), so nothing says which evaluation the parts in its folder are of. "
+                "Delete that folder to start again."
+            ) from error
+        check_manifest(found if isinstance(found, dict) else {}, manifest, self.folder)
+        for leftover in self.folder.iterdir():
+            if leftover != path and leftover.suffix != ".safetensors":
+                leftover.unlink()
+        return [path.stem for path in sorted(self.folder.glob("*.safetensors")) if self._is_whole(path)]
+
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            self.load(path.stem)
+        except ValueError as error:
+            logger.warning(f"{error} It is removed, and its images are measured again.")
+            path.unlink()
+            return False
+        return True
 
     def save(self, name: str, values: torch.Tensor, seconds: float) -> None:
-        """Keeps the outcomes of one shard, of shape `(num_images, 6)`, and the time that it took."""
-        self.folder.mkdir(parents=True, exist_ok=True)  # a node that does not share the main process's disk
+        """
+        Keeps the outcomes of one shard, of shape `(num_images, 6)`, and the time that it took.
+
+        Raises:
+            `OSError`: If the disk is full; what was kept before stays.
+        """
+        path = self.folder / f"{name}.safetensors"
         tensors = {"values": values.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
-        with replaced(self.folder / f"{name}.safetensors") as unfinished:
-            save_file(tensors, unfinished)
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)  # a node that does not share the main process's disk
+            _save_tensors(tensors, path, metadata={"sha256": _shard_hash(name, tensors)})
 
     def load(self, name: str) -> tuple[torch.Tensor, float]:
-        """What [`ShardStore.save`] kept."""
-        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
-            return file.get_tensor("values"), file.get_tensor("seconds").item()
+        """
+        What [`ShardStore.save`] kept.
+
+        Raises:
+            `ValueError`: If the file is damaged.
+        """
+        path = self.folder / f"{name}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in ("values", "seconds")}
+                expected = (file.metadata() or {}).get("sha256")
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} is damaged ({error}).") from error
+        if expected != _shard_hash(name, tensors):
+            raise ValueError(f"{str(path)!r} is damaged: its contents are not those that were written.")
+        return tensors["values"], tensors["seconds"].item()
 
     def remove(self) -> None:
-        """Deletes the files of the evaluation and the folder, the manifest last."""
+        """Deletes the files of the evaluation and the folder, the manifest last; what cannot be deleted stays."""
         if not self.folder.is_dir():
             return
-        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.tmp")]:
-            path.unlink()
-        (self.folder / self.MANIFEST).unlink(missing_ok=True)
-        self.folder.rmdir()
+        manifest = self.folder / self.MANIFEST
+        try:
+            for path in [path for path in self.folder.iterdir() if path != manifest]:
+                path.unlink()
+            manifest.unlink(missing_ok=True)
+            self.folder.rmdir()
+        except OSError as error:
+            logger.warning(f"{str(self.folder)!r}, which holds parts of a finished evaluation, stays: {error}")
+
+
+def _shard_hash(name: str, tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(name.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key}:{tuple(tensors[key].shape)}:{tensors[key].dtype}".encode())
+        digest.update(tensors[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Says of a failed write how full the disk is, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free // 2**20
+        raise OSError(
+            f"Results could not be saved in {str(folder)!r}, whose disk has {free} MiB free: {error}. What was finished "
+            "before is kept; make room and call again with the same arguments to go on from there."
+        ) from error
 
 
 def check_manifest(found: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:

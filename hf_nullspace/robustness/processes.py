@@ -18,15 +18,15 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> An
         function (`Callable`): Returns JSON values.
 
     Raises:
-        `ValueError`: On every process, if the function raises it: none is left waiting for one that stopped.
+        `ValueError`, `OSError`: On every process, if the function raises it: none is left waiting for one that stopped.
     """
-    answer: list[Any] = [None, None]
+    answer: list[Any] = [None, None, None]
     if accelerator.is_main_process:
         try:
             answer[0] = function()
-        except ValueError as error:
-            answer[1] = str(error)
+        except (ValueError, OSError) as error:
+            answer[1:] = isinstance(error, OSError), str(error)
     broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise ValueError(answer[1])
+    if answer[2] is not None:
+        raise (OSError if answer[1] else ValueError)(answer[2])
     return answer[0]

@@ -12,9 +12,9 @@ from typing import Any
 from ..escaping import plain_text
 from ..plotting import optional_figure, plot_robustness
 from ..strict_json import DamagedFileError, expect, read_json
-from .outcomes import Outcomes, load_outcomes, save_outcomes, write_text
+from .outcomes import Outcomes, explained, load_outcomes, save_outcomes, write_text
 from .profiles import Profile
-from .report_markdown import report_sections
+from .report_markdown import aggregates_over, report_sections, row_warnings
 
 
 REPORT_NAME, MARKDOWN_NAME, FIGURE_NAME = "robustness.json", "robustness.md", "robustness.png"
@@ -32,12 +32,15 @@ class RobustnessReport:
         columns (`dict[str, dict]`): For each measured column: `accuracy` with the ends of its 95 % Wilson interval `low`
             and `high` (all in per cent), `correct`, `count`; where asked `ece` in per cent; for attacks `success_rate`
             (per cent of the images that are right without it) and the mean distances `mean_l2` and `mean_linf` of the
-            images that it turned wrong, in pixel units; for AutoAttack its `tier` and the kinds of `warnings`.
+            images that it turned wrong, in pixel units; for AutoAttack its `tier` and the kinds of `warnings`, which other
+            attacks have where there are some, with the number of images whose gradient was zero, `zero_gradients`;
+            `no_answer` is the number of images with a logit that is not finite, which count as wrong.
         summary (`dict[str, dict]`): `accuracy`, `low` and `high` of each bar of the figure: a measured column, or all
             corruptions together.
         not_measured (`dict[str, str]`): The reason for each column without a result.
         aggregates (`dict[str, float]`): Means over columns; see [`aggregate_columns`].
-        run (`dict`): `preprocessing`, `versions`, the fingerprints of model and datasets, and `batch_size`.
+        run (`dict`): `preprocessing`, `versions`, the fingerprints of model and datasets, `batch_size`, `precision`, for
+            each dataset among how many of the model's `logits` a prediction is made, and the places of `skipped_images`.
         seconds (`dict[str, float]`, *optional*): Time of each column, summed over processes.
         outcomes (`dict[str, Outcomes]`, *optional*): What happened to each image.
     """
@@ -51,6 +54,11 @@ class RobustnessReport:
     run: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     outcomes: dict[str, Outcomes] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes a number say less than it seems to, a sentence for each column and kind."""
+        return [text for name, row in self.columns.items() for text in row_warnings(name, row)]
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -68,6 +76,7 @@ class RobustnessReport:
             "summary": self.summary,
             "not_measured": self.not_measured,
             "aggregates": self.aggregates,
+            "aggregates_over": aggregates_over(self.profile, self.aggregates),
             "run": self.run,
             "timing": {"seconds": self.seconds},
         }
@@ -93,7 +102,7 @@ class RobustnessReport:
 
     def to_markdown(self) -> str:
         """The report as Markdown, without timing."""
-        parts = (self.columns, self.not_measured, self.aggregates, self.run)
+        parts = (self.columns, self.not_measured, self.aggregates, self.run, self.warnings)
         return "\n\n".join(report_sections(self.model_name, self.profile, *parts))
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -103,14 +112,22 @@ class RobustnessReport:
 
         Args:
             directory (`str` or `os.PathLike`): The folder; made if need be.
+
+        Raises:
+            `OSError`: If the disk is full; a report that was there before is then as it was, or not there.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        if self.outcomes is not None:
-            save_outcomes(self.outcomes, directory / OUTCOMES_NAME)
-        write_text(directory / MARKDOWN_NAME, self.to_markdown() + "\n")
-        draw_figure([self], directory / FIGURE_NAME)
-        write_text(directory / REPORT_NAME, json.dumps(self.to_dict(), indent=2) + "\n")  # last: it says all is there
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        with explained(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            for name in (OUTCOMES_NAME, MARKDOWN_NAME, REPORT_NAME):
+                for leftover in directory.glob(f"{name}.tmp*"):  # of a run that was killed here
+                    leftover.unlink()
+            if self.outcomes is not None:
+                save_outcomes(self.outcomes, directory / OUTCOMES_NAME)
+            write_text(directory / MARKDOWN_NAME, self.to_markdown() + "\n")
+            draw_figure([self], directory / FIGURE_NAME)
+            write_text(directory / REPORT_NAME, text)  # last: it says all is there
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> RobustnessReport:
@@ -156,6 +173,12 @@ def _check_kinds(values: dict[str, Any]) -> None:
     kinds = {"model": str, **dict.fromkeys(("datasets", "num_images", "preprocessing", "versions"), dict)}
     for name, kind in kinds.items():
         _expect(values["run"].get(name, kind()), kind, f"run.{name}")
+    for part, kind in (("logits", dict), ("precision", str), ("skipped_images", list)):
+        for name, value in _expect(values["run"].get(part, {}), dict, f"run.{part}").items():
+            _expect(value, kind, f"run.{part}.{name}")
+    for name, counts in values["run"].get("logits", {}).items():
+        for part in ("competing", "all"):
+            _expect(counts.get(part), int, f"run.logits.{name}.{part}")
     for name, value in values["run"].get("num_images", {}).items():
         _expect(value, int, f"run.num_images.{name}")
     for protocol, names in _expect(

@@ -10,7 +10,7 @@ from .profiles import IMAGENET_C, PROFILES, Column, Profile
 
 
 AGGREGATE_NAMES = {
-    "mean_corruption_error": "mean corruption error, generated here",
+    "mean_corruption_error": "mean error under corruptions generated here",
     "mce": "mCE on ImageNet-C (AlexNet = 100)",
     "relative_mce": "relative mCE on ImageNet-C (AlexNet = 100)",
     "average": "Average of the paper's eleven columns",
@@ -25,15 +25,20 @@ def report_sections(
     not_measured: dict[str, str],
     aggregates: dict[str, float],
     run: dict[str, Any],
+    warnings: Sequence[str] = (),
 ) -> list[str]:
     """The parts of a report, from the fields of [`RobustnessReport`]."""
     not_measured, run = escaped_strings(not_measured), escaped_strings(run)
     parts = [f"# Robustness of {markdown_text(model_name)}"]
     name, note = markdown_text(profile.name), _note_text(profile)
     parts.append(f"Profile `{name}` ({profile.hash[:12]}), seed {profile.seed}. {note}".strip())
+    if classes := _competing(run):
+        parts.append(classes)
+    if warnings:
+        parts.append("## Warnings\n\n" + "\n".join(f"- {markdown_text(warning)}" for warning in warnings))
     measured = [column for column in profile.columns if column.name in rows]
     corrupted = [column for column in measured if column.corruption is not None and column.attack is None]
-    others = [_column_row(column.name, rows[column.name]) for column in measured if column not in corrupted]
+    others = [_column_row(column, rows[column.name]) for column in measured if column not in corrupted]
     if others:
         parts.append("## Columns\n\nAccuracy in per cent with its 95 % interval.\n\n" + table(others))
     for title, is_published in (("Corruptions, C-style and generated here", False), ("ImageNet-C", True)):
@@ -42,7 +47,11 @@ def report_sections(
             cells = _corruption_table(columns, rows)
             parts.append(f"## {title}\n\nAccuracy in per cent by severity.\n\n{cells}")
     if aggregates:
-        named = [{"mean": AGGREGATE_NAMES[name], "%": f"{value:.2f}"} for name, value in aggregates.items()]
+        over = aggregates_over(profile, aggregates)
+        named = [
+            {"mean": AGGREGATE_NAMES[name], "%": f"{value:.2f}", "over": over.get(name, "")}
+            for name, value in aggregates.items()
+        ]
         parts.append("## Means\n\n" + table(named))
     if not_measured:
         parts.append("## Not measured\n\n" + _missing(not_measured))
@@ -76,15 +85,84 @@ def accuracy_text(row: dict[str, Any]) -> str:
     return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
-def _column_row(name: str, row: dict[str, Any]) -> dict[str, str]:
-    cells = {"column": name, "accuracy": accuracy_text(row), "right": f"{row['correct']} of {row['count']}"}
+def _column_row(column: Column, row: dict[str, Any]) -> dict[str, str]:
+    cells = {"column": column.name, "accuracy": accuracy_text(row), "right": f"{row['correct']} of {row['count']}"}
     named = {"ece": "ECE (%)", "success_rate": "attack success (%)", "mean_l2": "mean L2", "mean_linf": "mean Linf"}
     for key, title in named.items():
         if row.get(key) is not None:
             cells[title] = f"{row[key]:.4f}" if key.startswith("mean") else f"{row[key]:.2f}"
     if "tier" in row:
         cells["tier"], cells["warnings"] = row["tier"], ", ".join(row["warnings"]) or "none"
+    if column.settings:
+        cells["settings"] = markdown_text(", ".join(f"{name} {value}" for name, value in column.settings.items()))
     return cells
+
+
+def aggregates_over(profile: Profile, aggregates: dict[str, float]) -> dict[str, str]:
+    """What each mean is a mean over, in words."""
+    over = {}
+    generated = [column for column in profile.columns if column.corruption and not column.attack]
+    generated = [column for column in generated if column.dataset != IMAGENET_C]
+    if "mean_corruption_error" in aggregates:
+        severities: dict[str, list[int]] = {}
+        for column in generated:
+            severities.setdefault(column.corruption, []).append(column.severity)
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, found in severities.items():
+            groups.setdefault(tuple(sorted(set(found))), []).append(name)
+        over["mean_corruption_error"] = "; ".join(
+            f"{len(names)} of the 15 corruptions ({', '.join(names) if len(names) < 15 else 'all'}) at severity "
+            + ", ".join(map(str, group))
+            for group, names in groups.items()
+        )
+    for name in ("mce", "relative_mce"):
+        if name in aggregates:
+            over[name] = "15 corruptions at severity 1, 2, 3, 4, 5"
+    return over
+
+
+def row_warnings(name: str, row: dict[str, Any]) -> list[str]:
+    """What makes the number of a column say less than it seems to."""
+    found = []
+    if row.get("zero_gradients"):
+        found.append(
+            f"{name}: the attack found no gradient (zero or not finite) for {row['zero_gradients']} of {row['count']} "
+            "images, so it says little of them; the model may look more robust than it is."
+        )
+    elif "has_zero_gradients" in row.get("warnings", ()):
+        found.append(f"{name}: AutoAttack found zero gradients; the model may look more robust than it is.")
+    if row.get("no_answer"):
+        found.append(
+            f"{name}: the model's logits are not finite for {row['no_answer']} of {row['count']} images, which count as "
+            "wrong."
+        )
+    return found
+
+
+def competition(run: dict[str, Any]) -> dict[str, list[str]]:
+    """Which datasets a prediction is made for among which logits, in words; empty for reports that do not say it."""
+    texts: dict[str, list[str]] = {}
+    for name, counts in run.get("logits", {}).items():
+        family = name.partition("/")[0]
+        some = f"{counts['competing']} of the model's {counts['all']} logits, those of the dataset's classes"
+        text = f"all {counts['all']} logits of the model" if counts["competing"] == counts["all"] else some
+        if family not in texts.setdefault(text, []):
+            texts[text].append(family)
+    return texts
+
+
+def _competing(run: dict[str, Any]) -> str:
+    """Among which classes predictions are, what was left out and how exact the numbers are."""
+    lines = [
+        f"- {', '.join(names)}: a prediction is the largest of {text}" for text, names in competition(run).items()
+    ]
+    if precision := run.get("precision"):
+        lines.append("- precision: " + ", ".join(f"{name} {value}" for name, value in precision.items()))
+    lines += [
+        f"- {name}: {len(places)} pictures that cannot be read were left out"
+        for name, places in run.get("skipped_images", {}).items()
+    ]
+    return "## What competes\n\n" + "\n".join(lines) if lines else ""
 
 
 def _corruption_table(columns: Sequence[Column], rows: dict[str, dict[str, Any]]) -> str:

@@ -19,12 +19,13 @@ from .metrics import (
     relative_mean_corruption_error,
     wilson_interval,
 )
-from .outcomes import Outcomes
+from .outcomes import NO_ANSWER, Outcomes
 from .profiles import IMAGENET_C, Column
 
 
 # The bar that all corruptions of one kind share.
 GENERATED, PUBLISHED = "corruptions", IMAGENET_C
+ZERO_GRADIENT = list(WARNINGS).index("has_zero_gradients")
 
 
 def score_columns(columns: Sequence[Column], outcomes: dict[str, Outcomes]) -> dict[str, dict[str, Any]]:
@@ -60,7 +61,12 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
         row["ece"] = calibration_error(outcomes.confidence.double().numpy(), outcomes.correct.numpy())
     if column.attack == "autoattack":
         row["tier"] = column.settings.get("tier", "standard")
-        row["warnings"] = [kind for bit, kind in enumerate(WARNINGS) if (outcomes.warnings >> bit & 1).any()]
+        row["warnings"] = _warnings(outcomes)
+    elif (kinds := _warnings(outcomes)) and column.attack is not None:
+        row["warnings"] = kinds
+        row["zero_gradients"] = int((outcomes.warnings >> ZERO_GRADIENT & 1).sum())
+    if lost := int((outcomes.prediction == NO_ANSWER).sum()):
+        row["no_answer"] = lost
     if column.attack is None or clean is None:
         return row
     places = {index: place for place, index in enumerate(clean.indices.tolist())}
@@ -70,6 +76,10 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
         success = attack_success(before, outcomes.correct.int(), right, outcomes.l2, outcomes.linf)
         row |= {name: None if math.isnan(value) else value for name, value in success.items()}
     return row
+
+
+def _warnings(outcomes: Outcomes) -> list[str]:
+    return [kind for bit, kind in enumerate(WARNINGS) if (outcomes.warnings >> bit & 1).any()]
 
 
 def summarize_columns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -12,14 +12,17 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..full_precision import full_precision
 from ..randomness import keyed_generator
 from .attacks import run_autoattack
 from .attacks.autoattack import WARNINGS
+from .attacks.search import is_right, watched_gradients
 from .column_images import ColumnBatch, ColumnImages, column_loader
-from .outcomes import FIELDS, ShardStore
+from .outcomes import FIELDS, NO_ANSWER, ShardStore
 from .pixel_model import PixelModel
 from .processes import on_main_process
 from .profiles import COLUMN_ATTACKS, Column, Profile
+from .scoring import ZERO_GRADIENT
 from .sources import ImageSource
 
 
@@ -77,7 +80,12 @@ def choose_images(count: int, max_images: int | None, seed: int) -> list[int]:
     return sorted(order[:max_images].tolist())
 
 
-def plan_shards(profile: Profile, sources: dict[str, ImageSource], batch_size: int) -> list[Shard]:
+def plan_shards(
+    profile: Profile,
+    sources: dict[str, ImageSource],
+    batch_size: int,
+    skipped: Mapping[str, Sequence[int]] | None = None,
+) -> list[Shard]:
     """
     The shards of all columns that have images. They do not depend on the number of processes.
 
@@ -85,12 +93,16 @@ def plan_shards(profile: Profile, sources: dict[str, ImageSource], batch_size: i
         profile ([`Profile`]): The columns.
         sources (`dict[str, ImageSource]`): Images by column.
         batch_size (`int`): Images of a batch.
+        skipped (`Mapping[str, Sequence[int]]`, *optional*): Places of images that are left out, by column; those of the
+            others stay as they are.
     """
     shards, first = [], 0
     for column in profile.columns:
         if column.name not in sources:
             continue
+        left_out = set((skipped or {}).get(column.name, ()))
         indices = choose_images(len(sources[column.name]), column.max_images, profile.seed)
+        indices = [index for index in indices if index not in left_out]
         batches = [tuple(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
         size = min(MAX_BATCHES, max(1, len(batches) // SHARDS_PER_COLUMN))
         for number, start in enumerate(range(0, len(batches), size)):
@@ -197,31 +209,38 @@ class ShardRunner:
             places = {label: place for place, label in enumerate(classes)}
             labels = torch.tensor([places[label] for label in labels.tolist()])
         pixels, labels = pixels.to(self.model.mean.device), labels.to(self.model.mean.device)
-        attacked, warnings = pixels, 0
-        with self.accelerator.autocast():
+        attacked, warnings = pixels, torch.zeros(len(pixels), dtype=torch.long)
+        # What is found in float32 is judged in float32: an attack stops at the border, which rounding moves.
+        with self.accelerator.autocast() if column.attack is None else full_precision(self.model):
             if column.attack is not None:
                 settings = {**column.settings, "seed": self.images.seed, "indices": indices}
                 attacked, warnings = attack_pixels(column.attack, self.model, pixels, labels, settings)
             with torch.no_grad():
                 logits = self.model(attacked)
         confidence, prediction = logits.softmax(-1).max(-1)
-        correct = prediction == labels
+        correct = is_right(logits, labels)
         if classes is not None:
             prediction = torch.tensor(classes, device=prediction.device)[prediction]
+        no_answer = ~logits.isfinite().all(-1)
+        prediction = prediction.masked_fill(no_answer, NO_ANSWER)
+        confidence = confidence.masked_fill(no_answer, 0.0)
         change = (attacked - pixels).flatten(1)
-        fields = (prediction, correct, confidence, change.norm(dim=1), change.abs().amax(1))
-        fields += (torch.full_like(confidence, warnings),)
-        return torch.stack([value.float() for value in fields], dim=1).cpu()
+        fields = (prediction, correct, confidence, change.norm(dim=1), change.abs().amax(1), warnings)
+        return torch.stack([value.float().cpu() for value in fields], dim=1)
 
 
 def attack_pixels(
     name: str, model: PixelModel, pixels: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]
-) -> tuple[torch.Tensor, int]:
-    """The attacked pixels, and a bit for each kind of `WARNINGS` that AutoAttack gave."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attacked pixels, and for each picture a bit for each kind of `WARNINGS`; AutoAttack gives them for a batch."""
     if name != "autoattack":
-        return COLUMN_ATTACKS[name](model, pixels, labels, **settings).detach(), 0
+        with watched_gradients() as without:
+            attacked = COLUMN_ATTACKS[name](model, pixels, labels, **settings).detach()
+        bit = 1 << ZERO_GRADIENT
+        return attacked, torch.tensor([bit if place in without else 0 for place in range(len(pixels))])
     attacked, report = run_autoattack(model, pixels, labels, **settings)
-    return attacked.detach(), sum(getattr(report, kind) << bit for bit, kind in enumerate(WARNINGS))
+    bits = sum(getattr(report, kind) << bit for bit, kind in enumerate(WARNINGS))
+    return attacked.detach(), torch.full((len(pixels),), bits)
 
 
 def _insert(values: torch.Tensor, shard: Shard, part: torch.Tensor) -> None:

@@ -56,10 +56,15 @@ class ImageSource:
         return [self._read(int(index), read_picture) for index in indices]
 
     def fingerprint(self) -> str:
-        """Hash of all labels and of some pictures, as they are stored."""
+        """Hash of all labels and of some pictures, as they are stored; unreadable ones count as one empty picture."""
         step = max(1, len(self) // FINGERPRINT_PICTURES)
-        places = range(0, len(self), step)[:FINGERPRINT_PICTURES]
-        return images_fingerprint([self._read(index, lambda picture, name: picture) for index in places], self.labels)
+        pictures = []
+        for index in range(0, len(self), step)[:FINGERPRINT_PICTURES]:
+            try:
+                pictures.append(self._read(index, _loaded))
+            except ValueError:
+                pictures.append(Image.new("L", (0, 0)))
+        return images_fingerprint(pictures, self.labels)
 
     def _read(self, index: int, prepare: Callable[[Image.Image, str], Image.Image]) -> Image.Image:
         try:
@@ -67,15 +72,21 @@ class ImageSource:
             return prepare(picture, picture_name(picture) or f"image {index} of {self.name!r}")
         except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
             raise ValueError(
-                f"Image {index} of {self.name!r} ({self._file(index)}) cannot be read: {error}. Repair it or leave it "
+                f"Image {index} of {self.name!r} ({self.file_of(index)}) cannot be read: {error}. Repair it or leave it "
                 "out of the dataset."
             ) from error
 
-    def _file(self, index: int) -> str:
+    def file_of(self, index: int) -> str:
+        """The file of a picture, or its place where it has none."""
         from datasets import Image as ImageFeature
 
         encoded = self.dataset.cast_column("image", ImageFeature(decode=False))
-        return encoded[int(index)]["image"]["path"] or "no file of its own"
+        return encoded[int(index)]["image"]["path"] or f"no file of its own, image {index}"
+
+
+def _loaded(picture: Image.Image, name: str) -> Image.Image:
+    picture.load()  # a file that was cut short opens all the same
+    return picture
 
 
 def image_source(

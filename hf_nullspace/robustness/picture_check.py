@@ -1,0 +1,103 @@
+"""Every picture of an evaluation read once, so that all that cannot be read are named before anything is measured."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ..preprocessing import Preprocessing
+from .column_images import to_pixels
+from .preparation import Evaluation
+from .shards import choose_images
+from .sources import ImageSource
+
+
+logger = logging.get_logger(__name__)
+
+# Names in one message; more than a reader looks through.
+NUM_NAMED = 200
+
+
+class _Readable(torch.utils.data.Dataset):
+    """What is wrong with a picture, by its source's name and its place there; the empty text where nothing is."""
+
+    def __init__(self, sources: dict[str, ImageSource], preprocessing: Preprocessing):
+        self.sources = sources
+        self.preprocessing = preprocessing
+
+    def __getitem__(self, picture: tuple[str, int]) -> str:
+        source, index = self.sources[picture[0]], picture[1]
+        try:
+            to_pixels(source.read([index]), self.preprocessing, source.preprocessing)
+        except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
+            return f"{source.file_of(index)}: {error.__cause__ or error}"
+        return ""
+
+
+def check_pictures(
+    evaluation: Evaluation,
+    *,
+    skip_bad_images: bool = False,
+    accelerator: Accelerator | None = None,
+    num_workers: int = 0,
+    disable_tqdm: bool = False,
+) -> dict[str, list[int]]:
+    """
+    Reads every picture that a column needs, each process its share.
+
+    Args:
+        evaluation ([`Evaluation`]): What is to be measured.
+        skip_bad_images (`bool`, *optional*, defaults to `False`): Whether unreadable pictures are left out.
+        accelerator (`Accelerator`, *optional*): The processes.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read, for each of them.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to hide the progress bar.
+
+    Returns:
+        `dict[str, list[int]]`: The places of the pictures that are left out, by the name of their source; the same on
+        every process.
+
+    Raises:
+        `ValueError`: If pictures cannot be read and `skip_bad_images` is `False`, or a column would have none left. All
+            of them are named, up to 200.
+    """
+    accelerator = accelerator or Accelerator()
+    sources = {source.name: source for source in evaluation.sources.values()}
+    needed: dict[str, set[int]] = {name: set() for name in sources}
+    for column in evaluation.profile.columns:
+        if column.name in evaluation.sources:
+            source = evaluation.sources[column.name]
+            needed[source.name] |= set(choose_images(len(source), column.max_images, evaluation.profile.seed))
+    pictures = [(name, index) for name, places in needed.items() for index in sorted(places)]
+    mine = pictures[accelerator.process_index :: accelerator.num_processes]
+    readable = _Readable(sources, evaluation.images.preprocessing)
+    loader = DataLoader(readable, batch_size=None, sampler=mine, num_workers=num_workers, generator=torch.Generator())
+    disable = disable_tqdm or not accelerator.is_main_process
+    errors = list(
+        tqdm(loader, total=len(mine), desc="Checking pictures", unit="picture", disable=disable, leave=False)
+    )
+    found = [(*picture, error) for picture, error in zip(mine, errors, strict=True) if error]
+    bad = sorted(gather_object(found))
+    if not bad:
+        return {}
+    listed = "\n".join(f"- {error}" for _, _, error in bad[:NUM_NAMED])
+    listed += f"\n- and {len(bad) - NUM_NAMED} more" if len(bad) > NUM_NAMED else ""
+    if not skip_bad_images:
+        raise ValueError(
+            f"{len(bad)} of {len(pictures)} pictures cannot be read. Repair or remove them, or leave them out with "
+            f"`skip_bad_images`:\n{listed}"
+        )
+    skipped: dict[str, list[int]] = {}
+    for name, index, _ in bad:
+        skipped.setdefault(name, []).append(index)
+    for column in evaluation.profile.columns:
+        source = evaluation.sources.get(column.name)
+        chosen = [] if source is None else choose_images(len(source), column.max_images, evaluation.profile.seed)
+        if chosen and set(chosen) <= set(skipped.get(source.name, ())):
+            raise ValueError(f"None of the {len(chosen)} pictures of column {column.name!r} can be read:\n{listed}")
+    if accelerator.is_main_process:
+        logger.warning(f"Leaving out {len(bad)} of {len(pictures)} pictures that cannot be read:\n{listed}")
+    return skipped

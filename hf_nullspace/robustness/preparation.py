@@ -1,0 +1,227 @@
+"""Everything that can be known of an evaluation before its first image is computed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..frozen import frozen
+from ..full_precision import HALVES
+from ..patch_embedding import channels_of
+from ..preprocessing import Preprocessing
+from ..randomness import preserved_random_state
+from .attacks.search import refuse_other_tasks
+from .classifier_check import check_classifier, check_labels
+from .column_images import ColumnImages, to_pixels
+from .datasets import PREPROCESSINGS, RobustnessDataset, load_robustness_dataset
+from .outcomes import model_fingerprint
+from .packages import check_packages
+from .pixel_model import PixelModel
+from .profiles import EVALUATION_SET, IMAGENET_C, Column, Profile, resolve_profile
+from .rehearsal import rehearse
+from .sources import ImageSource, image_source
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PACKAGES = ("hf_nullspace", "torch", "transformers", "accelerate", "datasets", "numpy", "pillow")
+# What an image processor does to a picture, where it says so.
+PROCESSOR_FIELDS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_normalize", "image_mean")
+PROCESSOR_FIELDS += ("image_std", "do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct")
+PROCESSOR_FIELDS += ("do_pad", "pad_size", "do_flip_channel_order", "data_config")
+# Pictures that a model is tried on, and among how many of the first they are looked for.
+NUM_PROBES, PROBES_AMONG = 2, 64
+
+
+@dataclass
+class Evaluation:
+    """
+    An evaluation whose model, profile and datasets have been found to fit each other.
+
+    Args:
+        profile ([`Profile`]): Its columns.
+        sources (`dict[str, ImageSource]`): The images of each column.
+        not_measured (`dict[str, str]`): The reason for each column without images.
+        run (`dict`): What else can change a number, as JSON values.
+        pixel_model ([`PixelModel`]): The classifier.
+        images ([`ColumnImages`]): Reads the images of a batch.
+    """
+
+    profile: Profile
+    sources: dict[str, ImageSource]
+    not_measured: dict[str, str]
+    run: dict[str, Any]
+    pixel_model: PixelModel
+    images: ColumnImages
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What two evaluations must share to be one."""
+        return {"profile": self.profile.hash, **self.run}
+
+
+def prepare_evaluation(
+    model: nn.Module,
+    image_processor: Callable,
+    dataset: Dataset | RobustnessDataset,
+    profile: str | os.PathLike | Profile = "standard",
+    *,
+    datasets: Mapping[str, str | os.PathLike | RobustnessDataset] | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    batch_size: int = 64,
+    mixed_precision: str = "no",
+) -> Evaluation:
+    """
+    Loads the datasets and tries model, attacks and corruptions on two pictures; the arguments are those of
+    [`evaluate_robustness`].
+
+    Raises:
+        `ValueError`: If the profile, a dataset or the model cannot be used.
+        `ImportError`: If a package is missing that a column needs.
+    """
+    profile = resolve_profile(profile)
+    check_packages(profile)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be 1 or more, but got {batch_size}.")
+    refuse_other_tasks(model)
+    preprocessing = Preprocessing.of(image_processor, channels_of(model))
+    main = image_source(dataset, model, EVALUATION_SET, image_column_name, label_column_name)
+    sources, not_measured = find_sources(profile, main, datasets or {}, model)
+    distinct = {source.name: source for source in sources.values()}  # columns share them
+    with preserved_random_state(), frozen(model):
+        pixel_model = PixelModel(model, preprocessing)
+        pixels = probe_pixels(main, preprocessing)
+        pixels = None if pixels is None else pixels.to(pixel_model.mean.device)
+        num_logits = check_classifier(pixel_model, pixels).shape[1]
+        for source in distinct.values():
+            check_labels(model, source, num_logits)
+        if pixels is not None:
+            rehearse(pixel_model, profile, sources, pixels)
+    run = {
+        "model": model_fingerprint(model),
+        "datasets": {name: source.fingerprint() for name, source in distinct.items()},
+        "num_images": {name: len(source) for name, source in distinct.items()},
+        "batch_size": batch_size,
+        "logits": {name: competing_logits(source, num_logits) for name, source in distinct.items()},
+        "precision": describe_precision(model, profile, mixed_precision),
+        "preprocessing": describe_preprocessing(image_processor, sources),
+        "versions": package_versions(profile),
+    }
+    images = ColumnImages(sources, preprocessing, profile.seed)
+    return Evaluation(profile, sources, not_measured, run, pixel_model, images)
+
+
+def probe_pixels(source: ImageSource, preprocessing: Preprocessing) -> torch.Tensor | None:
+    """The first pictures that can be read, as pixels; `None` where they are hard to find, which is reported elsewhere."""
+    found = []
+    for index in range(min(PROBES_AMONG, len(source))):
+        try:
+            found.append(source.read([index])[0])
+        except ValueError:
+            continue
+        if len(found) == NUM_PROBES:
+            break
+    return to_pixels(found, preprocessing, source.preprocessing) if found else None
+
+
+def competing_logits(source: ImageSource, num_logits: int) -> dict[str, int]:
+    """Among how many of the model's logits a prediction is made."""
+    kept = source.class_indices
+    return {"competing": num_logits if kept is None else len(kept), "all": num_logits}
+
+
+def describe_precision(model: nn.Module, profile: Profile, mixed_precision: str) -> dict[str, str]:
+    """The types of the numbers that the model computes with; attacks leave half precision."""
+    names = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+    precision = {"weights": ", ".join(names), "autocast": mixed_precision}
+    is_half = mixed_precision in ("fp16", "bf16") or any(weight.dtype in HALVES for weight in model.parameters())
+    if is_half and any(column.attack is not None for column in profile.columns):
+        precision["columns with an attack"] = "float32"
+    return precision
+
+
+def find_sources(
+    profile: Profile,
+    main: ImageSource,
+    locations: Mapping[str, str | os.PathLike | RobustnessDataset],
+    model: nn.Module,
+) -> tuple[dict[str, ImageSource], dict[str, str]]:
+    """
+    The images of each column, and for each column without images the reason.
+
+    Raises:
+        `ValueError`: If `locations` names a dataset that the profile does not use, or there is no column to measure.
+    """
+    used = {column.dataset for column in profile.columns} - {EVALUATION_SET}
+    unknown = sorted(set(locations) - used)
+    if unknown:
+        raise ValueError(
+            f"`datasets` names {unknown}, which the profile {profile.name!r} does not use; it uses {sorted(used)}."
+        )
+    sources, not_measured = {}, {}
+    for column in profile.columns:
+        if column.dataset == EVALUATION_SET:
+            sources[column.name] = main
+        elif column.dataset not in locations:
+            not_measured[column.name] = f"no location of the dataset {column.dataset!r} was given"
+        else:
+            sources[column.name] = _load_source(column, locations[column.dataset], model, sources)
+    if not sources:
+        raise ValueError(f"None of the columns of {profile.name!r} has images: {not_measured}. Name their `datasets`.")
+    return sources, not_measured
+
+
+def _load_source(
+    column: Column, location: str | os.PathLike | RobustnessDataset, model: nn.Module, loaded: dict[str, ImageSource]
+) -> ImageSource:
+    is_part = column.dataset == IMAGENET_C
+    name = f"{IMAGENET_C}/{column.corruption}/{column.severity}" if is_part else column.dataset
+    for source in loaded.values():
+        if source.name == name:
+            return source
+    if is_part and isinstance(location, RobustnessDataset):
+        raise ValueError(f"{IMAGENET_C!r} has 75 parts: name its folder or Hub id, not one loaded part ({location}).")
+    if not isinstance(location, RobustnessDataset):
+        part = {"corruption": column.corruption, "severity": column.severity} if is_part else {}
+        id2label = getattr(getattr(model, "config", None), "id2label", None)
+        location = load_robustness_dataset(column.dataset, location, id2label=id2label, check_images=False, **part)
+    return image_source(location, model, name)
+
+
+def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSource]) -> dict[str, Any]:
+    """What is done to the pictures of each dataset, and the image processor's settings, as JSON values."""
+    protocols = {PREPROCESSINGS[source.preprocessing]: [] for source in sources.values()}
+    for source in sources.values():
+        names = protocols[PREPROCESSINGS[source.preprocessing]]
+        if (family := source.name.partition("/")[0]) not in names:
+            names.append(family)
+    fields = {"resizing": protocols, "image_processor": type(image_processor).__name__}
+    for name in PROCESSOR_FIELDS:
+        value = getattr(image_processor, name, None)
+        if name == "resample" and isinstance(value, int):
+            value = Image.Resampling(value).name.lower()
+        if value is not None:
+            fields[name] = json.loads(json.dumps(value, default=dict))
+    return fields
+
+
+def package_versions(profile: Profile) -> dict[str, str]:
+    """Versions of Python and of all packages that can change a number of the profile, where they are installed."""
+    optional = {
+        "scipy": any(column.corruption is not None and column.dataset != IMAGENET_C for column in profile.columns),
+        "pyautoattack": any(column.attack == "autoattack" for column in profile.columns),
+    }
+    names = [*PACKAGES, *(name for name, is_used in optional.items() if is_used and find_spec(name))]
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

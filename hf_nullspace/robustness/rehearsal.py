@@ -1,0 +1,74 @@
+"""Attacks and corruptions tried on two pictures, so that what cannot be measured is known before anything is."""
+
+from __future__ import annotations
+
+import json
+from inspect import signature
+from typing import Any
+
+import torch
+
+from .column_images import corrupt_pixels
+from .pixel_model import PixelModel
+from .profiles import COLUMN_ATTACKS, IMAGENET_C, Column, Profile
+from .sources import ImageSource
+
+
+def rehearse(model: PixelModel, profile: Profile, sources: dict[str, ImageSource], pixels: torch.Tensor) -> None:
+    """
+    Generates each corruption once and runs each attack, its settings whole, in as few passes as it can be.
+
+    Args:
+        model ([`PixelModel`]): The classifier, frozen.
+        profile ([`Profile`]): The columns.
+        sources (`dict[str, ImageSource]`): The images of each column that is measured.
+        pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): A few pictures in [0, 1].
+
+    Raises:
+        `ValueError`: If an attack refuses its settings or the model, or finds no way to a gradient; the column is named.
+        `ImportError`: If a package is missing.
+    """
+    seen = set()
+    try:
+        for column in profile.columns:
+            if column.name not in sources:
+                continue
+            model.class_indices = sources[column.name].class_indices
+            is_generated = column.corruption is not None and column.dataset != IMAGENET_C
+            corruption = column.corruption if is_generated else None
+            attack = column.attack and json.dumps([column.attack, column.settings, model.class_indices])
+            try:
+                if corruption is not None and corruption not in seen:
+                    corrupt_pixels(pixels[0].cpu(), corruption, column.severity, profile.seed, 0)
+                if attack is not None and attack not in seen:
+                    _rehearse_attack(column, model, pixels, profile.seed)
+            except ImportError as error:
+                raise ImportError(f"Column {column.name!r} cannot be measured: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"Column {column.name!r} cannot be measured: {error}") from error
+            seen |= {corruption, attack}
+    finally:
+        model.class_indices = None
+
+
+def _rehearse_attack(column: Column, model: PixelModel, pixels: torch.Tensor, seed: int) -> None:
+    attack = COLUMN_ATTACKS[column.attack]
+    with torch.no_grad():
+        logits = model(pixels)
+    predicted = logits.argmax(-1)
+    settings: dict[str, Any] = {**column.settings, "seed": seed, "indices": range(len(pixels))}
+    # Pictures that are misclassified already are left alone, at no cost; every setting is checked.
+    attack(model, pixels, (predicted + 1) % logits.shape[1], **settings)
+    if column.attack == "autoattack":  # takes thousands of passes, however few pictures there are
+        return
+    short = {"steps": 1} if "steps" in signature(attack).parameters else {}
+    try:
+        attack(model, pixels, predicted, **{**settings, **short})
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(model.model).__name__} gives no gradient with respect to its pixels, which the attack "
+            f"{column.attack!r} follows ({error}). Leave the column out, or remove what cuts the gradient, such as "
+            "`torch.no_grad()` or `detach()` in its forward pass."
+        ) from error
