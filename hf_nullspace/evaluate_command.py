@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .command_line import CommandParser, FlagRule, check_at_least, check_output_dir, expand_paths
 from .data import draw_images
-from .digits import load_digits_splits, train_digits_model
-from .image_folders import check_path
+from .digits import build_digits_model, load_digits_splits, train_digits_model
 from .image_tables import check_dataset_name, read_dataset, read_folder
 from .loading import ModelArguments, check_model_name, load_model, model_rules
+from .phases import announced, logged_to_terminal
 from .robustness import RobustnessReport, compare_reports, draw_figure, evaluate_robustness, public_name
 from .robustness.datasets import RobustnessDataset, load_robustness_dataset
 from .robustness.imagenet import imagenet_wnids
+from .robustness.outcomes import write_text
 from .robustness.packages import check_packages
+from .robustness.picture_check import check_pictures
+from .robustness.preparation import prepare_evaluation
 from .robustness.profiles import resolve_profile
+from .robustness.report import REPORT_NAME
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DIGITS_MODEL = "digits-vit"
+DIGITS_MODEL, DIGITS = "digits-vit", [str(digit) for digit in range(10)]
 COMPARISON_NAME, COMPARISON_FIGURE = "comparison.md", "comparison.png"
 
 
@@ -51,6 +56,7 @@ class EvaluateArguments:
         default_factory=list,
         metadata={"help": "Other datasets of the profile, each as NAME=FOLDER_OR_HUB_ID, such as imagenet-a=data/a."},
     )
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave out pictures that cannot be read."})
     output_dir: str = field(default="outputs/robustness", metadata={"help": "Folder that reports go into."})
     batch_size: int = field(default=64, metadata={"help": "Images of a process at a time."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read and corrupt images meanwhile."})
@@ -112,59 +118,124 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
     """
     Measures every model and saves its report; several models are compared in `comparison.md` and a figure.
 
+    All models and all pictures are checked first.
+
     Args:
         model_args ([`ModelArguments`]): How to load the models.
         args ([`EvaluateArguments`]): Everything else.
     """
     names = distinct_names(args.models) or [DIGITS_MODEL]
-    reports, folder = [], Path(args.output_dir)
-    for name, source in zip(names, args.models or [None], strict=True):
-        model, image_processor = _load(source, model_args, args)
-        accelerator = Accelerator()
-        report = evaluate_robustness(
-            model.to(accelerator.device),
-            image_processor,
-            load_evaluation_dataset(args, model),
-            args.profile,
-            accelerator=accelerator,
-            output_dir=folder if len(names) == 1 else folder / name.replace("/", "--"),
-            datasets=dataset_locations(args.datasets),
-            image_column_name=args.image_column_name,
-            label_column_name=args.label_column_name,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            model_name=name,
-            disable_tqdm=args.disable_tqdm,
-        )
-        reports.append(report)
+    models, folder, accelerator = args.models or [None], Path(args.output_dir), Accelerator()
+    options = {
+        "profile": resolve_profile(args.profile),
+        "datasets": dataset_locations(args.datasets),
+        "image_column_name": args.image_column_name,
+        "label_column_name": args.label_column_name,
+        "batch_size": args.batch_size,
+    }
+    folders = [folder if len(names) == 1 else folder / name.replace("/", "--") for name in names]
+    with logged_to_terminal(python_logging.INFO):
+        images = read_images(args)
+        with announced(f"Checking {len(names)} model{'s' * (len(names) > 1)} and {len(images)} pictures"):
+            check_models(names, models, folders, images, model_args, args, accelerator, options)
+        reports: list[RobustnessReport] = []
+        for place, (name, source) in enumerate(zip(names, models, strict=True)):
+            model, image_processor = _load(source, model_args, args)
+            seconds = [sum(report.seconds.values()) / accelerator.num_processes for report in reports]
+            of_all = f" (model {place + 1} of {len(names)})" if len(names) > 1 else ""
+            with announced(f"Measuring the robustness of {name!r}{of_all}", max(seconds, default=None)):
+                report = evaluate_robustness(
+                    model.to(accelerator.device),
+                    image_processor,
+                    dataset_for(images, args, model),
+                    accelerator=accelerator,
+                    output_dir=folders[place],
+                    num_workers=args.num_workers,
+                    model_name=name,
+                    skip_bad_images=args.skip_bad_images,
+                    disable_tqdm=args.disable_tqdm,
+                    **options,
+                )
+            reports.append(report)
     if len(reports) > 1 and accelerator.is_main_process:
-        (folder / COMPARISON_NAME).write_text(compare_reports(reports) + "\n", encoding="utf-8")
+        write_text(folder / COMPARISON_NAME, compare_reports(reports) + "\n")
         draw_figure(reports, folder / COMPARISON_FIGURE)
     return reports
 
 
-def load_evaluation_dataset(args: EvaluateArguments, model: PreTrainedModel) -> Dataset | RobustnessDataset:
+def check_models(
+    names: Sequence[str],
+    models: Sequence[str | None],
+    folders: Sequence[Path],
+    images: Dataset,
+    model_args: ModelArguments,
+    args: EvaluateArguments,
+    accelerator: Accelerator,
+    options: dict[str, Any],
+) -> None:
+    """
+    Tries each model on the images, one after the other in memory, and reads all pictures once for each kind of reader.
+
+    Raises:
+        `ValueError`, `OSError`: If one cannot be measured; it is named.
+    """
+    read: list[Any] = []
+    for name, source, folder in zip(names, models, folders, strict=True):
+        try:
+            model, image_processor = build_digits_model(DIGITS) if source is None else _load(source, model_args, args)
+            model = model.to(accelerator.device).eval()
+            dataset = dataset_for(images, args, model)
+            evaluation = prepare_evaluation(
+                model, image_processor, dataset, mixed_precision=accelerator.mixed_precision, **options
+            )
+            reader = evaluation.run["preprocessing"]
+            if reader not in read and not (folder / REPORT_NAME).is_file():
+                read.append(reader)
+                check_pictures(
+                    evaluation,
+                    skip_bad_images=args.skip_bad_images,
+                    accelerator=accelerator,
+                    num_workers=args.num_workers,
+                    disable_tqdm=args.disable_tqdm,
+                )
+        except (ValueError, OSError) as error:
+            if len(names) == 1:
+                raise
+            raise type(error)(f"{name}: {error}") from error
+
+
+def read_images(args: EvaluateArguments) -> Dataset:
     """
     The images that the flags name: a folder, a dataset, or the test split of the digits.
 
-    A folder whose classes are WordNet ids is ImageNet or a part of it, unless the model has classes of these names.
+    Raises:
+        `FileNotFoundError`: If there is no such folder.
+        `ValueError`: If it holds no pictures, or the dataset has no such split.
+    """
+    columns = {"image_column_name": args.image_column_name, "label_column_name": args.label_column_name}
+    if args.images is not None:
+        return read_folder(args.images, "images", **columns)
+    if args.dataset_name is None:
+        return load_digits_splits(args.seed)["test"]
+    splits = read_dataset(args.dataset_name, args.dataset_config_name, **columns, split=args.dataset_split)
+    return splits[args.dataset_split]
+
+
+def dataset_for(images: Dataset, args: EvaluateArguments, model: PreTrainedModel) -> Dataset | RobustnessDataset:
+    """
+    The images as a model is measured on them, at most `max_images`.
+
+    A folder whose classes are WordNet ids is ImageNet or a part of it, resized as ImageNet's pictures are, unless the
+    model has classes of these names.
     """
     if args.images is not None:
-        check_path(args.images, "images")
         names = sorted(entry.name for entry in Path(args.images).iterdir() if entry.is_dir())
         if names and set(names) <= set(imagenet_wnids()) and not set(names) <= set(model.config.id2label.values()):
             subset = names if len(names) < len(imagenet_wnids()) else None
             chosen = {"class_subset": subset, "max_images": args.max_images, "seed": args.seed}
-            chosen["check_images"] = False  # the evaluation names an unreadable picture when it comes to it
+            chosen["check_images"] = False  # the evaluation reads them all first
             return load_robustness_dataset("imagenet", args.images, id2label=model.config.id2label, **chosen)
-        dataset = read_folder(args.images, "images")
-    elif args.dataset_name is not None:
-        columns = (args.image_column_name, args.label_column_name)
-        splits = read_dataset(args.dataset_name, args.dataset_config_name, *columns, split=args.dataset_split)
-        dataset = splits[args.dataset_split]
-    else:
-        dataset = load_digits_splits(args.seed)["test"]
-    return draw_images(dataset, args.max_images, args.seed)
+    return draw_images(images, args.max_images, args.seed)
 
 
 def distinct_names(models: Sequence[str]) -> list[str]:
@@ -181,5 +252,6 @@ def _load(
     source: str | None, model_args: ModelArguments, args: EvaluateArguments
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if source is None:
-        return train_digits_model(load_digits_splits(args.seed), args.digits_max_steps, args.seed)
+        with announced(f"Training the digits model, {args.digits_max_steps} steps (400 take about a minute on a CPU)"):
+            return train_digits_model(load_digits_splits(args.seed), args.digits_max_steps, args.seed)
     return load_model(replace(model_args, model_name_or_path=source))

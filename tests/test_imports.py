@@ -36,7 +36,6 @@ FLOORS = {
         "sharding",
         "training_images",
         "run_folder",
-        "phases",
     ],
     3: [
         "data_collator",
@@ -94,6 +93,7 @@ FLOORS = {
         "escaping",
         "strict_json",
         "wording",
+        "phases",
     ],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -21,7 +21,7 @@ def model(*names):
 def test_source_reads_pictures_and_maps_labels():
     source = image_source(dataset([0, 1, 1], ClassLabel(names=["dog", "cat"])), model("cat", "dog"), "mine")
     assert source.labels == [1, 0, 0] and len(source) == 3
-    assert [picture.getpixel((0, 0)) for picture in source.read([2, 0])] == [2, 0]
+    assert [picture.convert("L").getpixel((0, 0)) for picture in source.read([2, 0])] == [2, 0]
 
 
 def test_fingerprint_is_of_labels_and_pictures():

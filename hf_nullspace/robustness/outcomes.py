@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from transformers.utils import logging
 
@@ -66,12 +66,13 @@ def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> Non
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes safetensors whole or not at all; a full disk is an `OSError`, as it is for other files."""
-    try:
-        with replaced(path) as unfinished:
-            save_file(tensors, unfinished, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{str(path)!r} could not be written: {error}") from error
+    """
+    Writes safetensors whole or not at all.
+
+    Its own `save_file` leaves a file of a random name behind when it is killed, and raises another error on a full disk.
+    """
+    with replaced(path) as unfinished:
+        unfinished.write_bytes(save(tensors, metadata))
 
 
 def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:

@@ -83,12 +83,12 @@ def check_pictures(
     bad = sorted(gather_object(found))
     if not bad:
         return {}
-    listed = "\n".join(f"- {error}" for _, _, error in bad[:NUM_NAMED])
-    listed += f"\n- and {len(bad) - NUM_NAMED} more" if len(bad) > NUM_NAMED else ""
+    listed = "; ".join(error for _, _, error in bad[:NUM_NAMED])
+    listed += f"; and {len(bad) - NUM_NAMED} more" if len(bad) > NUM_NAMED else ""
     if not skip_bad_images:
         raise ValueError(
             f"{len(bad)} of {len(pictures)} pictures cannot be read. Repair or remove them, or leave them out with "
-            f"`skip_bad_images`:\n{listed}"
+            f"`skip_bad_images`: {listed}"
         )
     skipped: dict[str, list[int]] = {}
     for name, index, _ in bad:
@@ -97,7 +97,7 @@ def check_pictures(
         source = evaluation.sources.get(column.name)
         chosen = [] if source is None else choose_images(len(source), column.max_images, evaluation.profile.seed)
         if chosen and set(chosen) <= set(skipped.get(source.name, ())):
-            raise ValueError(f"None of the {len(chosen)} pictures of column {column.name!r} can be read:\n{listed}")
+            raise ValueError(f"None of the {len(chosen)} pictures of column {column.name!r} can be read: {listed}")
     if accelerator.is_main_process:
-        logger.warning(f"Leaving out {len(bad)} of {len(pictures)} pictures that cannot be read:\n{listed}")
+        logger.warning(f"Leaving out {len(bad)} of {len(pictures)} pictures that cannot be read: {listed}")
     return skipped

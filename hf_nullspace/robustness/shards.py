@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..full_precision import full_precision
+from ..phases import ESTIMATE_SECONDS, in_words
 from ..randomness import keyed_generator
 from .attacks import run_autoattack
 from .attacks.autoattack import WARNINGS
@@ -25,6 +28,8 @@ from .profiles import COLUMN_ATTACKS, Column, Profile
 from .scoring import ZERO_GRADIENT
 from .sources import ImageSource
 
+
+logger = logging.get_logger(__name__)
 
 # A shard is an eighth of a column, so that several processes share small columns, but not more than this many batches,
 # so that little is lost when a long evaluation is stopped.
@@ -170,6 +175,12 @@ class ShardRunner:
         loaded = iter(column_loader(self.images, batches, self.num_workers))
         disable = self.disable_tqdm or not self.accelerator.is_main_process
         total = sum(len(batch.indices) * passes_per_image(batch.column) for batch in batches)
+        begun = time.perf_counter()
+        if self.accelerator.is_main_process:
+            columns, images = len({shard.column.name for shard in shards}), shards[-1].first + len(shards[-1].indices)
+            kept = f", of which {len(finished)} of {len(shards)} parts are finished" if finished else ""
+            logger.info(f"Measuring {columns} column{'s' * (columns > 1)}, {images} images in all{kept} ...")
+        self._estimate_from, self._passes_done, self._passes = begun + ESTIMATE_SECONDS, 0, total
         with tqdm(total=total, unit="pass", unit_scale=True, disable=disable) as progress:
             for shard in mine:
                 begun = time.perf_counter()
@@ -189,7 +200,19 @@ class ShardRunner:
         for indices in shard.batches:
             parts.append(self.measure(shard.column, *next(loaded), indices))
             progress.update(len(indices) * passes_per_image(shard.column))
+            self._estimate(len(indices) * passes_per_image(shard.column))
         return torch.cat(parts)
+
+    def _estimate(self, passes: int) -> None:
+        """Once some seconds have passed, says how long the rest takes at the pace so far."""
+        self._passes_done += passes
+        now = time.perf_counter()
+        if now < self._estimate_from:
+            return
+        pace = (now - self._estimate_from + ESTIMATE_SECONDS) / self._passes_done
+        self._estimate_from = math.inf
+        if self.accelerator.is_main_process and self._passes_done < self._passes:
+            logger.info(f"Measuring: about {in_words((self._passes - self._passes_done) * pace)} left.")
 
     def measure(
         self, column: Column, pixels: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]
