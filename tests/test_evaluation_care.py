@@ -4,6 +4,7 @@ import copy
 import json
 import resource
 import signal
+import sys
 
 import killed_evaluation
 import numpy as np
@@ -98,7 +99,7 @@ def test_all_logits_compete_and_the_report_says_so(run, model, dataset, tmp_path
     ("change", "message"),
     [
         (lambda logits: logits[:, :1], "one logit"),
-        (lambda logits: logits[:, :3], "labels from 0 to 4.*3 logits"),
+        (lambda logits: logits[:, :2], "has labels from 0 to [2-4], but .*2 logits"),
         (lambda logits: torch.cat([logits, logits], 1).detach(), "'fgsm' cannot be measured.*gives no gradient"),
     ],
 )
@@ -146,12 +147,12 @@ def test_bad_settings_are_known_before_the_first_image(run, untouched, attack, s
 
 def test_autoattack_is_refused_first_where_it_is_missing_or_has_too_few_classes(run, model, untouched, monkeypatch):
     profile = Profile("late", (*PROFILE.columns, Column("late", attack="autoattack")))
-    monkeypatch.setitem(__import__("sys").modules, "pyautoattack", None)
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ImportError, match="'late' cannot be measured.*attacks"):
         run(profile=profile)
-    autoattack = "hf_nullspace.robustness.attacks.autoattack"
-    monkeypatch.setattr(f"{autoattack}._import_package", lambda: None)
-    monkeypatch.setattr(f"{autoattack}.package_version", lambda name: "0.2.0")
+    autoattack = sys.modules["hf_nullspace.robustness.attacks.autoattack"]
+    monkeypatch.setattr(autoattack, "_import_package", lambda: None)
+    monkeypatch.setattr(autoattack, "package_version", lambda name: "0.2.0")
     three = AlteredLogits(model, lambda logits: logits[:, :3])
     features = Features({"image": Image(), "label": ClassLabel(num_classes=3)})
     images = Dataset.from_dict({"image": [PILImage.new("RGB", (16, 16))] * 4, "label": [0, 1, 2, 0]}, features)
@@ -160,8 +161,7 @@ def test_autoattack_is_refused_first_where_it_is_missing_or_has_too_few_classes(
 
 
 def test_a_missing_package_of_a_corruption_is_known_first(run, untouched, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "scipy", None)
-    monkeypatch.setitem(__import__("sys").modules, "scipy.ndimage", None)
+    monkeypatch.setitem(sys.modules, "scipy.fft", None)
     profile = Profile("late", (*PROFILE.columns, Column("late", corruption="defocus_blur", severity=1)))
     with pytest.raises(ImportError, match="'late' cannot be measured"):
         run(profile=profile)
@@ -332,7 +332,8 @@ def test_a_full_disk_loses_nothing_and_says_so(run, tmp_path, limit):
 def test_answers_that_are_no_numbers_count_as_wrong(run, model, pixels, tmp_path, caplog):
     """Three pictures, told by their first pixel, get NaN or infinity; the attack leaves them alone."""
     lost = {
-        pixels[index, 0, 0, 0].item(): value for index, value in ((3, float("nan")), (7, float("inf")), (8, -1e39))
+        pixels[index, 0, 0, 0].item(): value
+        for index, value in ((3, float("nan")), (7, float("inf")), (8, float("-inf")))
     }
 
     class Losing(torch.nn.Module):
@@ -382,3 +383,23 @@ def test_half_precision_is_measured_as_robust_as_it_is(run, model, pixels):
     with torch.no_grad():
         right = PixelModel(model, PROCESSOR)(attacked).argmax(-1) == full.outcomes["clean"].prediction
     assert full.columns["pgd"]["correct"] == right.sum().item()
+
+
+def test_autoattack_in_l2_has_a_radius_of_its_own(model, pixels, monkeypatch):
+    autoattack = sys.modules["hf_nullspace.robustness.attacks.autoattack"]
+    monkeypatch.setattr(autoattack, "_import_package", lambda: None)
+    monkeypatch.setattr(autoattack, "package_version", lambda name: "0.2.0")
+    attacked = PixelModel(model, PROCESSOR), pixels[:0], torch.tensor([], dtype=torch.long)
+    assert autoattack.run_autoattack(*attacked)[1].epsilon == 8 / 255
+    assert autoattack.run_autoattack(*attacked, norm="L2")[1].epsilon == 0.5
+    assert autoattack.run_autoattack(*attacked, 3.0, norm="L2")[1].epsilon == 3.0
+
+
+def test_the_mean_corruption_error_says_over_what(run, tmp_path):
+    one = Profile("one", (Column("clean"), Column("fog", corruption="fog", severity=2)))
+    report = run(profile=one, output_dir=tmp_path)
+    over = "1 of the 15 corruptions (fog) at severity 2"
+    assert report.to_dict()["aggregates_over"] == {"mean_corruption_error": over}
+    error = report.aggregates["mean_corruption_error"]
+    assert f"| mean error under corruptions generated here | {error:.2f} | {over} |" in report.to_markdown()
+    assert RobustnessReport.load(tmp_path) == report

@@ -129,8 +129,9 @@ class ShardStore:
         path = self.folder / self.MANIFEST
         if not path.is_file():
             self.remove()  # shards of which nothing says what they are of
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(manifest, indent=2) + "\n")
+            with explained(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(manifest, indent=2) + "\n")
             return []
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
