@@ -64,7 +64,8 @@ class LinfAscent:
             with torch.enable_grad():
                 current = (images + change).to(pixel_values.dtype).requires_grad_()
                 (gradient,) = torch.autograd.grad(loss_of(current), current)
-            change = (change + self.step_size / std * gradient.float().sign()).clamp(lower, upper)
+            direction = gradient.float().nan_to_num(0.0, 0.0, 0.0).sign()
+            change = (change + self.step_size / std * direction).clamp(lower, upper)
         return (images + change).to(pixel_values.dtype)
 
 
@@ -86,12 +87,34 @@ def pgd_examples(
         labels (`torch.Tensor` of shape `(batch_size,)`, or `(batch_size, num_labels)` for probabilities): Their classes.
         generator (`torch.Generator`): A CPU generator, which draws the start.
     """
-    start = ascent.epsilon * (2 * torch.rand(pixel_values.shape, generator=generator) - 1)
 
     def loss_of(images: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(logits_of(images).float(), labels, reduction="sum")
+        return functional.cross_entropy(scaled_rows(logits_of(images)), labels, reduction="sum")
 
-    return ascent.maximize(loss_of, pixel_values, start.to(pixel_values.device))
+    return ascent.maximize(loss_of, pixel_values, uniform_start(ascent.epsilon, pixel_values, generator))
+
+
+def uniform_start(epsilon: float, pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A change of images, uniform in the ball, in pixel units; drawn on the CPU."""
+    start = epsilon * (2 * torch.rand(pixel_values.shape, generator=generator) - 1)
+    return start.to(pixel_values.device)
+
+
+def scaled_rows(logits: torch.Tensor) -> torch.Tensor:
+    """
+    The logits in float32; the gradient of each row is scaled by a power of two on its way back, to a size of about 1.
+
+    The gradient of a confident answer is tiny, and in float16 it would be 0 in the layers below. Images do not mix in
+    evaluation mode, so the gradient of each image keeps its direction, and its sign bit for bit.
+    """
+    logits = logits.float()
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: torch.ldexp(gradient, -_exponent(gradient)))
+    return logits
+
+
+def _exponent(gradient: torch.Tensor) -> torch.Tensor:
+    return torch.frexp(gradient.abs().amax(-1, keepdim=True)).exponent.clamp(-100, 100)
 
 
 def trades_examples(
@@ -112,6 +135,6 @@ def trades_examples(
         clean_logits = logits_of(pixel_values)
 
     def loss_of(images: torch.Tensor) -> torch.Tensor:
-        return kl_divergence(clean_logits, logits_of(images)).sum()
+        return kl_divergence(clean_logits, scaled_rows(logits_of(images))).sum()
 
     return ascent.maximize(loss_of, pixel_values, start.to(pixel_values.device))

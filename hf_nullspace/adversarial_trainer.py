@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adversarial_examples import LinfAscent, pgd_examples, trades_examples
+from .adversarial_examples import LinfAscent, trades_examples, uniform_start
 from .frozen import LABEL_NAMES, frozen
+from .full_precision import full_precision, is_half
 from .objectives import kl_divergence, read_logits
 from .randomness import keyed_generator
 from .robustness import parse_epsilon
@@ -83,7 +84,8 @@ class AdversarialTrainer(NullspaceTrainer):
     """
     Finetunes on `CE(adversarial)`: PGD training ([Madry et al., 2018](https://arxiv.org/abs/1706.06083)).
 
-    Every training image is replaced by an adversarial one, made on the current weights in evaluation mode, so that the
+    Every training image is replaced by an adversarial one, which raises the loss that the model is trained on (its own,
+    with several labels for an image and for numbers too), made on the current weights in evaluation mode, so that the
     attack draws no dropout and moves no running statistic. Its random start depends on the seed, the step, the place of
     the micro-batch in the step and the process alone. Evaluation and prediction see no attack. Everything else is
     [`NullspaceTrainer`] without noise.
@@ -118,31 +120,52 @@ class AdversarialTrainer(NullspaceTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         if model.training:
-            inputs = {**inputs, "pixel_values": self._adversarial_examples(model, inputs)}
+            inputs = {**inputs, "pixel_values": self._adversarial_examples(model, inputs, num_items_in_batch)}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _adversarial_examples(self, model: nn.Module, inputs: dict[str, torch.Tensor | Any]) -> torch.Tensor:
-        """The images to train on, made on the unwrapped model: DDP then has no part in the attack's passes."""
+    def _adversarial_examples(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        The images to train on, made on the unwrapped model: DDP then has no part in the attack's passes.
+
+        In float32 where training is in float16, whose gradients underflow: the attack would come to nothing.
+        """
         images = inputs["pixel_values"]
-        others = {name: value for name, value in inputs.items() if name not in (*LABEL_NAMES, "pixel_values")}
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-
-        def logits_of(images: torch.Tensor) -> torch.Tensor:
-            with self.accelerator.autocast():
-                return read_logits(unwrapped(pixel_values=images, **others))
-
+        underflows = self.accelerator.mixed_precision == "fp16" or is_half(unwrapped)
         place = self.noise_schedule.next_place(self.state.global_step)
         generator = keyed_generator(type(self).__name__, self.args.seed, *place, self.args.process_index)
-        with frozen(unwrapped):
-            return self._search(self._ascent(images), logits_of, inputs, generator)
+        with frozen(unwrapped), full_precision(unwrapped) if underflows else self.accelerator.autocast():
+            inputs = {**inputs, "pixel_values": images.float() if underflows else images}
+            return self._search(self._ascent(images), unwrapped, inputs, num_items_in_batch, generator).to(
+                images.dtype
+            )
 
     def _method_in_words(self) -> str:
         return f"it saw adversarial examples of its training images (PGD, Linf {self.args.adversarial_epsilon})."
 
-    def _search(self, ascent: LinfAscent, logits_of, inputs, generator: torch.Generator) -> torch.Tensor:
-        if "labels" not in inputs:
+    def _search(
+        self,
+        ascent: LinfAscent,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Examples that raise the loss that the model is trained on, whatever that is."""
+        if not set(inputs) & {*LABEL_NAMES, *self.label_names}:
             raise ValueError(f"The training batch has no `labels` to be adversarial to, only {sorted(inputs)}.")
-        return pgd_examples(ascent, logits_of, inputs["pixel_values"], inputs["labels"], generator)
+
+        def loss_of(images: torch.Tensor) -> torch.Tensor:
+            batch = {**inputs, "pixel_values": images}
+            return super(AdversarialTrainer, self).compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+
+        images = inputs["pixel_values"]
+        return ascent.maximize(loss_of, images, uniform_start(ascent.epsilon, images, generator))
 
     def _ascent(self, images: torch.Tensor) -> LinfAscent:
         radius, step_size = self.args.radius_and_step()
@@ -158,6 +181,15 @@ class TradesTrainer(AdversarialTrainer):
     mode, as the paper's does. Gradients of the divergence flow through both predictions. Clean and adversarial images
     run in two forward passes. Arguments and errors are those of [`AdversarialTrainer`].
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        problem_type = getattr(self.model.config, "problem_type", None)
+        if problem_type in ("multi_label_classification", "regression"):
+            raise ValueError(
+                f"TRADES compares the probabilities of a softmax, which a model with `problem_type={problem_type!r}` does "
+                "not have. Use `AdversarialTrainer`, which attacks the model's own loss."
+            )
 
     def compute_loss(
         self,
@@ -183,7 +215,19 @@ class TradesTrainer(AdversarialTrainer):
             f"(TRADES, Linf {self.args.adversarial_epsilon}, beta {self.args.trades_beta:g})."
         )
 
-    def _search(self, ascent: LinfAscent, logits_of, inputs, generator: torch.Generator) -> torch.Tensor:
+    def _search(
+        self,
+        ascent: LinfAscent,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        others = {name: value for name, value in inputs.items() if name not in (*LABEL_NAMES, "pixel_values")}
+
+        def logits_of(images: torch.Tensor) -> torch.Tensor:
+            return read_logits(model(pixel_values=images, **others))
+
         return trades_examples(ascent, logits_of, inputs["pixel_values"], generator)
 
 

@@ -252,3 +252,59 @@ def test_pgd_needs_labels(model, pictures, tmp_path):
     trainer = adversarial(AdversarialTrainer, copy.deepcopy(model), pictures, tmp_path)
     with pytest.raises(ValueError, match="no `labels`.*pixel_values"):
         trainer.compute_loss(trainer.model.train(), {"pixel_values": batch_of(pictures)["pixel_values"]})
+
+
+# ---- The loss that is attacked, and in which precision ------------------------------------------------------------
+
+
+def examples_of(trainer, batch):
+    return trainer._adversarial_examples(trainer.model.train(), batch)
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_the_models_own_loss_is_attacked(make_vit, pictures, tmp_path, problem_type):
+    model = make_vit(classifier_scale=20, problem_type=problem_type)
+    trainer = adversarial(AdversarialTrainer, model, pictures, tmp_path, adversarial_steps=10)
+    images = batch_of(pictures)["pixel_values"]
+    labels = torch.rand(len(images), 5, generator=torch.Generator().manual_seed(0))
+    labels = labels.round() if problem_type == "multi_label_classification" else 3 * labels
+    found = examples_of(trainer, {"pixel_values": images, "labels": labels})
+    loss = functional.binary_cross_entropy_with_logits if "multi" in problem_type else functional.mse_loss
+    with torch.no_grad():
+        before, after = (loss(model.eval()(each).logits, labels, reduction="none").mean(1) for each in (images, found))
+    assert (after > before).float().mean() > 0.9 and after.mean() > 1.05 * before.mean()
+
+
+def test_a_loss_function_of_the_trainer_is_attacked(model, pictures, tmp_path):
+    def mostly_the_first_class(outputs, labels, num_items_in_batch=None):
+        return -outputs.logits[:, 0].sum()
+
+    trainer = adversarial(AdversarialTrainer, model, pictures, tmp_path, adversarial_steps=10)
+    trainer.compute_loss_func = mostly_the_first_class
+    batch = batch_of(pictures)
+    found = examples_of(trainer, batch)
+    with torch.no_grad():
+        before, after = (model.eval()(images).logits[:, 0] for images in (batch["pixel_values"], found))
+    assert (after < before).all()
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_trades_has_no_divergence_for_other_tasks(make_vit, pictures, tmp_path, problem_type):
+    with pytest.raises(ValueError, match=f"problem_type='{problem_type}'.*AdversarialTrainer"):
+        adversarial(TradesTrainer, make_vit(problem_type=problem_type), pictures, tmp_path)
+
+
+@BOTH
+def test_under_fp16_examples_are_made_in_float32(make_vit, pictures, tmp_path, trainer_class, monkeypatch):
+    """As Accelerate prepares a model for fp16 on a GPU: autocast is opened inside its forward."""
+    trainer, other = (
+        adversarial(trainer_class, make_vit(classifier_scale=60), pictures, tmp_path / name) for name in "ab"
+    )
+    batch = batch_of(pictures)
+    expected = examples_of(other, batch)
+    model = trainer.model
+    model._original_forward = model.forward
+    model.forward = torch.autocast("cpu", dtype=torch.float16)(model.forward)
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
+    assert torch.equal(examples_of(trainer, batch), expected)
+    assert model.forward is not model._original_forward
