@@ -29,6 +29,7 @@ from .image_size import change_image_size
 from .image_tables import is_path
 from .patch_embedding import channels_of
 from .preprocessing import Preprocessing
+from .trained_head import follow_names
 
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def load_data(args: DataArguments, seed: int, **load_kwargs) -> tuple[DatasetDic
 
 def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    The classifier with a head for `labels`, and its image processor, both at the image size asked for; the untrained
+    The classifier with a head for `labels`, whose rows follow their names, and its image processor, both at the image size asked for; the untrained
     digits model if none is named.
 
     Args:
@@ -246,6 +247,7 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
 
     Raises:
         `RuntimeError`: If the head has another number of labels and `ignore_mismatched_sizes` is not set.
+        `ValueError`: If the head was trained on other classes and `ignore_mismatched_sizes` is not set.
         `ImportError`: If it is an adapter, and PEFT is not installed.
     """
     if args.model_name_or_path is None:
@@ -266,13 +268,24 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
         if base is None:
             raise
         config = AutoConfig.from_pretrained(base, **head, **hub | {"revision": "main"})
-    model = AutoModelForImageClassification.from_pretrained(
+    model, loaded = AutoModelForImageClassification.from_pretrained(
         args.model_name_or_path,
         config=config,
         dtype=torch.float32,  # half-precision checkpoints are trained in float32; --bf16 turns autocast on
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        output_loading_info=True,
         **hub,
     )
+    if labels is not None:
+        location, revision = (
+            (args.config_name or args.model_name_or_path, {}) if base is None else (base, {"revision": "main"})
+        )
+        own = AutoConfig.from_pretrained(location, **hub | revision).id2label
+        new_keys = {
+            *loaded["missing_keys"],
+            *(key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"]),
+        }
+        follow_names(model, own, labels, new_keys, args.ignore_mismatched_sizes)
     processor = _load_image_processor(args, model, hub, base)
     if args.image_size is not None:
         model = change_image_size(model, args.image_size)

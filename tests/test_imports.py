@@ -45,6 +45,7 @@ FLOORS = {
         "image_folders",
         "image_tables",
         "loading",
+        "trained_head",
         "method_rows",
         "method_runs",
         "probe_report",
