@@ -83,7 +83,7 @@ def test_models_of_one_name_are_told_apart():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--images", "a", "--dataset_name", "b"], "not both.*'a', 'b'"),
+        (["--images", "a", "--dataset_name", "b"], "--images.*--dataset_name.*do not fit together"),
         (["--datasets", "imagenet-a"], r"NAME=FOLDER_OR_HUB_ID.*\['imagenet-a'\]"),
         (["--images", "nowhere"], "'nowhere'"),
         (["--profile", "slow"], "Unknown profile 'slow'"),

@@ -107,5 +107,5 @@ def test_saved_and_loaded(report, tmp_path):
 def test_missing_matplotlib_costs_the_figure_only(report, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     report.save(tmp_path)
-    assert "No figure" in caplog.text and RobustnessReport.load(tmp_path) == report
+    assert "robustness.png is not drawn" in caplog.text and RobustnessReport.load(tmp_path) == report
     assert not (tmp_path / "robustness.png").exists()

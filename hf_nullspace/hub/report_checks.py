@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from ..escaping import plain_text
 from ..robustness import RobustnessReport
-from ..robustness.evaluation import describe_preprocessing
 from ..robustness.outcomes import FIELDS, Outcomes, model_fingerprint
+from ..robustness.preparation import describe_preprocessing
 from ..robustness.profiles import EVALUATION_SET, PROFILES
 from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME
 from ..robustness.scoring import aggregate_columns, score_columns, summarize_columns
