@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ from hf_nullspace.robustness.pixel_model import PixelModel
 
 
 NUM_IMAGES, NUM_LABELS = 16, 3
-PROCESSOR = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_normalize=True)
+PROCESSOR = transformers.ViTImageProcessorPil(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
 def require_timm() -> None:
