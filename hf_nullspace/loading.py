@@ -257,6 +257,7 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
     head = {}
     if labels is not None:
         head = {
+            "num_labels": len(labels),  # timm's configs go by their own number where none is given
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
         }

@@ -9,7 +9,7 @@ from test_model_cards import CARDS
 
 from hf_nullspace.hub import TRAINING_NAME, card_results, markdown_table
 from hf_nullspace.hub.card_results import undecided
-from hf_nullspace.hub.model_card import render_section
+from hf_nullspace.hub.model_card import TEMPLATE, render_section
 from hf_nullspace.robustness import PREVIEW, RobustnessReport
 from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
 from hf_nullspace.robustness.profiles import EVALUATION_SET
@@ -104,3 +104,10 @@ def test_a_control_of_certified_noise_was_trained_on():
     facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
     facts["rounds"] = [{**facts["rounds"][0], "converged": False, "source_converged": True}]
     assert "beside each clean image it saw the same" in render_section(facts)
+
+
+def test_the_card_says_what_competes():
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
+    section = render_section({**facts, "template": TEMPLATE, "result_logits": {"competing": 2, "all": 10}})
+    assert "A prediction is the largest of 2 of the model's 10 logits." in " ".join(section.split())
+    assert "A prediction is" not in render_section(facts)

@@ -10,6 +10,7 @@ from transformers import (
     ViTImageProcessorPil,
     ViTModel,
 )
+from whole_path import require_timm
 
 from hf_nullspace.loading import ModelArguments, load_model
 from hf_nullspace.robustness.imagenet import imagenet_wnids
@@ -54,6 +55,27 @@ def test_rows_follow_the_names(make_vit, tmp_path, name):
     assert list(again.config.id2label.values()) == [NAMES[place] for place in order]
     with torch.no_grad():
         torch.testing.assert_close(again(PIXELS).logits, model(PIXELS).logits[:, order])
+
+
+def test_a_head_of_timm_follows_the_names_and_gets_as_many_rows_as_there_are_classes(tmp_path):
+    require_timm()
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    arguments = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 16, "num_heads": 2}
+    config = TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args=arguments, id2label=dict(enumerate("abc"))
+    )
+    model = TimmWrapperForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "processor")
+    options = {"image_processor_name": str(tmp_path / "processor")}
+    with torch.no_grad():
+        again = loaded(tmp_path, list("cab"), **options)(PIXELS).logits
+        torch.testing.assert_close(again, model(PIXELS).logits[:, [2, 0, 1]])
+        anew = loaded(tmp_path, ["x", "y"], ignore_mismatched_sizes=True, **options)
+        assert anew(PIXELS).logits.shape == (3, 2)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        loaded(tmp_path, ["x", "y"], **options)
 
 
 def test_the_same_names_change_nothing(make_vit, tmp_path, caplog):

@@ -30,7 +30,8 @@ def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
         `dict[str, Any]`, JSON-serialisable, all in per cent: `results` (accuracy by column for each model), `intervals`
         (low and high end of each one's 95 % Wilson interval), `differences` (by column: nullspace minus plain with the
         ends of a 95 % bootstrap interval over images, which takes both answers to an image together; `None` without a
-        control), `result_images` (how many images) and `correct` (for each other model and column which images it gets
+        control), `result_images` (how many images), `result_logits` (among how many of the model's logits
+        a prediction is made) and `correct` (for each other model and column which images it gets
         right, as [`pack_correct`] writes it: the differences follow from it).
 
     Raises:
@@ -52,6 +53,7 @@ def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
         },
         "differences": differences,
         "result_images": ours.run["num_images"][EVALUATION_SET],
+        "result_logits": ours.run.get("logits", {}).get(EVALUATION_SET),
         "correct": {
             name: {column: pack_correct(outcomes.correct) for column, outcomes in report.outcomes.items()}
             for name, report in reports.items()

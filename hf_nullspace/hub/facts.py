@@ -41,7 +41,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts, each of its kind."""
-    optional = ("dataset", "method", "patch_projection", "result_images", "intervals", "differences", "correct")
+    optional = ("dataset", "method", "patch_projection", "result_images", "result_logits")
+    optional += ("intervals", "differences", "correct")
     facts = {**dict.fromkeys(optional), "template": 1, **facts}
     if facts["template"] not in TEMPLATES:
         raise DamagedFileError(f"`template` is {facts['template']!r}, and this version knows {sorted(TEMPLATES)}")
@@ -50,11 +51,13 @@ def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
     kinds |= {name: (str, type(None)) for name in ("dataset", "method", "patch_projection")}
     parts = ("certificate", "evaluation_certificate", "results", "intervals", "differences", "correct")
     kinds |= {name: (dict, type(None)) for name in parts}
-    kinds |= {"result_images": (int, type(None))}
+    kinds |= {"result_images": (int, type(None)), "result_logits": (dict, type(None))}
     for name, kind in kinds.items():
         if name not in facts:
             raise DamagedFileError(f"there is no `{name}`")
         expect(facts[name], kind, f"`{name}`")
+    for part, count in (facts["result_logits"] or {}).items():
+        expect(count, int, f"`result_logits.{part}`")
     for name in ("settings", "hyperparameters", "versions"):
         _check_words(name, facts[name])
     for name in ("method", "dataset"):

@@ -148,6 +148,8 @@ def check_card_numbers(facts: Mapping[str, Any], report: RobustnessReport) -> li
     wrong += [f"interval of {name}" for name in differing_paths(intervals.get(MODEL_NAME, ends), ends)]
     if facts["result_images"] not in (None, count):
         wrong.append("number of images")
+    if facts.get("result_logits") not in (None, report.run.get("logits", {}).get(EVALUATION_SET)):
+        wrong.append("number of logits")
     reason = f"accuracy, counts and {TRAINING_NAME} differ in {_listed(wrong)}" if wrong else ""
     claims = [Claim(f"{TRAINING_NAME} has the accuracies of the report", not wrong, reason=reason)]
     controls = {name: row for name, row in stated.items() if name != MODEL_NAME}

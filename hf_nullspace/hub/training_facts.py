@@ -38,6 +38,7 @@ def collect_training_facts(
     intervals: dict[str, dict[str, list[float]]] | None = None,
     differences: dict[str, list[float]] | None = None,
     result_images: int | None = None,
+    result_logits: dict[str, int] | None = None,
     method: str | None = None,
     correct: dict[str, dict[str, str]] | None = None,
 ) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def collect_training_facts(
         settings (`dict`): Name and value of each setting to list.
         dataset (`str`, *optional*): Name of the dataset.
         evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
-        results, intervals, differences, result_images, correct (*optional*): See [`card_results`].
+        results, intervals, differences, result_images, result_logits, correct (*optional*): See [`card_results`].
         method (`str`, *optional*): A sentence on what it was trained on, where that was no nullspace noise.
     """
     _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
@@ -71,6 +72,7 @@ def collect_training_facts(
         "intervals": intervals,
         "differences": differences,
         "result_images": result_images,
+        "result_logits": result_logits,
         "correct": correct,
         "figures": {name: FIGURES[name] for name in sorted(FIGURES) if Path(trainer.args.output_dir, name).is_file()},
         "hyperparameters": extract_hyperparameters_from_trainer(trainer),

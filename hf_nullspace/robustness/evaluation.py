@@ -21,6 +21,7 @@ from .preparation import prepare_evaluation
 from .processes import on_main_process
 from .profiles import Profile
 from .report import REPORT_NAME, RobustnessReport
+from .report_markdown import competition
 from .scoring import aggregate_columns, score_columns, summarize_columns
 from .shards import Shard, ShardRunner, plan_shards
 
@@ -130,6 +131,9 @@ def evaluate_robustness(
         report = _finished_report(Path(output_dir), evaluation.manifest, accelerator, store)
         if report is not None:
             return report
+    if accelerator.is_main_process:
+        for text, names in competition(evaluation.run).items():
+            logger.info(f"{', '.join(names)}: a prediction is the largest of {text}.")
     if accelerator.is_main_process and was_training:
         logger.warning(
             f"{type(model).__name__} was in training mode, where dropout is on; it is measured in evaluation mode."
