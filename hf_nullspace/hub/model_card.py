@@ -66,7 +66,9 @@ def render_section(facts: dict[str, Any]) -> str:
     template = template_environment().get_template(name)
     unclear = undecided(differences or {})
     shown = {"table": table, "undecided": unclear, "used_rounds": count_used(facts["rounds"])}
-    return template.render(**{"method": None, "result_logits": None, **facts}, **shown, folder=FOLDER_PLACEHOLDER).strip()
+    return template.render(
+        **{"method": None, "result_logits": None, **facts}, **shown, folder=FOLDER_PLACEHOLDER
+    ).strip()
 
 
 def count_used(rounds: list[dict[str, Any]]) -> int:
