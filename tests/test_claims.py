@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hf_nullspace.confidence import betting_upper_bound
 from hf_nullspace.hub.certificate_claims import compare_certificates
 from hf_nullspace.hub.claims import Claim, Estimate, claims_table, compare_estimates, compare_values
 from hf_nullspace.hub.outcome_claims import MIN_IMAGES, compare_outcomes, compare_shares
@@ -30,27 +31,65 @@ def test_values_may_differ_by_rounding_only():
     assert not compare_values("norm", 100.0, 100.0 * (1 + 5e-4)).holds
 
 
+NEW_FIELDS = {"standard_error": 0.001, "exchanged_probability_mse": 1.2, "num_images_needed": 199}
+
+
+def failing(claimed, measured):
+    return [claim.name for claim in compare_certificates(claimed, measured) if claim.holds is False]
+
+
 def test_certificates_are_compared_by_what_depends_on_images(make_certificate):
-    claimed = make_certificate(num_images=1000)
+    def make(**fields):
+        return make_certificate(**{"num_images": 1000, **NEW_FIELDS, **fields})
+
+    claimed = make()
     names = ["probability_mse", "probability_mse_upper", "agreement", "permuted_agreement"]
-    assert [claim.name for claim in compare_certificates(claimed, claimed)] == [*names, "permuted_probability_mse"]
+    names += ["permuted_probability_mse", "standard_error", "exchanged_probability_mse", "num_images_needed"]
+    assert [claim.name for claim in compare_certificates(claimed, claimed)] == names
     assert all(claim.holds and claim.is_measurement for claim in compare_certificates(claimed, claimed))
+    assert failing(claimed, make(agreement=0.9)) == ["agreement"]
+    # Two means of standard error 0.001 are 3.92 of them apart where their 95 % intervals end.
+    assert failing(make(probability_mse=0.0161), claimed) == []
+    assert failing(make(probability_mse=0.016), claimed) == ["probability_mse"]
+    # A bound or a standard error that is claimed far away does not make the claimed mean any vaguer.
+    lax = make(probability_mse=0.1, probability_mse_upper=1.9, standard_error=1.0)
+    assert failing(lax, claimed) == ["probability_mse", "probability_mse_upper", "standard_error"]
+    assert failing(make(probability_mse_upper=0.0201), claimed) == ["probability_mse_upper"]
+    for name, value in (("permuted_probability_mse", 0.9), ("exchanged_probability_mse", 0.5)):
+        assert failing(make(**{name: value}), claimed) == [name]
+    assert failing(make(standard_error=1e-5), make(standard_error=0.002)) == ["standard_error"]
+    few = make(num_images=3)
+    assert all(claim.holds is None for claim in compare_certificates(claimed, few)[:-1])
 
-    def failing(claimed, measured):
-        return [claim.name for claim in compare_certificates(claimed, measured) if claim.holds is False]
 
-    assert failing(claimed, make_certificate(num_images=1000, agreement=0.9)) == ["agreement"]
-    # A bound that is claimed far away does not make the claimed mean any vaguer.
-    lax = make_certificate(num_images=1000, probability_mse=0.1, probability_mse_upper=1.9)
-    assert failing(lax, claimed) == ["probability_mse", "probability_mse_upper"]
-    assert failing(make_certificate(num_images=1000, probability_mse_upper=0.0201), claimed) == [
-        "probability_mse_upper"
+def test_what_a_certificate_leaves_out_does_not_certify_it(make_certificate):
+    old, now = make_certificate(num_images=1000), make_certificate(num_images=1000, **NEW_FIELDS)
+    assert failing(old, now) == []
+    unknown = [claim.name for claim in compare_certificates(old, now) if claim.holds is None]
+    assert unknown == list(NEW_FIELDS)
+    assert failing(make_certificate(num_images=198), now) == ["num_images_needed"]
+    assert failing(make_certificate(num_images=1000, **{**NEW_FIELDS, "num_images_needed": 9}), now) == [
+        "num_images_needed"
     ]
-    assert failing(make_certificate(num_images=1000, permuted_probability_mse=0.9), claimed) == [
-        "permuted_probability_mse"
-    ]
-    few = make_certificate(num_images=3)
-    assert all(claim.holds is None for claim in compare_certificates(claimed, few))
+    blind = make_certificate(num_images=1000, **{**NEW_FIELDS, "exchanged_probability_mse": 0.02})
+    assert failing(old, blind) == ["exchanged_probability_mse"]
+
+
+@pytest.mark.parametrize("error", [0.0, 0.01])
+def test_bounds_of_few_and_of_many_images_are_compared(make_certificate, error):
+    def certificate(count):
+        generator = torch.Generator().manual_seed(count)
+        errors = error * torch.rand(count, generator=generator)
+        return make_certificate(
+            probability_mse=errors.mean().item(),
+            probability_mse_upper=betting_upper_bound(errors, 0.95, 2.0),
+            num_images=count,
+            converged=False,
+            **{**NEW_FIELDS, "standard_error": errors.std().item() / count**0.5},
+        )
+
+    few, many = certificate(40), certificate(10_000)
+    assert failing(many, few) == failing(few, many) == []
 
 
 def outcomes_of(correct: torch.Tensor, confidence: float = 0.8, linf: float = 0.03) -> Outcomes:

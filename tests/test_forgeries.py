@@ -51,6 +51,8 @@ def test_a_good_checkpoint_holds(published):
     for name in ("accuracy (%), clean", "accuracy (%), fgsm", "probability_mse", "accuracy (evaluation)"):
         assert names[name] is True
     assert names["differences from the control"] is True
+    for name in ("probability_mse_upper", "standard_error", "exchanged_probability_mse", "num_images_needed"):
+        assert names[name] is True
     for name in ("figure robustness.png", "training settings", "accuracy of the control 'plain'", "dataset"):
         assert names[name] is None
     assert f"{sum(holds is True for holds in names.values())} of " in verification.to_markdown()

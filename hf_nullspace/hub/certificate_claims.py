@@ -10,9 +10,10 @@ from .claims import Claim, Estimate
 from .outcome_claims import MIN_IMAGES, compare_shares
 
 
-# How far apart the claimed and the expected distance of bound and mean may lie: versions have other bounds.
+# How far apart the claimed and the expected bound or standard error may lie: they depend on the few images with large
+# errors, and versions have other bounds.
 BOUND_FACTOR = 10.0
-# The permuted control hardly depends on which images it is measured on.
+# These means hardly depend on which images they are measured on.
 CONTROL_FACTOR = 2.0
 
 
@@ -20,25 +21,21 @@ def compare_certificates(claimed: Certificate, measured: Certificate) -> list[Cl
     """
     The numbers of a certificate that depend on images, against a certificate measured now.
 
-    The claimed bound does not say how sure the claimed mean is, since it is claimed too: the spread of the images measured
-    now does.
+    Neither the claimed bound nor the claimed standard error says how sure the claimed mean is, since they are claimed too:
+    the spread of the images measured now does.
     """
     claims = [_compare_mse(claimed, measured), _compare_bounds(claimed, measured)]
     for name in ("agreement", "permuted_agreement"):
         counts = [(round(getattr(row, name) * row.num_images), row.num_images) for row in (claimed, measured)]
         claims.append(compare_shares(name, *counts))
-    claims.append(_compare_control(claimed, measured))
+    claims.append(_compare_means("permuted_probability_mse", claimed, measured))
+    claims += [_compare_standard_errors(claimed, measured), _compare_exchanged(claimed, measured)]
+    claims.append(_compare_needed(claimed, measured))
     return [claim.measured_now() for claim in claims]
 
 
-def _spread(certificate: Certificate) -> float:
-    """Half the length of the 95 % interval of the mean, by the bound."""
-    gap = certificate.probability_mse_upper - certificate.probability_mse
-    return gap * NormalDist().inv_cdf(0.975) / NormalDist().inv_cdf(certificate.confidence)
-
-
 def _compare_mse(claimed: Certificate, measured: Certificate) -> Claim:
-    half = _spread(measured)
+    half = NormalDist().inv_cdf(0.975) * measured.standard_error
     own = half * math.sqrt(measured.num_images / claimed.num_images)
     pairs = ((claimed.probability_mse, own), (measured.probability_mse, half))
     texts = [str(Estimate(value, max(0.0, value - reach), value + reach)) for value, reach in pairs]
@@ -55,12 +52,14 @@ def _compare_mse(claimed: Certificate, measured: Certificate) -> Claim:
 def _compare_bounds(claimed: Certificate, measured: Certificate) -> Claim:
     gap = claimed.probability_mse_upper - claimed.probability_mse
     expected = measured.probability_mse_upper - measured.probability_mse
-    expected *= math.sqrt(measured.num_images / claimed.num_images)
+    # Of few images a bound comes nearer to the mean with their number, of many with its root.
+    ratio = measured.num_images / claimed.num_images
+    low, high = sorted((expected * ratio, expected * math.sqrt(ratio)))
     texts = [f"{value:.4g}" for value in (claimed.probability_mse_upper, measured.probability_mse_upper)]
     name = "probability_mse_upper"
     if measured.num_images < MIN_IMAGES or not math.isfinite(expected):
         return Claim(name, None, *texts, f"{measured.num_images} images are too few; it takes {MIN_IMAGES}")
-    if gap < 0 or not expected / BOUND_FACTOR - 1e-9 <= gap <= expected * BOUND_FACTOR + 1e-9:
+    if gap < 0 or not low / BOUND_FACTOR - 1e-9 <= gap <= high * BOUND_FACTOR + 1e-9:
         return Claim(name, False, *texts, f"{claimed.num_images} images give no such bound around the mean")
     converged = claimed.probability_mse_upper <= claimed.epsilon
     if claimed.converged and not converged:
@@ -68,11 +67,43 @@ def _compare_bounds(claimed: Certificate, measured: Certificate) -> Claim:
     return Claim(name, True, *texts)
 
 
-def _compare_control(claimed: Certificate, measured: Certificate) -> Claim:
-    values = (claimed.permuted_probability_mse, measured.permuted_probability_mse)
-    texts = [f"{value:.4g}" for value in values]
-    name = "permuted_probability_mse"
-    if measured.num_images < MIN_IMAGES:
-        return Claim(name, None, *texts, f"{measured.num_images} images are too few; it takes {MIN_IMAGES}")
-    holds = max(values) <= CONTROL_FACTOR * min(values) + 1e-4
-    return Claim(name, holds, *texts, "" if holds else f"they differ by more than a factor of {CONTROL_FACTOR:g}")
+def _compare_standard_errors(claimed: Certificate, measured: Certificate) -> Claim:
+    name = "standard_error"
+    if math.isinf(claimed.standard_error):
+        return Claim(name, None, reason="another version wrote the certificate, without it")
+    expected = measured.standard_error * math.sqrt(measured.num_images / claimed.num_images)
+    return _compare_factors(name, claimed.standard_error, expected, measured.num_images, BOUND_FACTOR)
+
+
+def _compare_exchanged(claimed: Certificate, measured: Certificate) -> Claim:
+    name, now = "exchanged_probability_mse", measured.exchanged_probability_mse
+    if measured.num_images >= MIN_IMAGES and claimed.converged and now <= claimed.epsilon:
+        texts = [f"{value:.4g}" for value in (claimed.exchanged_probability_mse, now)]
+        return Claim(name, False, *texts, "within epsilon any image could stand in the place of another")
+    if math.isinf(claimed.exchanged_probability_mse):
+        return Claim(name, None, reason="another version wrote the certificate, without it")
+    return _compare_means(name, claimed, measured)
+
+
+def _compare_needed(claimed: Certificate, measured: Certificate) -> Claim:
+    stated, needed = claimed.num_images_needed, measured.num_images_needed
+    name, texts = "num_images_needed", (str(stated), str(needed))
+    if claimed.converged and claimed.num_images < needed:
+        return Claim(name, False, *texts, f"{claimed.num_images} images were measured, and it is called certified")
+    if not stated:
+        return Claim(name, None, reason="another version wrote the certificate, without it")
+    return Claim(name, stated == needed, *texts, "" if stated == needed else "epsilon and confidence give another")
+
+
+def _compare_means(name: str, claimed: Certificate, measured: Certificate) -> Claim:
+    values = (getattr(claimed, name), getattr(measured, name))
+    return _compare_factors(name, *values, measured.num_images, CONTROL_FACTOR)
+
+
+def _compare_factors(name: str, claimed: float, measured: float, num_images: int, factor: float) -> Claim:
+    texts = [f"{value:.4g}" for value in (claimed, measured)]
+    if num_images < MIN_IMAGES:
+        return Claim(name, None, *texts, f"{num_images} images are too few; it takes {MIN_IMAGES}")
+    values = (claimed, measured)
+    holds = min(values) >= 0 and max(values) <= factor * min(values) + 1e-4
+    return Claim(name, holds, *texts, "" if holds else f"they differ by more than a factor of {factor:g}")
