@@ -328,8 +328,8 @@ class FinetuneRun:
         unused = len(rounds) - count_used(rounds)
         if unused and self.args.should_log:
             logger.warning(
-                f"In {unused} of {len(rounds)} rounds the noise was above `epsilon` ({self.args.epsilon:g}) and was left "
-                "out: there training saw clean images alone. Raise `noise_max_steps` or `noise_num_certificate_images`, "
+                f"In {unused} of {len(rounds)} rounds the noise was not certified within `epsilon` ({self.args.epsilon:g}) and was "
+                "left out: there training saw clean images alone. Raise `noise_max_steps` or `noise_num_certificate_images`, "
                 "or set `noise_on_failure='shrink'`."
             )
 

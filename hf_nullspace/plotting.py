@@ -32,7 +32,7 @@ def optional_figure(name: str | os.PathLike) -> Iterator[None]:
 
 def plot_noise_history(history: list[dict[str, Any]], path: str | os.PathLike) -> None:
     """
-    Writes the norm of the certified noise by training step, and how far it moves held-out predictions, as a PNG.
+    Writes the norm of the noise by training step, and how far it moves held-out predictions, as a PNG.
 
     Args:
         history (`list[dict]`): `trainer.noise_history`.
@@ -48,7 +48,7 @@ def plot_noise_history(history: list[dict[str, Any]], path: str | os.PathLike) -
     steps = [row["step"] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     left.plot(steps, [row["norm"] for row in history], marker="o", color=BLUE)
-    left.set(xlabel="training step", ylabel="norm of the certified noise", ylim=(0, None))
+    left.set(xlabel="training step", ylabel="norm of the noise", ylim=(0, None))
     for name, label, color in (
         ("agreement", "nullspace noise", BLUE),
         ("permuted_agreement", "permuted control", ORANGE),

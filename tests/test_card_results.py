@@ -82,18 +82,29 @@ def test_the_card_says_what_the_intervals_mean(lows, words):
         ([True, True], "beside each clean image it saw the same", "left out"),
         (
             [True, False, False],
-            "In 2 of 3 rounds the noise was above epsilon and left out",
+            "In 2 of 3 rounds the noise was not within epsilon and left out",
             "## Finetuning without noise",
         ),
-        ([False, False], "the noise of none of its 2 rounds was within epsilon", "beside each clean image it saw"),
-        ([False], "the noise of its one round was not within epsilon", "beside each clean image it saw"),
+        (
+            [False, False],
+            "the noise of none of its 2 rounds was within epsilon, and was left out",
+            "beside each clean image it saw",
+        ),
+        (
+            [False],
+            "the noise of its one round was not within epsilon, and was left out",
+            "beside each clean image it saw",
+        ),
         ([], "no noise was made for it", "beside each clean image it saw"),
     ],
 )
 def test_the_card_says_what_training_saw(converged, expected, unexpected):
     facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
     row = facts["rounds"][0]
-    facts["rounds"] = [{**row, "round": index, "converged": each} for index, each in enumerate(converged)]
+    facts["rounds"] = [
+        {**row, "round": index, "converged": each, "probability_mse": 0.02 if each else 0.04}
+        for index, each in enumerate(converged)
+    ]
     section = render_section(facts)
     assert expected in section
     assert unexpected not in section
@@ -111,3 +122,41 @@ def test_the_card_says_what_competes():
     section = render_section({**facts, "template": TEMPLATE, "result_logits": {"competing": 2, "all": 10}})
     assert "A prediction is the largest of 2 of the model's 10 logits." in " ".join(section.split())
     assert "A prediction is" not in render_section(facts)
+
+
+FEW_IMAGES = {"converged": False, "probability_mse": 0.02, "num_images": 64, "num_images_needed": 199}
+FEW_IMAGES_IN_WORDS = (
+    "64 images were measured, but no fewer than 199 can show a mean of 0.03 with a confidence of 95 %"
+)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_card_says_that_noise_in_use_is_not_certified_and_why(count):
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
+    facts["rounds"] = [{**facts["rounds"][0], "round": index, **FEW_IMAGES, "in_use": True} for index in range(count)]
+    facts["certificate"] = {**facts["certificate"], **FEW_IMAGES}
+    section = render_section(facts)
+    assert "## Nullspace finetuning\n" in section and "left out" not in section and "saw no noise" not in section
+    where, why = [("its one round", "The reason"), ("2 of 2 rounds", "In the last of them")][count - 1]
+    assert f"In {where} the noise was trained on though it is not certified: its measured mean was within" in section
+    assert f"\n{why}: {FEW_IMAGES_IN_WORDS}.\n" in section
+    assert f"On training images, when it was made: not certified, since {FEW_IMAGES_IN_WORDS}.\n" in section
+
+
+def test_the_card_says_why_noise_within_epsilon_was_left_out():
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
+    facts["rounds"] = [{**facts["rounds"][0], **FEW_IMAGES, "in_use": False}]  # `on_failure="skip"`
+    section = render_section(facts)
+    assert (
+        f"the noise of its one round was not certified, and was left out.\nThe reason: {FEW_IMAGES_IN_WORDS}."
+        in section
+    )
+
+
+def test_a_card_gives_the_reason_that_is_one():
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
+    numbers = {"probability_mse": 0.01, "probability_mse_upper": 0.02, "exchanged_probability_mse": 0.025}
+    facts["evaluation_certificate"] = {**facts["evaluation_certificate"], **numbers, "converged": False}
+    assert "On evaluation images the noise is not certified, since the model tells its images apart by 0.025 only" in (
+        render_section(facts)
+    )

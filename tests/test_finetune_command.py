@@ -272,7 +272,7 @@ def test_a_figure_that_fails_costs_no_results(run, tmp_path, monkeypatch, capsys
 def test_rounds_without_noise_are_said(run, tmp_path, capsys):
     run("--epsilon", "1e-12", "--noise_on_failure", "skip", "--noise_method", "paper", "--noise_max_steps", "1")
     errors = capsys.readouterr().err
-    assert "In 2 of 2 rounds the noise was above `--epsilon` (1e-12)" in errors
+    assert "In 2 of 2 rounds the noise was not certified within `--epsilon` (1e-12)" in errors
     assert "Raise `--noise_max_steps` (1)" in errors
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Finetuning without noise" in card

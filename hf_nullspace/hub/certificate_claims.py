@@ -30,8 +30,7 @@ def compare_certificates(claimed: Certificate, measured: Certificate) -> list[Cl
         claims.append(compare_shares(name, *counts))
     claims.append(_compare_means("permuted_probability_mse", claimed, measured))
     claims += [_compare_standard_errors(claimed, measured), _compare_exchanged(claimed, measured)]
-    claims.append(_compare_needed(claimed, measured))
-    return [claim.measured_now() for claim in claims]
+    return [*(claim.measured_now() for claim in claims), _compare_needed(claimed, measured)]
 
 
 def _compare_mse(claimed: Certificate, measured: Certificate) -> Claim:

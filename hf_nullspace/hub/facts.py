@@ -11,7 +11,7 @@ from ..certificate import Certificate
 from ..robustness.metrics import wilson_interval
 from ..strict_json import DamagedFileError, expect, read_json
 from .model_card import TEMPLATES, TRAINING_NAME
-from .training_facts import FIGURES
+from .training_facts import FIGURES, FIRST_FIGURES
 
 
 NUMBER = (int, float)
@@ -62,8 +62,9 @@ def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
         _check_words(name, facts[name])
     for name in ("method", "dataset"):
         _check_words(name, {name: facts[name]})
-    if facts["figures"].items() - FIGURES.items():
-        raise DamagedFileError(f"`figures` names others than {sorted(FIGURES)}, or gives them other captions")
+    figures = FIRST_FIGURES if facts["template"] == 1 else FIGURES
+    if facts["figures"].items() - figures.items():
+        raise DamagedFileError(f"`figures` names others than {sorted(figures)}, or gives them other captions")
     for name in ("certificate", "evaluation_certificate"):
         if facts[name] is not None:
             _certificate(name, facts[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..certificate import Certificate
 from ..escaping import escaped_strings
 from .card_page import render_page, template_environment
 from .card_results import CONTROL_NAME, MODEL_NAME, undecided
@@ -66,17 +68,56 @@ def render_section(facts: dict[str, Any]) -> str:
     template = template_environment().get_template(name)
     unclear = undecided(differences or {})
     shown = {"table": table, "undecided": unclear, "used_rounds": count_used(facts["rounds"])}
+    if facts.get("template", TEMPLATE) == TEMPLATE:
+        shown |= _words_on_certificates(facts)
     return template.render(
         **{"method": None, "result_logits": None, **facts}, **shown, folder=FOLDER_PLACEHOLDER
     ).strip()
 
 
 def count_used(rounds: list[dict[str, Any]]) -> int:
-    """How many rounds of `trainer.noise_history` were trained on their noise, or on the control of a certified one."""
-    return sum(
-        bool(row.get("source_in_use", row.get("source_converged", row.get("in_use", row["converged"]))))
-        for row in rounds
-    )
+    """How many rounds of `trainer.noise_history` were trained on their noise, or on the control of one in use."""
+    return sum(map(_is_used, rounds))
+
+
+def _is_used(row: dict[str, Any]) -> bool:
+    return bool(row.get("source_in_use", row.get("source_converged", row.get("in_use", row["converged"]))))
+
+
+def _words_on_certificates(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the template says of noise that is not certified: in how many rounds it was trained on or left out, and why."""
+    rounds, evaluated = facts["rounds"], facts["evaluation_certificate"]
+    # A control is as a rule not certified; what it stands for decides, and the card of a control says what it is.
+    uncertified = [
+        row for row in rounds if row.get("in_use") and not row["converged"] and "source_converged" not in row
+    ]
+    left_out = [row for row in rounds if not _is_used(row)]
+    return {
+        "uncertified_rounds": len(uncertified),
+        "uncertified_reason": _obstacle(uncertified[-1]) if uncertified else None,
+        "limit": "within epsilon" if all(map(_is_above_epsilon, left_out)) else "certified",
+        "left_out_reason": None if all(map(_is_above_epsilon, left_out)) else _obstacle(left_out[-1]),
+        "verdict": _verdict(facts["certificate"]) if facts["certificate"] else None,
+        "evaluation_verdict": _verdict(evaluated) if evaluated else None,
+    }
+
+
+def _verdict(certificate: dict[str, Any]) -> str:
+    if certificate["converged"]:
+        return f"certified, its upper bound is within epsilon {certificate['epsilon']:g}"
+    return f"not certified, since {_obstacle(certificate)}"
+
+
+def _is_above_epsilon(row: dict[str, Any]) -> bool:
+    error = row.get("source_probability_mse", row["probability_mse"])
+    return error is None or error > row["epsilon"]  # an infinite one is `None`
+
+
+def _obstacle(row: dict[str, Any]) -> str:
+    """Why a noise is not certified; the row of a bank has the numbers of its noise with the largest error."""
+    fields = {field.name for field in dataclasses.fields(Certificate)}
+    certificate = Certificate.from_dict({name: value for name, value in row.items() if name in fields})
+    return certificate.obstacle or "another noise of its bank is not"
 
 
 def name_repository(text: str, name: str) -> str:
