@@ -51,12 +51,16 @@ def is_among(number: str, values: list) -> bool:
     if number.count(".") > 1:  # a version
         return number in values
     decimals = len(number.partition(".")[2].partition("e")[0])
+    # No value further away is rounded to it; to write each one in four ways would take most of the time.
+    reach = float("inf") if "e" in number else 0.5 * 10**-decimals + 1e-9
     for value in values:
         try:
             value = float(value)
         except (TypeError, ValueError):
             continue
         for scaled in (value, 100 * value):
+            if abs(scaled - float(number)) > reach:
+                continue
             digits = number.lstrip("+-0.").replace(".", "").partition("e")[0]
             sign = "+" if number.startswith("+") else ""
             forms = (
