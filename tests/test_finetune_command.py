@@ -273,7 +273,7 @@ def test_rounds_without_noise_are_said(run, tmp_path, capsys):
     run("--epsilon", "1e-12", "--noise_on_failure", "skip", "--noise_method", "paper", "--noise_max_steps", "1")
     errors = capsys.readouterr().err
     assert "In 2 of 2 rounds the noise was not certified within `--epsilon` (1e-12)" in errors
-    assert "Raise `--noise_max_steps` (1)" in errors
+    assert "(and as many `--noise_num_certificate_images`, where that is set), or a larger `--epsilon`" in errors
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Finetuning without noise" in card
     assert "none of its 2 rounds" in card
