@@ -418,6 +418,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
                 check_columns(dataset, self.data_collator, as_trained_on, description)
         if self.train_dataset is None or not (self.args.noise_weight or self.args.neftune_noise_alpha):
             return
+        if self.args.noise_weight:
+            check_enough(self.train_dataset, self._noise_batch_size())
         _, collator = self._as_trained_on(self.train_dataset, "training")
         with preserved_random_state():
             # Two images, since some collators mix pairs of them.
@@ -431,7 +433,6 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _check_batch(self, batch: dict[str, Any]) -> None:
         if self.args.noise_weight:
-            check_enough(self.train_dataset, self._noise_batch_size())
             needs_labels = self.compute_loss_func is None and not self._has_own_loss()
             names = {*self.label_names, "labels"} & {*self.label_names, *forward_parameters(self.model)}
             check_example(batch, self.model, sorted(names) if needs_labels else [])
