@@ -226,6 +226,7 @@ class CommandParser(HfArgumentParser):
 
     def _suggest(self, flag: str) -> str:
         names = [name[2:] for name in self._flags if name.startswith("--") and "-" not in name[2:]]
+        names = [name for name in names if name not in ("help", "version")]  # nobody meant these
         word = flag.lstrip("-").replace("-", "_")
         near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
         guess = near or [name for name in names if name.startswith(word)][:1]

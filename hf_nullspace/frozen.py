@@ -291,18 +291,20 @@ def read_images(
     classifier: FrozenClassifier,
     dataloader: Iterable[dict[str, torch.Tensor]],
     max_images: int | Callable[[], int] | None = None,
+    min_images: int | None = None,
 ) -> FrozenImages:
     """
     Reads up to `max_images` images over all processes and computes their patch embeddings and clean logits.
 
     With the first of them the classifier finds out what its logits mean; a function that gives `max_images` is called
-    after that. By default all images are read.
+    after that. By default all images are read. There must be `min_images`, by default as many as a batch of the loader
+    has, since the steps of a search take whole batches; two are enough to measure on.
 
     A dataloader that Accelerate prepared gives each process its own images. Any other gives every process the same
     ones, of which each keeps every `num_processes`-th.
 
     Raises:
-        `ValueError`: If the loader yields no `pixel_values`, fewer images than one batch, or images whose logits are
+        `ValueError`: If the loader yields no `pixel_values`, fewer images than `min_images`, or images whose logits are
             not finite.
     """
     world, rank = classifier.num_shares, classifier.share
@@ -317,7 +319,7 @@ def read_images(
     longest = getattr(dataloader, "total_dataset_length", None) if is_sharded else None
     longest = 2**62 if longest is None else longest
     limit = longest if max_images is None or callable(max_images) else min(max_images, longest)
-    parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, None
+    parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, False
     squares, labels = torch.zeros((), device=classifier.device), []
     for batch in _batches_of(dataloader):
         inputs = _model_inputs(batch)
@@ -336,6 +338,8 @@ def read_images(
             inputs = {name: value[shown.to(value.device)].to(classifier.device) for name, value in inputs.items()}
             embeddings, logits = _embed_finite(classifier, inputs)
         if is_first:
+            keeps_embeddings = _replays(classifier, inputs, embeddings, logits)
+            tokens, grid = tokens_shape(embeddings), grid_of(embeddings)
             classifier.settle_problem(own_labels, logits)
             if callable(max_images):
                 limit = min(max_images(), longest)
@@ -344,11 +348,8 @@ def read_images(
                 rows = keep[shown].to(logits.device)
                 inputs = {name: value[rows] for name, value in inputs.items()}
                 embeddings, logits = embeddings[rows], logits[rows]
-        if keep.any():
+        if keep.any() or is_first:
             squares += embeddings.float().square().sum()
-            if keeps_embeddings is None:
-                keeps_embeddings = _replays(classifier, inputs, embeddings, logits)
-                tokens, grid = tokens_shape(embeddings), grid_of(embeddings)
             if keeps_embeddings:
                 inputs["pixel_values"] = _stand_in(inputs["pixel_values"])
             parts.append((inputs, embeddings if keeps_embeddings else None, logits))
@@ -358,12 +359,19 @@ def read_images(
         if seen >= limit:
             break
     total, batch_size = min(seen, limit), (batch_size or 0) * (world if is_sharded else 1)
-    expected = max(2, world, getattr(dataloader, "batch_size", None) or 2, batch_size)
-    if total < expected:
+    needed = min_images or max(2, world, getattr(dataloader, "batch_size", None) or 2, batch_size)
+    if total < needed:
+        used = "" if total == seen else f" ({seen} from the dataloader, of which at most {limit} are used)"
+        if min_images is not None:
+            raise ValueError(
+                f"There are {total} images for the noise{used}, but at least {needed} are needed. Give the dataloader more."
+            )
         raise ValueError(
-            f"There are {total} images for the noise ({seen} from the dataloader, of which at most {limit} are used), but at least one batch of {expected} is needed. Give the dataloader more images or a smaller "
-            "batch size, or raise `num_images` and `num_certificate_images`."
+            f"There are {total} images for the noise{used}, but at least one batch of {needed} is needed. Give the "
+            "dataloader more images or a smaller batch size, or raise `num_images` and `num_certificate_images`."
         )
+    # A process without images in the first batch has one empty part.
+    parts = [part for part in parts if len(part[2])] or parts[:1]
     if labels:
         _check_classes(torch.cat(labels), num_classes=parts[0][2].shape[-1])
     all_inputs, all_embeddings, all_logits = zip(*parts, strict=True)

@@ -54,7 +54,7 @@ def measure_noise(
     config = check_config(config) or (noise.config if is_bank else NullspaceConfig())
     tensor = noise.tensor if is_bank else check_noise_tensor(noise)
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
-        images = read_images(classifier, dataloader)
+        images = read_images(classifier, dataloader, min_images=2)
         check_epsilon(config, classifier)
         if is_bank and noise.grid and images.grid and noise.grid != images.grid:
             raise ValueError(

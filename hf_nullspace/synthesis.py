@@ -146,7 +146,7 @@ def read_and_split(
     with preserved_random_state():  # even an unshuffled DataLoader draws a seed for its workers
         if certificate_dataloader is not None:
             searched = read_images(classifier, dataloader, config.num_images)
-            held_out = read_images(classifier, certificate_dataloader, wanted)
+            held_out = read_images(classifier, certificate_dataloader, wanted, min_images=2)
             if searched.tokens_shape != held_out.tokens_shape or searched.grid != held_out.grid:
                 raise ValueError(
                     f"The dataloader's images have {searched.tokens_shape[0]} patches (grid {searched.grid}), those of "

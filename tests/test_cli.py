@@ -74,7 +74,7 @@ def test_version(capsys):
             ["synthesize", "m", "--model-name-or-path", "n"],
             "hf-nullspace synthesize: error: 'm' and --model_name_or_path",
         ),
-        (["probe", "--images", "nowhere"], "hf-nullspace probe: error: There is no folder 'nowhere'."),
+        (["probe", "--images", "nowhere"], "hf-nullspace probe: error: There is no folder 'nowhere' (`--images`)"),
     ],
 )
 def test_errors_are_one_line(argv, message, capsys):

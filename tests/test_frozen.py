@@ -291,3 +291,25 @@ def test_processes_share_each_image_once(model, make_examples, is_prepared, max_
         global_sizes = [[batch.global_size for batch in part.batches()] for part in parts]
         assert global_sizes[0] == global_sizes[1] == [sum(pair) for pair in zip(*sizes, strict=True)]
         assert sum(global_sizes[0]) == size
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_fewer_images_than_a_batch_are_read_to_measure_on(model, make_examples, is_prepared):
+    """Three images in batches of eight, of which the second process has none where Accelerate shares them out."""
+    examples, shares = make_examples(3), []
+    for rank in range(2):
+        loader = DataLoader(examples, batch_size=4 if is_prepared else 8)
+        if is_prepared:
+            loader = prepare_data_loader(
+                loader, num_processes=2, process_index=rank, put_on_device=False, rng_types=[]
+            )
+        with frozen(model):
+            shares.append(read_images(FrozenClassifier(model, accelerator=process(rank)), loader, min_images=2))
+    assert [(len(share), share.tokens_shape) for share in shares] == [(3, (4, 32))] * 2
+    assert sorted(torch.cat([share.positions for share in shares]).tolist()) == [0, 1, 2]
+    for share in shares:
+        pixels = [examples[place]["pixel_values"] for place in share.positions.tolist()]
+        expected = embeddings_of(model, torch.stack(pixels)) if pixels else torch.empty(0, 4, 32)
+        torch.testing.assert_close(share.embeddings.flatten(1), expected.flatten(1), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="1 images.*at least 2 are needed"):
+        read_images(FrozenClassifier(model), [{"pixel_values": torch.zeros(1, 3, 16, 16)}], min_images=2)

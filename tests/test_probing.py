@@ -93,6 +93,19 @@ def test_noise_object_brings_its_own_settings(model, batches, make_certificate):
     assert measure_noise(model, noise, batches, NullspaceConfig(epsilon=0.2)).epsilon == 0.2
 
 
+def test_twelve_images_in_a_loader_of_sixteen_are_measured(model, make_examples):
+    from torch.utils.data import DataLoader
+
+    noise, images = random_noise(), make_examples(12)
+    pixels = torch.stack([image["pixel_values"] for image in images])
+    by_sixteen, by_four = (
+        measure_noise(model, noise, DataLoader([{"pixel_values": each} for each in pixels], batch_size=size))
+        for size in (16, 4)
+    )
+    assert by_sixteen.num_images == by_four.num_images == 12
+    assert by_sixteen.probability_mse == pytest.approx(by_four.probability_mse, rel=1e-5)
+
+
 def test_model_is_put_back(model, batches):
     model.train()
     model.vit.embeddings.requires_grad_(False)
