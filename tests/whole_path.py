@@ -144,7 +144,8 @@ def run(name: str) -> Outcome:
         before = copy.deepcopy(trainer.model.state_dict())
         trainer.train()
         trainer.save_model()
-        loaded = type(model).from_pretrained(whole_folder)
+        # A copy, since weights in a mapped file lie otherwise in memory, which moves the last bit of some kernels' sums.
+        loaded = copy.deepcopy(type(model).from_pretrained(whole_folder))
         noise = NullspaceNoise.from_pretrained(whole_folder)
         resumed = make_trainer(model, examples, resumed_folder)
         resumed.train(resume_from_checkpoint=f"{whole_folder}/checkpoint-2")
