@@ -17,10 +17,17 @@ from collections.abc import Callable
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
-from hf_nullspace.command_line import run_command
-from hf_nullspace.digits import load_digits_splits, train_digits_model
-from hf_nullspace.pictures import read_pictures
-from hf_nullspace.robustness import PixelModel, check_classifier, cw_l2, fgsm, frozen, parse_epsilon, pgd_linf
+from hf_nullspace.cli.command_line import run_command
+from hf_nullspace.cli.digits import train_digits_model
+from hf_nullspace.data.digits import load_digits_splits
+from hf_nullspace.data.pictures import read_pictures
+from hf_nullspace.models.frozen import frozen
+from hf_nullspace.models.pixel_model import PixelModel
+from hf_nullspace.robustness.attacks import fgsm
+from hf_nullspace.robustness.attacks.cw import cw_l2
+from hf_nullspace.robustness.attacks.epsilon import parse_epsilon
+from hf_nullspace.robustness.attacks.pgd import pgd_linf
+from hf_nullspace.robustness.classifier_check import check_classifier
 
 
 def by_torchattacks(name: str, settings: Callable[[float], dict[str, float]]) -> Callable:

@@ -26,15 +26,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import set_seed
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, measure_noise, synthesize_noise
-from hf_nullspace.certificate import logit_distance, probability_mse, remove_hidden_mean, token_norms
-from hf_nullspace.command_line import CommandParser, FlagRule, run_command
-from hf_nullspace.data import image_transform
-from hf_nullspace.digits import train_digits_model
-from hf_nullspace.frozen import FrozenClassifier, frozen, read_images
-from hf_nullspace.loading import DATA_RULES, SOURCES, DataArguments, ModelArguments, load_data, load_model
-from hf_nullspace.noise_search import boundary_scale, boundary_search
-from hf_nullspace.patch_embedding import channels_of
-from hf_nullspace.probing import measure_probability_mse
+from hf_nullspace.cli.command_line import CommandParser, run_command
+from hf_nullspace.cli.digits import train_digits_model
+from hf_nullspace.data.loading import DATA_RULES, SOURCES, DataArguments, load_data
+from hf_nullspace.models.frozen import FrozenClassifier, frozen
+from hf_nullspace.models.loading import ModelArguments, load_model
+from hf_nullspace.models.objectives import logit_distance, probability_mse
+from hf_nullspace.models.patch_projection import channels_of
+from hf_nullspace.models.preprocessing import image_transform
+from hf_nullspace.noise.certificate import remove_hidden_mean, token_norms
+from hf_nullspace.noise.certify import measure_probability_mse
+from hf_nullspace.noise.images import read_images
+from hf_nullspace.noise.methods.boundary import boundary_search
+from hf_nullspace.noise.methods.scaling import boundary_scale
+from hf_nullspace.utils.flags import FlagRule
 
 
 @dataclass

@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
-from hf_nullspace.command_line import CommandParser, run_command
-from hf_nullspace.digits import build_digits_model
+from hf_nullspace.cli.command_line import CommandParser, run_command
+from hf_nullspace.models.digits_vit import build_digits_model
 
 
 # Kinds of training step, by what differs from the default.

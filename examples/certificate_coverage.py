@@ -24,14 +24,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, NullspaceNoise, synthesize_noise
-from hf_nullspace.confidence import is_bounded_by
-from hf_nullspace.configuration import CERTIFICATE_IMAGES_RATIO
-from hf_nullspace.data import image_transform
-from hf_nullspace.digits import load_digits_splits, train_digits_model
-from hf_nullspace.frozen import frozen_classifier, read_images
-from hf_nullspace.probing import measure_errors
-from hf_nullspace.randomness import keyed_generator
+from hf_nullspace.cli.digits import train_digits_model
+from hf_nullspace.data.digits import load_digits_splits
+from hf_nullspace.models.frozen import frozen_classifier
+from hf_nullspace.models.preprocessing import image_transform
+from hf_nullspace.noise.certify import measure_errors
+from hf_nullspace.noise.confidence import is_bounded_by
+from hf_nullspace.noise.config import CERTIFICATE_IMAGES_RATIO
+from hf_nullspace.noise.images import read_images
 from hf_nullspace.robustness.metrics import wilson_interval
+from hf_nullspace.utils.random import keyed_generator
 
 
 # From errors of shape (scales, images) and epsilon to whether the upper bound at each scale is within epsilon.

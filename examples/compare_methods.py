@@ -29,23 +29,12 @@ from transformers import set_seed
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments, RobustnessReport, evaluate_robustness
 from hf_nullspace.baselines import METHODS
-from hf_nullspace.command_line import run_command
-from hf_nullspace.data import draw_images, image_transform
-from hf_nullspace.evaluate_command import dataset_locations
-from hf_nullspace.loading import (
-    DIGITS_BASE,
-    DIGITS_TRAINING,
-    DataArguments,
-    ModelArguments,
-    load_data,
-    load_model,
-    parse_arguments,
-)
-from hf_nullspace.method_rows import Row, plan_rows, read_variants
-from hf_nullspace.method_runs import begin_run, read_run, training_settings, write_run
-from hf_nullspace.patch_embedding import channels_of
-from hf_nullspace.plotting import optional_figure, plot_methods
-from hf_nullspace.robustness.method_report import (
+from hf_nullspace.cli.arguments import DIGITS_BASE, DIGITS_TRAINING, parse_arguments
+from hf_nullspace.cli.command_line import run_command
+from hf_nullspace.cli.evaluate import dataset_locations
+from hf_nullspace.comparison.figure import plot_methods
+from hf_nullspace.comparison.plan import Row, plan_rows, read_variants
+from hf_nullspace.comparison.report import (
     BASE,
     EQUAL_TIME,
     METHOD,
@@ -57,10 +46,17 @@ from hf_nullspace.robustness.method_report import (
     norm_growth,
     summarize_methods,
 )
-from hf_nullspace.robustness.outcomes import write_text
+from hf_nullspace.comparison.runs import begin_run, read_run, training_settings, write_run
+from hf_nullspace.comparison.statistics import CONFIDENCE
+from hf_nullspace.data.loading import DataArguments, load_data
+from hf_nullspace.data.splits import draw_images
+from hf_nullspace.models.loading import ModelArguments, load_model
+from hf_nullspace.models.patch_projection import channels_of
+from hf_nullspace.models.preprocessing import image_transform
 from hf_nullspace.robustness.packages import check_packages
-from hf_nullspace.robustness.paired_seeds import CONFIDENCE
-from hf_nullspace.robustness.profiles import json_hash, resolve_profile
+from hf_nullspace.robustness.profiles import resolve_profile
+from hf_nullspace.utils.figures import optional_figure
+from hf_nullspace.utils.files import json_hash, write_text
 
 
 RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differences.png"

@@ -19,8 +19,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from hf_nullspace.pictures import sample_photographs
-from hf_nullspace.robustness import CORRUPTIONS, SEVERITIES, corrupt
+from hf_nullspace.data.pictures import sample_photographs
+from hf_nullspace.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 
 def photographs(side: int) -> list[np.ndarray]:

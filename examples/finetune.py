@@ -14,8 +14,8 @@ import sys
 
 from accelerate import PartialState
 
-from hf_nullspace.command_line import run_command
-from hf_nullspace.finetune_command import main
+from hf_nullspace.cli.command_line import run_command
+from hf_nullspace.cli.finetune import main
 
 
 if __name__ == "__main__":

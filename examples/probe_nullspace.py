@@ -15,10 +15,10 @@ from pathlib import Path
 from PIL import Image
 
 from hf_nullspace import PatchNullspace, ProbeReport, probe
-from hf_nullspace.cli import load_probe_inputs, parse_probe_arguments
-from hf_nullspace.command_line import run_command
-from hf_nullspace.exact_noise import predict, relative_logit_change, watermark
-from hf_nullspace.preprocessing import Preprocessing
+from hf_nullspace.cli.command_line import run_command
+from hf_nullspace.cli.probe import load_probe_inputs, parse_probe_arguments
+from hf_nullspace.models.preprocessing import Preprocessing
+from hf_nullspace.probing.exact import predict, relative_logit_change, watermark
 
 
 def main(argv: list[str]) -> ProbeReport:

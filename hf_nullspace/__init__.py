@@ -1,21 +1,24 @@
 """Finetune robust vision transformers on the approximate nullspace of their own encoder (arXiv 2403.10476)."""
 
-from .certificate import Certificate
-from .configuration import NullspaceConfig
-from .data_collator import NullspaceDataCollator
-from .injection import inject_noise, resize_noise
-from .noise import NullspaceNoise
-from .nullspace import PatchNullspace
-from .objectives import similarity_objective
-from .probe_report import ProbeReport, probe
-from .probing import measure_noise
-from .robustness import RobustnessReport, evaluate_robustness
-from .synthesis import NoiseNotConvergedError, synthesize_noise
-from .trainer import NullspaceTrainer
-from .training_args import NullspaceTrainingArguments
+from .exact_nullspace.patch_nullspace import PatchNullspace
+from .models.injection import resize_noise
+from .models.objectives import similarity_objective
+from .noise.certificate import Certificate
+from .noise.certify import measure_noise
+from .noise.config import NullspaceConfig
+from .noise.injection import inject_noise
+from .noise.nullspace_noise import NullspaceNoise
+from .noise.synthesis import NoiseNotConvergedError, synthesize_noise
+from .probing.report import ProbeReport, probe
+from .robustness.evaluation import evaluate_robustness
+from .robustness.report import RobustnessReport
+from .training.arguments import NullspaceTrainingArguments
+from .training.data_collator import NullspaceDataCollator
+from .training.trainer import NullspaceTrainer
 
 
 __version__ = "0.1.0"
+
 
 __all__ = [
     "Certificate",

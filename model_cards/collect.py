@@ -17,8 +17,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from hf_nullspace.hub import TRAINING_NAME
-from hf_nullspace.hub.model_card import FOLDER_PLACEHOLDER, name_repository
+from hf_nullspace.hub.model_card import FOLDER_PLACEHOLDER, TRAINING_NAME, name_repository
 
 
 RESULTS = (TRAINING_NAME, "all_results.json", "nullspace_noise.json", "robustness.json", "robustness.md")

@@ -10,6 +10,7 @@ import pytest
 import tiny_model
 import torch
 from hub_server import HubServer
+from published_runs import make_trainer  # noqa: F401 (a fixture)
 from transformers import AutoModelForImageClassification, SegformerConfig, ViTForImageClassification
 
 from hf_nullspace import Certificate
@@ -136,7 +137,7 @@ def photos(tmp_path_factory):
     import numpy as np
     from PIL import Image
 
-    from hf_nullspace.digits import build_digits_model
+    from hf_nullspace.models.digits_vit import build_digits_model
 
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)

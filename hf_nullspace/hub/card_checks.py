@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..escaping import plain_text
+from ..utils.escaping import plain_text
 from .card_page import render_page
 from .claims import Claim
 from .model_card import (
@@ -25,11 +25,18 @@ from .page_text import compare_texts, read_page
 
 
 CARD_NAME = "README.md"
+
+
 # What the Hub shows of the metadata, and nobody but the publisher knows.
 FREE_FIELDS = ("library_name", "license", "license_name", "license_link", "language", "tags", "datasets", "base_model")
-FREE_FIELDS += ("base_model_relation", "metrics")
+
+
 DERIVED_FIELDS = ("pipeline_tag", "model-index")
+
+
 NAME = re.compile(r"[\w.:/ -]{1,200}")
+
+
 TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 
 
@@ -126,3 +133,6 @@ def _check_repository(names: list[str], repository: str | None) -> Claim:
     holds = names[0] == repository
     reason = "" if holds else f"they load {plain_text(names[0], 60)!r}; `hf-nullspace push` names the right one"
     return Claim(name, holds, reason=reason)
+
+
+FREE_FIELDS += ("base_model_relation", "metrics")

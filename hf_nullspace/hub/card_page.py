@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..escaping import escaped_strings, markdown_text
+from ..utils.escaping import escaped_strings, markdown_text
 
 
 # How frameworks are called on a card, by the names of their packages.

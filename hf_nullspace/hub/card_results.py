@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..robustness import RobustnessReport
 from ..robustness.metrics import paired_bootstrap
 from ..robustness.profiles import EVALUATION_SET
+from ..robustness.report import RobustnessReport
 
 
 MODEL_NAME, CONTROL_NAME = "nullspace", "plain"

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..escaping import plain_text
 from ..robustness.metrics import wilson_interval
+from ..utils.escaping import plain_text
 
 
 # More claims that are not checked for one and the same reason are listed together.
 MAX_ROWS_OF_A_REASON = 5
+
+
 VERDICTS = {True: "holds", False: "FAILS: ", None: "not checked: "}
 
 

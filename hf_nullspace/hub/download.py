@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..escaping import plain_text
+from ..utils.escaping import plain_text
 from .hub_errors import hub_meaning
 from .manifest import PUBLISHED_SUFFIXES
 

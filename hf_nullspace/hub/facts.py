@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..certificate import Certificate
+from ..noise.certificate import Certificate
 from ..robustness.metrics import wilson_interval
-from ..strict_json import DamagedFileError, expect, read_json
+from ..utils.strict_json import DamagedFileError, expect, read_json
 from .model_card import TEMPLATES, TRAINING_NAME
 from .training_facts import FIGURES, FIRST_FIGURES
 
 
 NUMBER = (int, float)
+
+
 # Names of columns, models, metrics, settings and packages: words, never sentences.
 NAME = re.compile(r"[\w.+()/ -]{1,64}")
+
+
 # What is written about a method or a setting is one line.
 MAX_WORDS = 400
 

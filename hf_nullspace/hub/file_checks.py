@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..certificate import token_norms
-from ..escaping import plain_text
-from ..noise import NOISE_CONFIG_NAME, NullspaceNoise
+from ..noise.certificate import token_norms
+from ..noise.nullspace_noise import NOISE_CONFIG_NAME, NullspaceNoise
 from ..robustness.report import REPORT_NAME
-from ..strict_json import read_json
+from ..utils.escaping import plain_text
+from ..utils.strict_json import read_json
 from .card_results import MODEL_NAME
 from .claims import Claim, compare_values
 from .manifest import MANIFEST_NAME, NewerFormatError, compare_with_manifest, publishable_files, read_manifest

@@ -17,13 +17,14 @@ from huggingface_hub import CommitInfo, run_as_future
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging
 
-from ..checkpoint_files import list_again
-from ..uploading import open_repository, upload_files
+from ..utils.checkpoint_files import list_again
+from ..utils.hub_upload import open_repository, upload_files
 from .manifest import publishable_files, write_manifest
 from .model_card import TRAINING_NAME, name_repository
 
 
 logger = logging.get_logger(__name__)
+
 
 CARD_NAME = "README.md"
 

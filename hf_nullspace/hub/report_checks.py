@@ -9,14 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..escaping import plain_text
-from ..robustness import RobustnessReport
 from ..robustness.outcomes import FIELDS, Outcomes, model_fingerprint
 from ..robustness.preparation import describe_preprocessing
 from ..robustness.profiles import EVALUATION_SET, PROFILES
-from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME
+from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME, RobustnessReport
 from ..robustness.scoring import aggregate_columns, score_columns, summarize_columns
 from ..robustness.shards import choose_images
+from ..utils.escaping import plain_text
 from .card_results import CONTROL_NAME, MODEL_NAME, paired_differences, unpack_correct
 from .claims import Claim
 from .facts import interval_of
@@ -32,9 +31,15 @@ EARLIER_HASHES = {
     "paper": {"1ec96c394552f752f5f2f5d0bf5cff0b3be01792951185394a7e51ba54cbb72d"},
     "released": {"6a14b9984778e351c3199833e4fb70873641f527b97dc4eebd43ae9dfc816f0b"},
 }
+
+
 KNOWN_HASHES = {name: {profile.hash} | EARLIER_HASHES.get(name, set()) for name, profile in PROFILES.items()}
+
+
 # What every version wrote of a column.
 BASE_FIELDS = ("accuracy", "low", "high", "correct", "count")
+
+
 MAX_COLUMNS = 1000
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.modelcard import extract_hyperparameters_from_trainer, parse_log_history
 
-from ..certificate import Certificate
-from ..noise import NullspaceNoise
+from ..noise.certificate import Certificate
+from ..noise.nullspace_noise import NullspaceNoise
 from ..robustness.report import FIGURE_NAME as REPORT_FIGURE_NAME
 
 
@@ -22,8 +22,11 @@ FIGURES = {
     "noise_norm.png": "Norm of the noise by training step",
     REPORT_FIGURE_NAME: "Accuracy by column, with 95 % intervals",
 }
+
+
 # The same in cards of the first template.
 FIRST_FIGURES = {**FIGURES, "noise_norm.png": "Norm of the certified noise by training step"}
+
 
 # Whose versions Trainer's card lists.
 PACKAGES = ("transformers", "torch", "datasets", "tokenizers")

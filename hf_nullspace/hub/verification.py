@@ -11,21 +11,19 @@ from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
-from transformers.utils import logging
 
-from ..certificate import Certificate
-from ..escaping import plain_text
-from ..frozen import FrozenClassifier, frozen
-from ..injection import tokens_shape
-from ..noise import NOISE_CONFIG_NAME, NOISE_TENSOR_NAME, NullspaceNoise
-from ..patch_embedding import channels_of
-from ..preprocessing import Preprocessing
-from ..probing import measure_noise
-from ..robustness import RobustnessReport
+from ..models.frozen import FrozenClassifier, frozen
+from ..models.injection import tokens_shape
+from ..models.patch_projection import channels_of
+from ..models.preprocessing import Preprocessing
+from ..noise.certificate import Certificate
+from ..noise.certify import measure_noise
+from ..noise.nullspace_noise import NOISE_CONFIG_NAME, NOISE_TENSOR_NAME, NullspaceNoise
 from ..robustness.profiles import EVALUATION_SET, Column, Profile
 from ..robustness.repetition import Repetition, seconds_of
-from ..robustness.report import REPORT_NAME
-from ..strict_json import read_json
+from ..robustness.report import REPORT_NAME, RobustnessReport
+from ..utils.escaping import plain_text
+from ..utils.strict_json import read_json
 from .card_checks import check_card, list_hearsay
 from .certificate_claims import compare_certificates
 from .claims import Claim, claims_table
@@ -49,11 +47,13 @@ from .report_checks import (
 from .verification_images import PublishedImages
 
 
-logger = logging.get_logger(__name__)
-
 MAX_SECONDS = 1800.0
+
+
 # A processor that makes larger pictures would fill the memory before a budget of time is spent.
 MAX_SIDE = 4096
+
+
 ADAPTER_NAME, PROCESSOR_NAME = "adapter_config.json", "preprocessor_config.json"
 
 

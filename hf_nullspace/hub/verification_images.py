@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import nn
 
-from ..data import draw_images
-from ..digits import DIGITS_NAME, load_digits_splits
-from ..pictures import read_pictures
+from ..data.digits import DIGITS_NAME, load_digits_splits
+from ..data.pictures import read_pictures
+from ..data.splits import draw_images
 from ..robustness.profiles import EVALUATION_SET
 from ..robustness.sources import ImageSource, image_source
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
 
 _digits = lru_cache(maxsize=1)(load_digits_splits)
 

@@ -6,15 +6,17 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .imagenet import checked_class_indices
-from .pixel_model import PixelModel
+from ..models.pixel_model import PixelModel, checked_class_indices
 from .sources import ImageSource
 
 
 logger = logging.get_logger(__name__)
 
+
 # Two forward passes differ by this share of the logits' norm at most; half-precision kernels may differ that much.
 RANDOMNESS_TOLERANCE = 1e-4
+
+
 PROBABILITY_TOLERANCE = 1e-3
 
 

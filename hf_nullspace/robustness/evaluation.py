@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.utils import logging
 
-from ..frozen import frozen
-from ..randomness import preserved_random_state
-from .datasets import RobustnessDataset
+from ..data.robustness_datasets import RobustnessDataset
+from ..models.frozen import frozen
+from ..utils.processes import on_main_process
+from ..utils.random import preserved_random_state
 from .outcomes import Outcomes, ShardStore, check_manifest
 from .picture_check import check_pictures
 from .preparation import prepare_evaluation
-from .processes import on_main_process
 from .profiles import Profile
 from .report import REPORT_NAME, RobustnessReport
 from .report_markdown import competition
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.get_logger(__name__)
+
 
 PARTIAL_FOLDER = ".partial"
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..randomness import keyed_generator
+from ..utils.random import keyed_generator
 from .corruptions import CORRUPTIONS, SEVERITIES
 
 
@@ -25,7 +25,11 @@ ALEXNET_ERRORS = dict(
         strict=True,
     )
 )
+
+
 ALEXNET_CLEAN_ERROR = 43.5
+
+
 PAPER_COLUMNS = (
     "clean",
     "patchfool",

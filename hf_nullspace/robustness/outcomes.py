@@ -19,17 +19,20 @@ from safetensors.torch import save
 from torch import nn
 from transformers.utils import logging
 
-from ..escaping import plain_text
-from ..noise import replaced
-from ..strict_json import DamagedFileError
+from ..utils.escaping import plain_text
+from ..utils.files import replaced, write_text
+from ..utils.strict_json import DamagedFileError
 
 
 logger = logging.get_logger(__name__)
+
 
 # One number per image each; `l2` and `linf` are the distance of an attacked picture from the clean one, in pixels, and
 # `warnings` has a bit for each kind of warning that the attack gave.
 # The prediction is `NO_ANSWER` where a logit was not finite.
 FIELDS = ("prediction", "correct", "confidence", "l2", "linf", "warnings")
+
+
 NO_ANSWER = -1
 
 
@@ -262,9 +265,3 @@ def images_fingerprint(pictures: Sequence[Image.Image], labels: Sequence[int]) -
         digest.update(f"{picture.mode}:{picture.size}".encode())
         digest.update(picture.tobytes())
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    with replaced(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

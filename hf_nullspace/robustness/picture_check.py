@@ -9,14 +9,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..preprocessing import Preprocessing
-from .column_images import to_pixels
+from ..models.preprocessing import Preprocessing
 from .preparation import Evaluation
 from .shards import choose_images
-from .sources import ImageSource
+from .sources import ImageSource, to_pixels
 
 
 logger = logging.get_logger(__name__)
+
 
 # Names in one message; more than a reader looks through.
 NUM_NAMED = 200

@@ -15,31 +15,32 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..frozen import frozen
-from ..full_precision import HALVES
-from ..patch_embedding import channels_of
-from ..preprocessing import Preprocessing
-from ..randomness import preserved_random_state
+from ..data.robustness_datasets import PREPROCESSINGS, RobustnessDataset, load_robustness_dataset
+from ..models.frozen import frozen
+from ..models.full_precision import HALVES
+from ..models.patch_projection import channels_of
+from ..models.pixel_model import PixelModel
+from ..models.preprocessing import Preprocessing
+from ..utils.random import preserved_random_state
 from .attacks.search import refuse_other_tasks
 from .classifier_check import check_classifier, check_labels
-from .column_images import ColumnImages, to_pixels
-from .datasets import PREPROCESSINGS, RobustnessDataset, load_robustness_dataset
 from .outcomes import model_fingerprint
 from .packages import check_packages
-from .pixel_model import PixelModel
 from .profiles import EVALUATION_SET, IMAGENET_C, Column, Profile, resolve_profile
 from .rehearsal import rehearse
-from .sources import ImageSource, image_source
+from .sources import ColumnImages, ImageSource, image_source, to_pixels
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 PACKAGES = ("hf_nullspace", "torch", "transformers", "accelerate", "datasets", "numpy", "pillow")
+
+
 # What an image processor does to a picture, where it says so.
 PROCESSOR_FIELDS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_normalize", "image_mean")
-PROCESSOR_FIELDS += ("image_std", "do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct")
-PROCESSOR_FIELDS += ("do_pad", "pad_size", "do_flip_channel_order", "data_config")
+
+
 # Pictures that a model is tried on, and among how many of the first they are looked for.
 NUM_PROBES, PROBES_AMONG = 2, 64
 
@@ -225,3 +226,9 @@ def package_versions(profile: Profile) -> dict[str, str]:
     }
     names = [*PACKAGES, *(name for name, is_used in optional.items() if is_used and find_spec(name))]
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+PROCESSOR_FIELDS += ("image_std", "do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct")
+
+
+PROCESSOR_FIELDS += ("do_pad", "pad_size", "do_flip_channel_order", "data_config")

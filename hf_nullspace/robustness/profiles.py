@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from .attacks import ATTACKS, parse_epsilon
+from ..data.robustness_datasets import ROBUSTNESS_DATASETS
+from ..utils.files import json_hash
+from .attacks import ATTACKS
+from .attacks.epsilon import parse_epsilon
+from .attacks.released_fgsm import released_fgsm
 from .corruptions import CORRUPTIONS, SEVERITIES
-from .datasets import ROBUSTNESS_DATASETS
-from .released import released_fgsm
 
 
 # Name of the images that `evaluate_robustness` is called with; other datasets are named by the column.
 EVALUATION_SET = "evaluation"
+
+
 # The dataset whose columns are published corruptions.
 IMAGENET_C = "imagenet-c"
 
+
 COLUMN_ATTACKS = {**ATTACKS, "released_fgsm": released_fgsm}
-
-
-def json_hash(content: Mapping[str, Any]) -> str:
-    """SHA-256 of settings as canonical JSON: two have the same one only if they are equal."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -232,10 +230,17 @@ def corruption_columns(
 
 
 PIXEL_RADIUS = {"epsilon": "8/255"}
+
+
 # Settings that the attacks have by default too; written out, so that the hash covers them.
 CW = {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01}
+
+
 PATCHFOOL = {"num_patches": 1, "block": 4, "steps": 250, "learning_rate": 0.22, "decay": 0.95, "decay_steps": 10}
+
+
 PATCHFOOL["attention_weight"] = 0.002
+
 
 PREVIEW = Profile(
     "preview",
@@ -247,6 +252,7 @@ PREVIEW = Profile(
     ),
     note="A first look: three corruptions and one weak attack.",
 )
+
 
 QUICK = Profile(
     "quick",
@@ -260,6 +266,7 @@ QUICK = Profile(
     "what stronger attacks leave.",
 )
 
+
 STANDARD = Profile(
     "standard",
     (
@@ -271,6 +278,7 @@ STANDARD = Profile(
     ),
     note="Corruptions are C-style and generated here; they are not ImageNet-C.",
 )
+
 
 PAPER = Profile(
     "paper",
@@ -295,6 +303,7 @@ PAPER = Profile(
     note="The eleven columns of table 1 of arXiv 2403.10476; ImageNet-C counts as one. Attacks are in pixel space.",
 )
 
+
 RELEASED = Profile(
     "released",
     (
@@ -305,5 +314,6 @@ RELEASED = Profile(
     note="`released_fgsm` repeats the released code: a step of 8/225 on normalised tensors, which are then clamped to "
     "[0, 1]. The clamp alone changes most pixels, so this is no eps-ball and not comparable with `fgsm`.",
 )
+
 
 PROFILES = {profile.name: profile for profile in (PREVIEW, QUICK, STANDARD, PAPER, RELEASED)}

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from .column_images import corrupt_pixels
-from .pixel_model import PixelModel
+from ..models.pixel_model import PixelModel
 from .profiles import COLUMN_ATTACKS, IMAGENET_C, Column, Profile
-from .sources import ImageSource
+from .sources import ImageSource, corrupt_pixels
 
 
 def rehearse(model: PixelModel, profile: Profile, sources: dict[str, ImageSource], pixels: torch.Tensor) -> None:

@@ -9,16 +9,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..frozen import frozen
-from ..patch_embedding import channels_of
-from ..preprocessing import Preprocessing
-from ..randomness import preserved_random_state
-from .column_images import ColumnImages, to_pixels
+from ..models.frozen import frozen
+from ..models.patch_projection import channels_of
+from ..models.pixel_model import PixelModel
+from ..models.preprocessing import Preprocessing
+from ..utils.random import preserved_random_state
 from .outcomes import Outcomes
-from .pixel_model import PixelModel
 from .profiles import Column, Profile
 from .shards import Shard, ShardRunner, passes_per_image
-from .sources import ImageSource
+from .sources import ColumnImages, ImageSource, to_pixels
 
 
 class Repetition:

@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..escaping import plain_text
-from ..plotting import optional_figure, plot_robustness
-from ..strict_json import DamagedFileError, expect, read_json
-from .outcomes import Outcomes, explained, load_outcomes, save_outcomes, write_text
+from ..utils.escaping import plain_text
+from ..utils.figures import optional_figure
+from ..utils.files import write_text
+from ..utils.strict_json import DamagedFileError, expect, read_json
+from .figure import plot_robustness
+from .outcomes import Outcomes, explained, load_outcomes, save_outcomes
 from .profiles import Profile
 from .report_markdown import aggregates_over, report_sections, row_warnings
 
 
 REPORT_NAME, MARKDOWN_NAME, FIGURE_NAME = "robustness.json", "robustness.md", "robustness.png"
+
+
 OUTCOMES_NAME = "outcomes.safetensors"
 
 

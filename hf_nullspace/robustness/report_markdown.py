@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..escaping import escaped_strings, markdown_text
+from ..utils.escaping import escaped_strings, markdown_text
 from .profiles import IMAGENET_C, PROFILES, Column, Profile
 
 

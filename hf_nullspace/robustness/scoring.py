@@ -25,6 +25,8 @@ from .profiles import IMAGENET_C, Column
 
 # The bar that all corruptions of one kind share.
 GENERATED, PUBLISHED = "corruptions", IMAGENET_C
+
+
 ZERO_GRADIENT = list(WARNINGS).index("has_zero_gradients")
 
 

@@ -14,26 +14,27 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..full_precision import full_precision
-from ..phases import ESTIMATE_SECONDS, in_words
-from ..randomness import keyed_generator
-from .attacks import run_autoattack
-from .attacks.autoattack import WARNINGS
+from ..models.full_precision import full_precision
+from ..models.pixel_model import PixelModel
+from ..utils.phases import ESTIMATE_SECONDS, in_words
+from ..utils.processes import on_main_process
+from ..utils.random import keyed_generator
+from .attacks.autoattack import WARNINGS, run_autoattack
 from .attacks.search import is_right, watched_gradients
-from .column_images import ColumnBatch, ColumnImages, column_loader
 from .outcomes import FIELDS, NO_ANSWER, ShardStore
-from .pixel_model import PixelModel
-from .processes import on_main_process
 from .profiles import COLUMN_ATTACKS, Column, Profile
 from .scoring import ZERO_GRADIENT
-from .sources import ImageSource
+from .sources import ColumnBatch, ColumnImages, ImageSource, column_loader
 
 
 logger = logging.get_logger(__name__)
 
+
 # A shard is an eighth of a column, so that several processes share small columns, but not more than this many batches,
 # so that little is lost when a long evaluation is stopped.
 SHARDS_PER_COLUMN, MAX_BATCHES = 8, 16
+
+
 # Steps of AutoAttack on an image that withstands it: targeted APGD and FAB for 9 classes, APGD-CE, and Square.
 AUTOATTACK_STEPS = 100 + 900 + 900 + 5000 // 3
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...patch_embedding import find_patch_projection
-from ..pixel_model import PixelModel
+from ...models.patch_projection import find_patch_projection
+from ...models.pixel_model import PixelModel
 
 
 @contextmanager

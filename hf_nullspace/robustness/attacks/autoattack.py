@@ -15,17 +15,22 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ...randomness import keyed_generator, preserved_random_state
-from ..pixel_model import PixelModel
+from ...models.pixel_model import PixelModel
+from ...utils.random import keyed_generator, preserved_random_state
 from .epsilon import parse_epsilon
 from .search import attack_correct
 
 
 logger = logging.get_logger(__name__)
 
+
 # The radius where none is given: a ball of 8/255 is no ball at all in L2.
 RADII = {"Linf": 8 / 255, "L2": 0.5}
+
+
 TIERS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "fast": ("apgd-ce", "apgd-t")}
+
+
 # Croce and Hein, 2020: (part of the ensemble, its setting, value); targets are capped by the number of classes.
 REFERENCE = (
     ("apgd", "n_iter", 100),
@@ -38,6 +43,8 @@ REFERENCE = (
     ("fab", "n_target_classes", 9),
     ("square", "n_queries", 5000),
 )
+
+
 # Field of the report -> words by which the package's warning is known.
 WARNINGS = {
     "looks_randomized": "randomized defense",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..pixel_model import PixelModel
+from ...models.pixel_model import PixelModel
 from .epsilon import parse_epsilon
 from .search import attack_correct, cross_entropy, usable_gradient
 

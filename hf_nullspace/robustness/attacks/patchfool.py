@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..pixel_model import PixelModel
+from ...models.pixel_model import PixelModel
 from .attention import attentions_of, eager_attention, patch_grid, patch_size
 from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws, usable_gradient
 

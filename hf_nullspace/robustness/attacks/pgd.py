@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..pixel_model import PixelModel
+from ...models.pixel_model import PixelModel
 from .epsilon import parse_epsilon
 from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws, usable_gradient
 

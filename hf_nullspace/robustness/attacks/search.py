@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...frozen import frozen
-from ...full_precision import full_precision, gradients_on
-from ...randomness import keyed_generator
-from ..pixel_model import PixelModel
+from ...models.frozen import frozen
+from ...models.full_precision import full_precision, gradients_on
+from ...models.pixel_model import PixelModel
+from ...utils.random import keyed_generator
 
 
 # Problem types of Transformers whose answers no attack of this package is made for.
 OTHER_TASKS = ("multi_label_classification", "regression")
+
+
 # While an attack is watched: the pictures it works on, and those of them that had no gradient.
 _WATCHED: ContextVar[dict[str, Any] | None] = ContextVar("watched_attack", default=None)
 

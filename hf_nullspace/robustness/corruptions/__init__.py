@@ -59,7 +59,11 @@ _FUNCTIONS = {
         jpeg_compression,
     )
 }
+
+
 CORRUPTIONS = tuple(_FUNCTIONS)
+
+
 SEVERITIES = (1, 2, 3, 4, 5)
 
 

@@ -7,6 +7,8 @@ from PIL import Image
 
 
 REFERENCE_SIDE = 224
+
+
 MAX_LAYER_ASPECT = 8
 
 

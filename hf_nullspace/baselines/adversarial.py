@@ -1,0 +1,368 @@
+"""`Trainer`s that finetune on adversarial examples: PGD training and TRADES, under the same regime as the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..models.frozen import LABEL_NAMES, frozen
+from ..models.full_precision import full_precision, is_half
+from ..models.objectives import kl_divergence, read_logits
+from ..models.pixel_box import normalization, pixel_limits
+from ..robustness.attacks.epsilon import parse_epsilon
+from ..training.arguments import NullspaceTrainingArguments
+from ..training.images import image_statistics
+from ..training.trainer import NullspaceTrainer
+from ..utils.random import keyed_generator
+
+
+# Standard deviation of TRADES' start, in pixel units: at the image itself the divergence has no gradient.
+TRADES_START = 0.001
+
+
+@dataclass(frozen=True)
+class LinfAscent:
+    """
+    Projected ascent along the sign of the gradient, in a Linf ball around normalised images.
+
+    The ball and the steps are those of pixels in [0, 1], whatever the normalisation, and every picture stays one. All
+    images take all steps: nothing stops early, so that every process runs the model equally often.
+
+    Args:
+        image_mean, image_std (`Sequence[float]`): Normalisation of the images, one value for each channel.
+        epsilon (`float`): Radius of the ball, in pixel units.
+        steps (`int`): Number of steps.
+        step_size (`float`): Length of a step, in pixel units.
+    """
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    epsilon: float
+    steps: int
+    step_size: float
+
+    def maximize(
+        self,
+        loss_of: Callable[[torch.Tensor], torch.Tensor],
+        pixel_values: torch.Tensor,
+        start: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Args:
+            loss_of (`Callable`): From images to a loss summed over them, which it must not draw random numbers for.
+            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+            start (`torch.Tensor` of the same shape): First change of the images, in pixel units; projected.
+
+        Returns:
+            `torch.Tensor` of the shape and dtype of `pixel_values`.
+
+        Raises:
+            `ValueError`: If the images are not pictures in [0, 1] normalised as `image_mean` and `image_std` say.
+        """
+        images = pixel_values.detach().float()
+        lower, upper = pixel_limits(images, self.image_mean, self.image_std)
+        std = normalization(self.image_mean, self.image_std, images)[1].float()
+        lower, upper = torch.maximum(lower, -self.epsilon / std), torch.minimum(upper, self.epsilon / std)
+        change = (start / std).clamp(lower, upper)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                current = (images + change).to(pixel_values.dtype).requires_grad_()
+                (gradient,) = torch.autograd.grad(loss_of(current), current)
+            direction = gradient.float().nan_to_num(0.0, 0.0, 0.0).sign()
+            change = (change + self.step_size / std * direction).clamp(lower, upper)
+        return (images + change).to(pixel_values.dtype)
+
+
+def pgd_examples(
+    ascent: LinfAscent,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    pixel_values: torch.Tensor,
+    labels: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """
+    Images of high cross-entropy ([Madry et al., 2018](https://arxiv.org/abs/1706.06083)), from a uniform start in the
+    ball.
+
+    Args:
+        ascent ([`LinfAscent`]): The ball and the steps.
+        logits_of (`Callable`): From normalised images to logits of shape `(batch_size, num_labels)`.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+        labels (`torch.Tensor` of shape `(batch_size,)`, or `(batch_size, num_labels)` for probabilities): Their classes.
+        generator (`torch.Generator`): A CPU generator, which draws the start.
+    """
+
+    def loss_of(images: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(scaled_rows(logits_of(images)), labels, reduction="sum")
+
+    return ascent.maximize(loss_of, pixel_values, uniform_start(ascent.epsilon, pixel_values, generator))
+
+
+def uniform_start(epsilon: float, pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A change of images, uniform in the ball, in pixel units; drawn on the CPU."""
+    start = epsilon * (2 * torch.rand(pixel_values.shape, generator=generator) - 1)
+    return start.to(pixel_values.device)
+
+
+def scaled_rows(logits: torch.Tensor) -> torch.Tensor:
+    """
+    The logits in float32; the gradient of each row is scaled by a power of two on its way back, to a size of about 1.
+
+    The gradient of a confident answer is tiny, and in float16 it would be 0 in the layers below. Images do not mix in
+    evaluation mode, so the gradient of each image keeps its direction, and its sign bit for bit.
+    """
+    logits = logits.float()
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: torch.ldexp(gradient, -_exponent(gradient)))
+    return logits
+
+
+def _exponent(gradient: torch.Tensor) -> torch.Tensor:
+    return torch.frexp(gradient.abs().amax(-1, keepdim=True)).exponent.clamp(-100, 100)
+
+
+def trades_examples(
+    ascent: LinfAscent,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    pixel_values: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """
+    Images whose prediction diverges most from the clean one ([Zhang et al., 2019](https://arxiv.org/abs/1901.08573)),
+    from a small Gaussian start; no labels are needed.
+
+    Args:
+        ascent, logits_of, pixel_values, generator: As in [`pgd_examples`].
+    """
+    start = TRADES_START * torch.randn(pixel_values.shape, generator=generator)
+    with torch.no_grad():
+        clean_logits = logits_of(pixel_values)
+
+    def loss_of(images: torch.Tensor) -> torch.Tensor:
+        return kl_divergence(clean_logits, scaled_rows(logits_of(images))).sum()
+
+    return ascent.maximize(loss_of, pixel_values, start.to(pixel_values.device))
+
+
+@dataclass
+class AdversarialTrainingArguments(NullspaceTrainingArguments):
+    """
+    Arguments of [`AdversarialTrainer`] and [`TradesTrainer`]: those of [`NullspaceTrainingArguments`], and how an
+    adversarial example is made.
+
+    Args:
+        adversarial_epsilon (`str` or `float`, *optional*, defaults to `"8/255"`):
+            Radius of the Linf ball, in pixel units; at 0 the examples are the images themselves.
+        adversarial_steps (`int`, *optional*, defaults to 3):
+            Steps of the attack. Each costs a forward and a backward pass.
+        adversarial_step_size (`str` or `float`, *optional*):
+            Length of a step, in pixel units. Defaults to `2.5 * adversarial_epsilon / adversarial_steps` (Madry et al.,
+            2018), with which every point of the ball can be reached from every other.
+        trades_beta (`float`, *optional*, defaults to 6.0):
+            Weight of the divergence in TRADES; at 0 training is that of `Trainer`.
+
+    <Tip>
+
+    Defaults that differ from [`NullspaceTrainingArguments`]: `noise_weight` is 0, and must be.
+
+    </Tip>
+
+    Raises:
+        `ValueError`: If a value lies outside its range.
+        `TypeError`: If a radius or step is neither a number nor text.
+    """
+
+    noise_weight: float = field(default=0.0, metadata={"help": "Must be 0: there is no noise beside the examples."})
+    adversarial_epsilon: str = field(
+        default="8/255", metadata={"help": "Radius of the adversarial examples, in pixel units."}
+    )
+    adversarial_steps: int = field(default=3, metadata={"help": "Steps of the attack."})
+    adversarial_step_size: str | None = field(
+        default=None, metadata={"help": "Length of a step, in pixel units; 2.5 * epsilon / steps by default."}
+    )
+    trades_beta: float = field(default=6.0, metadata={"help": "Weight of the divergence in TRADES."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.noise_weight != 0:
+            raise ValueError(
+                f"`noise_weight` must be 0 in adversarial training, but got {self.noise_weight!r}. To train on noise "
+                "from an adversarially trained start, give that model to `NullspaceTrainer`."
+            )
+        steps, beta = self.adversarial_steps, self.trades_beta
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`adversarial_steps` must be an integer of at least 1, but got {steps!r}.")
+        if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"`trades_beta` must be a number of at least 0, but got {beta!r}.")
+        self.radius_and_step()
+
+    def radius_and_step(self) -> tuple[float, float]:
+        """Radius and length of a step as numbers, in pixel units."""
+        radius = _parse("adversarial_epsilon", self.adversarial_epsilon)
+        if self.adversarial_step_size is None:
+            return radius, 2.5 * radius / self.adversarial_steps
+        return radius, _parse("adversarial_step_size", self.adversarial_step_size)
+
+
+class AdversarialTrainer(NullspaceTrainer):
+    """
+    Finetunes on `CE(adversarial)`: PGD training ([Madry et al., 2018](https://arxiv.org/abs/1706.06083)).
+
+    Every training image is replaced by an adversarial one, which raises the loss that the model is trained on (its own,
+    with several labels for an image and for numbers too), made on the current weights in evaluation mode, so that the
+    attack draws no dropout and moves no running statistic. Its random start depends on the seed, the step, the place of
+    the micro-batch in the step and the process alone. Evaluation and prediction see no attack. Everything else is
+    [`NullspaceTrainer`] without noise.
+
+    Args:
+        args ([`AdversarialTrainingArguments`]):
+            The arguments; any other are refused.
+        processing_class ([`~transformers.BaseImageProcessor`]):
+            The image processor, whose normalisation says what a pixel is. The training images must be normalised with
+            it, and lie in [0, 1] before.
+
+    Raises:
+        `TypeError`: If `args` is no [`AdversarialTrainingArguments`], or `processing_class` no image processor.
+        `ValueError`: If the image processor's normalisation does not fit the model; in `train`, if the training images
+            are not normalised with it, or have no labels.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, AdversarialTrainingArguments):
+            raise TypeError(
+                f"`args` must be an `AdversarialTrainingArguments`, but got a `{type(self.args).__name__}`."
+            )
+        reason = "Adversarial examples are"
+        self._image_mean, self._image_std = image_statistics(self.model, self.processing_class, reason)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        if model.training:
+            inputs = {**inputs, "pixel_values": self._adversarial_examples(model, inputs, num_items_in_batch)}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _adversarial_examples(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        The images to train on, made on the unwrapped model: DDP then has no part in the attack's passes.
+
+        In float32 where training is in float16, whose gradients underflow: the attack would come to nothing.
+        """
+        images = inputs["pixel_values"]
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        underflows = self.accelerator.mixed_precision == "fp16" or is_half(unwrapped)
+        place = self.noise_schedule.next_place(self.state.global_step)
+        generator = keyed_generator(type(self).__name__, self.args.seed, *place, self.args.process_index)
+        with frozen(unwrapped), full_precision(unwrapped) if underflows else self.accelerator.autocast():
+            inputs = {**inputs, "pixel_values": images.float() if underflows else images}
+            return self._search(self._ascent(images), unwrapped, inputs, num_items_in_batch, generator).to(
+                images.dtype
+            )
+
+    def _method_in_words(self) -> str:
+        return f"it saw adversarial examples of its training images (PGD, Linf {self.args.adversarial_epsilon})."
+
+    def _search(
+        self,
+        ascent: LinfAscent,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Examples that raise the loss that the model is trained on, whatever that is."""
+        if not set(inputs) & {*LABEL_NAMES, *self.label_names}:
+            raise ValueError(f"The training batch has no `labels` to be adversarial to, only {sorted(inputs)}.")
+
+        def loss_of(images: torch.Tensor) -> torch.Tensor:
+            batch = {**inputs, "pixel_values": images}
+            return super(AdversarialTrainer, self).compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+
+        images = inputs["pixel_values"]
+        return ascent.maximize(loss_of, images, uniform_start(ascent.epsilon, images, generator))
+
+    def _ascent(self, images: torch.Tensor) -> LinfAscent:
+        radius, step_size = self.args.radius_and_step()
+        return LinfAscent(self._image_mean, self._image_std, radius, self.args.adversarial_steps, step_size)
+
+
+class TradesTrainer(AdversarialTrainer):
+    """
+    Finetunes on `CE(clean) + trades_beta * KL(clean || adversarial)`: TRADES
+    ([Zhang et al., 2019](https://arxiv.org/abs/1901.08573)).
+
+    The adversary raises that divergence, from a Gaussian start of standard deviation 0.001 in pixels and in evaluation
+    mode, as the paper's does. Gradients of the divergence flow through both predictions. Clean and adversarial images
+    run in two forward passes. Arguments and errors are those of [`AdversarialTrainer`].
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        problem_type = getattr(self.model.config, "problem_type", None)
+        if problem_type in ("multi_label_classification", "regression"):
+            raise ValueError(
+                f"TRADES compares the probabilities of a softmax, which a model with `problem_type={problem_type!r}` does "
+                "not have. Use `AdversarialTrainer`, which attacks the model's own loss."
+            )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        parent = super(AdversarialTrainer, self).compute_loss
+        if not (model.training and self.args.trades_beta):
+            return parent(model, inputs, return_outputs, num_items_in_batch)
+        examples, labels = self._adversarial_examples(model, inputs), inputs.get("labels")
+        loss, outputs = parent(model, inputs, True, num_items_in_batch)
+        unlabelled = {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
+        adversarial = model(**{**unlabelled, "pixel_values": examples})
+        divergence = kl_divergence(read_logits(outputs), read_logits(adversarial))
+        loss = loss + self.args.trades_beta * self._reduce(divergence, {"labels": labels}, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _method_in_words(self) -> str:
+        return (
+            "beside each clean image it saw an adversarial example of it "
+            f"(TRADES, Linf {self.args.adversarial_epsilon}, beta {self.args.trades_beta:g})."
+        )
+
+    def _search(
+        self,
+        ascent: LinfAscent,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        others = {name: value for name, value in inputs.items() if name not in (*LABEL_NAMES, "pixel_values")}
+
+        def logits_of(images: torch.Tensor) -> torch.Tensor:
+            return read_logits(model(pixel_values=images, **others))
+
+        return trades_examples(ascent, logits_of, inputs["pixel_values"], generator)
+
+
+def _parse(name: str, value: float | str) -> float:
+    try:
+        return parse_epsilon(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`epsilon`", f"`{name}`")) from None

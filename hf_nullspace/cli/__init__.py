@@ -1,0 +1,1 @@
+"""`hf-nullspace`: one module for each command."""

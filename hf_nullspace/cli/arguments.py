@@ -1,0 +1,89 @@
+"""The model and data flags of the examples and the command line, and what they load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.loading import DATA_RULES, SOURCES
+from ..models.loading import DEFAULT_MODEL
+from ..noise.config import METHOD_SETTINGS
+from ..utils.flags import FlagRule
+from .command_line import CommandParser
+
+
+if TYPE_CHECKING:
+    pass
+
+
+# Finetunes the digits model in a minute; what scripts use where neither a model nor a dataset is named.
+DIGITS_TRAINING = {
+    "noise_method": "boundary",  # draws do harm to a model this small, and one noise shows what the method is about
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine",
+    "max_steps": 400,
+    "per_device_train_batch_size": 32,
+    "logging_steps": 50,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+# What differs when the digits model is trained from scratch before that.
+DIGITS_BASE = {"max_steps": 800, "learning_rate": 1e-3}
+
+
+def model_rules(*names: str, also: Sequence[str] = ()) -> list[FlagRule]:
+    """The rules of the flags that say how to load a model, in a command where one of the flags `names` brings it."""
+    details = ("config_name", "image_processor_name", "model_revision", "trust_remote_code", "ignore_mismatched_sizes")
+    return [FlagRule(name, "the digits model is built here", needs=names) for name in (*details, *also)]
+
+
+def method_rules(prefix: str = "") -> list[FlagRule]:
+    """The rules of the settings that only some methods of synthesis read."""
+    rules = []
+    for name, methods in METHOD_SETTINGS.items():
+        flag = name if name.startswith(prefix) else prefix + name
+        rules.append(FlagRule(flag, f"it is for {' and '.join(methods)}", only_with=(f"{prefix}method", methods)))
+    return rules
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    digits_defaults: dict[str, Any],
+    prog: str | None = None,
+    words: Sequence[str] = (),
+    rules: Sequence[FlagRule] = (),
+) -> tuple[Any, ...]:
+    """
+    Flags, and a JSON file of them if it comes first, as dataclasses; [`ModelArguments`] and [`DataArguments`] are first.
+
+    Args:
+        dataclass_types (`Sequence[type]`): The dataclasses.
+        argv (`Sequence[str]`): The command line without the program.
+        digits_defaults (`dict`): What differs from the dataclasses' own defaults when neither a model nor a dataset is
+            named. A dataset without a model is for `DEFAULT_MODEL`.
+        prog (`str`, *optional*): Name that errors begin with; by default that of the script.
+        words (`Sequence[str]`, *optional*): Fields whose values may come first, without their flags.
+        rules (`Sequence[FlagRule]`, *optional*): Which flags do not fit together, beside those of model and data.
+
+    Raises:
+        `ValueError`: If a value lies outside its range, or flags do not fit together.
+    """
+
+    def defaults(given: set[str]) -> dict[str, Any]:
+        return {} if given & {"model_name_or_path", *SOURCES} else digits_defaults
+
+    rules = [*DATA_RULES, *model_rules("model_name_or_path", *SOURCES), *rules]
+    parser = CommandParser(dataclass_types, prog or Path(sys.argv[0]).name, words, defaults, rules)
+    parsed = parser.parse(argv)
+    model_args, data_args = parsed[:2]
+    if data_args.source is not None and model_args.model_name_or_path is None:
+        model_args.model_name_or_path = DEFAULT_MODEL
+    return parsed
+
+
+DIGITS_STEPS = FlagRule("digits_max_steps", "the named model is not trained here", excludes=("model_name_or_path",))

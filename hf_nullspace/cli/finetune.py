@@ -1,0 +1,441 @@
+"""`hf-nullspace finetune`: finetune a classifier on its own nullspace noise."""
+
+from __future__ import annotations
+
+import copy
+import logging as python_logging
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import EvalPrediction, PreTrainedModel, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils import logging
+
+from ..baselines import METHODS
+from ..comparison.runs import training_settings
+from ..data.loading import DataArguments, load_data
+from ..hub import card_results
+from ..hub.card_results import CONTROL_NAME, MODEL_NAME
+from ..hub.model_card import count_used, markdown_table
+from ..models.loading import ModelArguments, load_model
+from ..models.patch_projection import channels_of
+from ..models.preprocessing import image_transform
+from ..robustness.evaluation import evaluate_robustness
+from ..robustness.outcomes import model_fingerprint
+from ..robustness.report import RobustnessReport
+from ..training.arguments import NullspaceTrainingArguments
+from ..training.checkpoints import check_whole, last_whole_checkpoint
+from ..training.data_collator import NullspaceDataCollator
+from ..training.figure import plot_noise_history
+from ..training.trainer import NullspaceTrainer
+from ..utils.figures import optional_figure
+from ..utils.flags import check_output_dir
+from ..utils.phases import PhaseCallback, announced, logged_to_terminal, without_bars
+from ..utils.wording import as_flags, worded
+from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_arguments
+from .run_folder import RunFolder
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.get_logger(__name__)
+
+
+FIGURE_NAME = "noise_norm.png"
+
+
+# Parts of a measurement that a run which is stopped goes on from; one folder for each model, by its weights.
+MEASURING_FOLDER = ".measuring"
+
+
+# What a report costs an image, in forward passes: a clean and three corrupted ones, and an attack of one step.
+REPORT_PASSES = 8
+
+
+# What differs from the arguments' own defaults when neither a model nor a dataset is named.
+DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
+
+
+# Of the base model and of the control no run makes a choice of its own here, and nobody publishes them.
+UNPUBLISHED = {"push_to_hub": False, "resume_from_checkpoint": None}
+
+
+@dataclass
+class FinetuneArguments:
+    """What the command does beside finetuning."""
+
+    plain_control: bool = field(
+        default=False, metadata={"help": "Also finetune without noise for as many steps, and compare."}
+    )
+    base_max_steps: int = field(
+        default=DIGITS_BASE["max_steps"], metadata={"help": "Steps that the digits model is trained for first."}
+    )
+    max_robustness_samples: int = field(
+        default=500, metadata={"help": "Images of the validation split that robustness is measured on."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the files of another run in the output folder first."}
+    )
+
+
+@dataclass
+class FinetuneTrainingArguments(NullspaceTrainingArguments):
+    """[`NullspaceTrainingArguments`] of a command that trains and evaluates unless it is told not to."""
+
+    do_train: bool = field(
+        default=True, metadata={"help": "Finetune. Without it a model is evaluated and measured as it is."}
+    )
+    do_eval: bool = field(default=True, metadata={"help": "Evaluate on the validation split at the end."})
+
+    def __post_init__(self):
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()  # a bar fills a log with its every state
+        super().__post_init__()
+
+
+ARGUMENT_TYPES = (ModelArguments, DataArguments, FinetuneArguments, FinetuneTrainingArguments)
+
+
+FLAGS = frozenset(item.name for arguments in ARGUMENT_TYPES for item in fields(arguments))
+
+
+def main(argv: Sequence[str], prog: str = "finetune.py") -> dict[str, dict[str, float]]:
+    """
+    Runs the command: `[FILE.json] [MODEL] [flags]`.
+
+    Args:
+        argv (`Sequence[str]`): The command line without the program.
+        prog (`str`, *optional*, defaults to `"finetune.py"`): Name of the command in its help and errors.
+
+    Returns:
+        `dict[str, dict[str, float]]`: Accuracy in per cent by model (`"base"` and `"plain"` where there is a control,
+        and `"nullspace"`) and column.
+
+    Raises:
+        `ValueError`: If flags do not fit together or `output_dir` holds another run, before anything is read; if model
+            and images do not fit, before anything is trained.
+    """
+    with worded(partial(as_flags, names=FLAGS)):
+        model_args, data_args, finetune_args, args = parse_finetune_arguments(argv, prog)
+        level = args.get_process_log_level() if args.log_level != "passive" else python_logging.INFO
+        level = level if args.should_log else python_logging.WARNING
+        with logged_to_terminal(level), without_bars(args.disable_tqdm):
+            return FinetuneRun(model_args, data_args, finetune_args, args).run()
+
+
+def parse_finetune_arguments(
+    argv: Sequence[str], prog: str
+) -> tuple[ModelArguments, DataArguments, FinetuneArguments, FinetuneTrainingArguments]:
+    """
+    The flags, after those of a JSON file where one comes first; the model may come before them, without its flag.
+
+    Raises:
+        `ValueError`: If flags do not fit together.
+    """
+    rules = method_rules("noise_")
+    parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
+    model_args, data_args, finetune_args, args = parsed
+    check_output_dir(args.output_dir)
+    args.remove_unused_columns = False  # the transform reads the image column
+    if args.do_predict:
+        raise ValueError("`do_predict` has no images to predict. Measure a model with `hf-nullspace evaluate`.")
+    if not args.do_train:
+        _check_without_training(model_args, data_args, finetune_args, args)
+    if finetune_args.plain_control and not args.noise_weight:
+        logger.warning("Without noise the run itself is plain finetuning: no control is trained.")
+        finetune_args.plain_control = False
+    return parsed
+
+
+def _check_without_training(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    finetune_args: FinetuneArguments,
+    args: FinetuneTrainingArguments,
+) -> None:
+    """Refuses what needs a training where none was asked for."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("Without `do_train` there must be a trained model: name it with `model_name_or_path`.")
+    asked = {
+        "plain_control": finetune_args.plain_control,
+        "push_to_hub": args.push_to_hub,
+        "resume_from_checkpoint": args.resume_from_checkpoint,
+    }
+    names = [f"`{name}`" for name, value in asked.items() if value]
+    if names:
+        raise ValueError(f"{', '.join(names)} and no `do_train` do not fit together: nothing is trained.")
+
+
+class FinetuneRun:
+    """
+    One run of the command, phase by phase; what a phase made is saved before the next begins.
+
+    Args:
+        model_args, data_args, finetune_args, args: What [`parse_finetune_arguments`] gives.
+
+    Raises:
+        `ValueError`: If `output_dir` holds another run.
+    """
+
+    def __init__(
+        self,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        finetune_args: FinetuneArguments,
+        args: FinetuneTrainingArguments,
+    ):
+        self.model_args, self.data_args, self.finetune_args, self.args = model_args, data_args, finetune_args, args
+        self.is_digits = data_args.source is None and model_args.model_name_or_path is None
+        resume = args.resume_from_checkpoint
+        self.takes_last = str(resume).lower() in ("true", "last")
+        self.checkpoint = resume if resume and not self.takes_last else None
+        args.device  # noqa: B018 (starts the processes, which the folder is looked at by)
+        self.folder = RunFolder(args.output_dir, self._settings(), bool(resume), finetune_args.overwrite_output_dir)
+        if self.checkpoint is not None:
+            check_whole(self.checkpoint)
+        elif self.takes_last:
+            self.checkpoint = last_whole_checkpoint(args.output_dir)
+            if self.checkpoint is None and args.should_log:
+                logger.warning(f"There is no checkpoint in {args.output_dir!r} to resume from: it is trained anew.")
+        self.seconds_of_a_pass: float | None = None
+        self._warn_of_missing_packages()
+
+    def _settings(self) -> dict[str, Any]:
+        """What makes this run another than one with other flags; how it is logged, saved and measured does not."""
+        neutral = ("token", "cache_dir", "trust_remote_code", "preprocessing_num_workers")
+        given = {**asdict(self.model_args), **asdict(self.data_args)}
+        defaults = {item.name: item.default for kind in (ModelArguments, DataArguments) for item in fields(kind)}
+        settings = {name: value for name, value in given.items() if name not in neutral and value != defaults[name]}
+        for name, value in settings.items():
+            if isinstance(value, str) and Path(value).exists():
+                settings[name] = str(Path(value).resolve())
+        if self.is_digits:
+            settings["base_max_steps"] = self.finetune_args.base_max_steps
+        return {**settings, **training_settings(self.args)}
+
+    def _warn_of_missing_packages(self) -> None:
+        if find_spec("matplotlib") is None and self.args.should_log:
+            logger.warning(
+                "matplotlib is missing, so no figures will be drawn; all else is done. `pip install "
+                "'hf_nullspace[plots]'` before the run ends brings them."
+            )
+
+    def run(self) -> dict[str, dict[str, float]]:
+        """All phases; returns the accuracies."""
+        args = self.args
+        set_seed(args.seed)
+        with announced("Loading images and model"):
+            self.splits, self.labels = load_data(
+                self.data_args, args.seed, cache_dir=self.model_args.cache_dir, token=self.model_args.token
+            )
+            model, self.processor = load_model(self.model_args, self.labels)
+        transform = image_transform(self.processor, **self._columns, num_channels=channels_of(model))
+        prepared = self.splits.with_transform(transform)
+        self.shared = {
+            "data_collator": NullspaceDataCollator(num_labels=len(self.labels)),
+            "train_dataset": prepared["train"],
+            "eval_dataset": prepared["validation"],
+            "processing_class": self.processor,
+            "preprocess_logits_for_metrics": predicted_classes,
+            "compute_metrics": accuracy,
+        }
+        # The base is copied before the trainer puts its hook on the model, and the trainer checks all there is to be
+        # checked before the base is trained.
+        base = copy.deepcopy(model) if self.is_digits or self.finetune_args.plain_control else None
+        trainer = NullspaceTrainer(model, args, **self.shared)
+        self.folder.begin()
+        if args.do_train:
+            if self.is_digits:
+                base = self._base(base)
+                model.load_state_dict(base.state_dict())
+            self._nullspace(trainer)
+        name = MODEL_NAME if args.do_train else "model"
+        models = {name: trainer.accelerator.unwrap_model(trainer.model)}
+        if self.finetune_args.plain_control:
+            models = {"base": base, CONTROL_NAME: self._plain(base), **models}
+        self._evaluate(trainer)
+        reports = self._measure(trainer, models)
+        results = {name: report.accuracies for name, report in reports.items()}
+        if trainer.is_world_process_zero():
+            if args.do_train:
+                trainer.card_extras.update(card_results(reports))
+            reports[name].save(args.output_dir)
+            self._write_results(trainer, results)
+        if args.do_train:
+            self._publish(trainer)
+        if trainer.is_world_process_zero():
+            shutil.rmtree(Path(args.output_dir, MEASURING_FOLDER), ignore_errors=True)
+        return results
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        return {
+            "image_column_name": self.data_args.image_column_name,
+            "label_column_name": self.data_args.label_column_name,
+        }
+
+    # ---- Training -----------------------------------------------------------------------------------------------
+
+    def _base(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The digits model, trained from scratch."""
+        # Nothing is chosen or averaged for it: those are settings of the finetuning.
+        settings = {"eval_strategy": "no", "load_best_model_at_end": False, "ema_decay": 0.0}
+        if self.args.save_strategy == "best":
+            settings["save_strategy"] = "no"
+        steps = self.finetune_args.base_max_steps
+        return self._control(
+            "base", "Training the base model", model, **DIGITS_BASE | {"max_steps": steps}, **settings
+        )
+
+    def _plain(self, base: PreTrainedModel) -> PreTrainedModel:
+        """The control: the base model finetuned without noise, by the same code for as many steps."""
+        return self._control(CONTROL_NAME, "Plain finetuning", copy.deepcopy(base))
+
+    def _control(self, name: str, title: str, model: PreTrainedModel, **changes: Any) -> PreTrainedModel:
+        """A model trained without noise in a sub-folder; where that is finished already, the one that lies there."""
+        folder = Path(self.args.output_dir, name)
+        if name in self.folder.finished:
+            return type(model).from_pretrained(folder).to(self.args.device)
+        method = METHODS["plain"]
+        args = replace(self.args, **{**UNPUBLISHED, **method.fixed_arguments, **changes, "output_dir": str(folder)})
+        trainer = method.trainer_class(model, args, **self.shared)
+        self._train(trainer, title, last_whole_checkpoint(folder) if self.takes_last else None)
+        trainer.save_model()
+        self.folder.finish(name)
+        return trainer.accelerator.unwrap_model(trainer.model)
+
+    def _nullspace(self, trainer: NullspaceTrainer) -> None:
+        title = "Nullspace finetuning" if self.args.noise_weight else "Finetuning"
+        output = self._train(trainer, title, self.checkpoint)
+        trainer.save_model()
+        if "train_runtime" in output.metrics:  # a run that was finished before keeps what it wrote then
+            trainer.log_metrics("train", output.metrics)
+            trainer.save_metrics("train", output.metrics)
+        if "train_runtime" in output.metrics or not Path(self.args.output_dir, TRAINER_STATE_NAME).is_file():
+            trainer.save_state()
+        self._warn_of_unused_noise(trainer.noise_history)
+        trainer.create_model_card(**self._card_arguments)  # whatever comes, what was trained is whole
+
+    def _warn_of_unused_noise(self, rounds: list[dict[str, Any]]) -> None:
+        unused = len(rounds) - count_used(rounds)
+        if unused and self.args.should_log:
+            logger.warning(
+                f"In {unused} of {len(rounds)} rounds the noise was not certified within `epsilon` ({self.args.epsilon:g}) and was "
+                "left out: there training saw clean images alone. Raise `noise_max_steps` or `noise_num_certificate_images`, "
+                "or set `noise_on_failure='shrink'`."
+            )
+
+    def _train(self, trainer: NullspaceTrainer, title: str, checkpoint: str | None):
+        bars = [each for each in trainer.callback_handler.callbacks if isinstance(each, ProgressCallback)]
+        rounds = trainer.args.noise_refresh_steps if trainer.args.noise_weight else None
+        trainer.add_callback(PhaseCallback(title, rounds, bars[0] if bars else None))
+        set_seed(trainer.args.seed)  # as at the end of the trainer's constructor, whatever was trained in between
+        return trainer.train(resume_from_checkpoint=checkpoint)
+
+    # ---- Measuring ----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, trainer: NullspaceTrainer) -> None:
+        if not self.args.do_eval:
+            return
+        num_images = len(self.shared["eval_dataset"])
+        with announced(f"Evaluating on {num_images} validation images"):
+            metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+        self.seconds_of_a_pass = 1 / max(metrics["eval_samples_per_second"], 1e-9)
+        if trainer.noise is not None:
+            self._measure_noise(trainer, num_images)
+
+    def _measure_noise(self, trainer: NullspaceTrainer, num_images: int) -> None:
+        """The noise on validation images, of which there may be too few to say anything."""
+        try:
+            with announced(f"Measuring the noise on {num_images} validation images", self._time_of(3 * num_images)):
+                trainer.evaluate_noise()
+        except ValueError as error:
+            if self.args.should_log:
+                logger.warning(f"The noise is not measured on the {num_images} validation images: {error}")
+
+    def _measure(self, trainer: NullspaceTrainer, models: dict[str, PreTrainedModel]) -> dict[str, RobustnessReport]:
+        """The robustness of each model on the same images."""
+        test = self.splits["test" if self.is_digits else "validation"]
+        test = test.select(range(min(len(test), self.finetune_args.max_robustness_samples)))
+        reports = {}
+        for place, (name, model) in enumerate(models.items()):
+            seconds = [sum(report.seconds.values()) / self.args.world_size for report in reports.values()]
+            with announced(
+                f"Measuring the robustness of {name!r} (model {place + 1} of {len(models)}) on {len(test)} images",
+                estimate=max(seconds) if seconds else self._time_of(REPORT_PASSES * len(test)),
+            ):
+                reports[name] = self._report(trainer, name, model.to(self.args.device).eval(), test)
+        return reports
+
+    def _time_of(self, passes: int) -> float | None:
+        """Seconds of so many forward passes of one image, at the pace of the evaluation."""
+        return None if self.seconds_of_a_pass is None else passes * self.seconds_of_a_pass
+
+    def _report(
+        self, trainer: NullspaceTrainer, name: str, model: PreTrainedModel, images: Dataset
+    ) -> RobustnessReport:
+        parts = Path(self.args.output_dir, MEASURING_FOLDER, f"{model_fingerprint(model)[:16]}-{len(images)}")
+        return evaluate_robustness(
+            model,
+            self.processor,
+            images,
+            "preview",
+            accelerator=trainer.accelerator,
+            output_dir=parts,
+            model_name=name,
+            disable_tqdm=self.args.disable_tqdm,
+            **self._columns,
+        )
+
+    # ---- Results ------------------------------------------------------------------------------------------------
+
+    def _write_results(self, trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> None:
+        """Prints the table; writes it, the history of the noise and its figure."""
+        trainer.save_metrics(
+            "robustness", {f"{name}_{key}": value for name, row in results.items() for key, value in row.items()}
+        )
+        folder = Path(self.args.output_dir)
+        if trainer.noise_history:
+            with optional_figure(FIGURE_NAME):
+                plot_noise_history(trainer.noise_history, folder / FIGURE_NAME)
+        extras = (trainer.card_extras.get(name) for name in ("intervals", "differences"))
+        table = markdown_table(results, *extras)
+        print(f"\nAccuracy (%)\n\n{table}\n")
+        if MODEL_NAME in results and not count_used(trainer.noise_history):
+            print(f"`{MODEL_NAME}` is this model, which saw no noise.\n")
+        if trainer.noise is not None:
+            print(trainer.noise)
+        print(f"Everything is in {folder} ({self.args.world_size} process(es))")
+
+    @property
+    def _card_arguments(self) -> dict[str, Any]:
+        return {"tasks": "image-classification", **self.data_args.card_arguments()}
+
+    def _publish(self, trainer: NullspaceTrainer) -> None:
+        """The card with all that was measured, and the push where one was asked for."""
+        if self.args.push_to_hub:
+            trainer.push_to_hub(**self._card_arguments)
+        else:
+            trainer.create_model_card(**self._card_arguments)
+
+
+def predicted_classes(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
+    """The class of the largest logit: all that the accuracy needs to be gathered and kept."""
+    return (logits[0] if isinstance(logits, (tuple, list)) else logits).argmax(-1)
+
+
+def accuracy(output: EvalPrediction) -> dict[str, float]:
+    """Share of right predictions."""
+    return {"accuracy": float(np.mean(output.predictions == output.label_ids))}

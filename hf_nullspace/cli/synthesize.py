@@ -1,0 +1,70 @@
+"""`hf-nullspace synthesize`: noise and its certificate for a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from ..data.loading import DATA_RULES, SOURCES, DataArguments, load_data
+from ..models.loading import ModelArguments, load_model
+from ..models.patch_projection import channels_of
+from ..models.preprocessing import image_transform
+from ..noise.config import NullspaceConfig
+from ..noise.synthesis import synthesize_noise
+from ..training.data_collator import NullspaceDataCollator
+from ..utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
+from .arguments import DIGITS_STEPS, method_rules, model_rules
+from .command_line import CommandParser
+from .digits import train_digits_model
+
+
+@dataclass
+class OutputArguments:
+    """Where results go, and how images are read."""
+
+    output_dir: str = field(default="outputs/noise", metadata={"help": "Folder that the noise is written into."})
+    batch_size: int = field(default=32, metadata={"help": "Images of a synthesis step."})
+    digits_max_steps: int = field(default=400, metadata={"help": "Steps that the digits model is trained for first."})
+
+    def __post_init__(self):
+        expand_paths(self, "output_dir")
+        check_at_least(self, batch_size=1, digits_max_steps=1)
+        check_output_dir(self.output_dir)
+
+
+def synthesize(argv: list[str]) -> None:
+    """Synthesise and certify noise for a classifier, and save it: `synthesize [MODEL] [--train_dir DIR]`."""
+    model_args, data_args, config, output = parse_synthesize_arguments(argv, "hf-nullspace synthesize")
+    set_seed(config.seed)
+    splits, _ = load_data(data_args, config.seed, cache_dir=model_args.cache_dir, token=model_args.token)
+    if model_args.model_name_or_path is None:
+        model, processor = train_digits_model(splits, output.digits_max_steps, config.seed)
+    else:
+        model, processor = load_model(model_args)  # with its own head, whatever the classes of the images
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    transform = image_transform(processor, *columns, channels_of(model))
+    # Searched on training images; the certificate is of images that the model was not trained on.
+    searched, measured = (
+        DataLoader(
+            splits[name].with_transform(transform).shuffle(seed=config.seed),
+            batch_size=output.batch_size,
+            collate_fn=NullspaceDataCollator(),
+        )
+        for name in ("train", "validation")
+    )
+    noise = synthesize_noise(model, searched, config, certificate_dataloader=measured)
+    noise.save_pretrained(output.output_dir)
+    print(noise)
+
+
+def parse_synthesize_arguments(
+    argv: list[str], prog: str
+) -> tuple[ModelArguments, DataArguments, NullspaceConfig, OutputArguments]:
+    """The flags of `synthesize`; the model may come first, without its flag."""
+    types = (ModelArguments, DataArguments, NullspaceConfig, OutputArguments)
+    model = ("model_name_or_path",)
+    rules = [*DATA_RULES, *model_rules(*model, also=["image_size"]), *method_rules(), DIGITS_STEPS]
+    rules += [FlagRule(name, "the digits model is for digits", needs=model) for name in SOURCES]
+    return CommandParser(types, prog, model, rules=rules).parse(argv)

@@ -1,0 +1,1 @@
+"""Ways of finetuning against each other: planned, run, tested for differences, and reported."""

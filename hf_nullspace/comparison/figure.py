@@ -1,0 +1,56 @@
+"""The figure of a comparison: each way of finetuning with its interval."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ..utils.figures import MARKERS, MODEL_COLORS, finish, pyplot, save_figure
+
+
+def plot_methods(
+    differences: dict[str, dict[str, dict[str, Any]]], costs: dict[str, float], path: str | os.PathLike
+) -> None:
+    """
+    Writes how far each finetuning method is from plain finetuning, by group of columns with intervals, and the mean
+    difference by the time that training took, as a PNG.
+
+    Args:
+        differences (`dict[str, dict[str, dict]]`): For each method and group `difference`, `low` and `high` in points; the
+            groups are those of the first, of which the first is the mean.
+        costs (`dict[str, float]`): Training time of each method in units of plain finetuning's.
+        path (`str` or `os.PathLike`): The picture to write.
+
+    Raises:
+        `ImportError`: If matplotlib is missing.
+        `ValueError`: If there is no method.
+    """
+    groups = list(next(iter(differences.values()), {}))
+    if not groups:
+        raise ValueError("`differences` is empty: there is no method to draw.")
+    plt = pyplot()
+    height = 1.6 + 0.2 * len(differences) * len(groups)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, max(3.6, height)), layout="constrained")
+    for number, (group, color, marker) in enumerate(zip(groups, MODEL_COLORS, MARKERS, strict=False)):
+        places = np.arange(len(differences)) + (number + 0.5) / len(groups) * 0.8 - 0.4
+        shown = [row[group] for row in differences.values()]
+        values = [bar["difference"] for bar in shown]
+        whiskers = np.abs([[bar[end] for bar in shown] for end in ("low", "high")] - np.asarray(values))
+        left.errorbar(values, places, xerr=whiskers, fmt=marker, color=color, capsize=2, label=group)
+    left.axvline(0, color="black", linewidth=1)
+    left.set_yticks(range(len(differences)), list(differences))
+    left.set_ylim(len(differences) - 0.5, -0.5)
+    left.set(xlabel="accuracy minus that of plain finetuning (points)")
+    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(groups))
+    for number, (name, row) in enumerate(differences.items()):
+        mean, color = row[groups[0]], MODEL_COLORS[number % len(MODEL_COLORS)]
+        whiskers = np.abs([[mean["low"] - mean["difference"]], [mean["high"] - mean["difference"]]])
+        marker = MARKERS[number % len(MARKERS)]
+        right.errorbar(costs[name], mean["difference"], yerr=whiskers, fmt=marker, color=color, capsize=2, label=name)
+    right.axhline(0, color="black", linewidth=1)
+    right.set(xlabel="training time / that of plain finetuning", ylabel=f"{groups[0]}, minus plain (points)")
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    finish(left, right)
+    save_figure(plt, figure, path)

@@ -1,0 +1,182 @@
+"""The tables of a comparison of finetuning methods, from the outcomes of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..robustness.outcomes import Outcomes
+from ..robustness.profiles import Column
+from ..robustness.report_markdown import table
+from .statistics import MEAN, PairedDifference, column_groups, mean_accuracies, paired_difference
+
+
+# The methods that others are compared with, and the model that all start from.
+PLAIN, PERMUTED, NULLSPACE, BASE = "plain", "permuted", "nullspace", "base"
+
+
+# Kinds of rows; the name of the last is the end of its rows' names.
+METHOD, VARIANT, EQUAL_TIME = "method", "variant", "equal-time"
+
+
+Summary = dict[str, dict[str, Any]]
+
+
+def summarize_methods(
+    columns: Sequence[Column],
+    outcomes: Mapping[str, Sequence[Mapping[str, Outcomes]]],
+    references: Mapping[str, Sequence[str]],
+    seed: int = 42,
+) -> Summary:
+    """
+    Accuracies in per cent of all rows, and how far each is from others, in points.
+
+    Args:
+        columns (`Sequence[Column]`): What was measured.
+        outcomes (`Mapping[str, Sequence[Mapping[str, Outcomes]]]`): For each row and each seed the outcomes by column.
+        references (`Mapping[str, Sequence[str]]`): For each row the rows that it is compared with.
+        seed (`int`, *optional*, defaults to 42): Seed of the bootstrap.
+
+    Returns:
+        `dict[str, dict]`: For each row `columns` and `groups`, each with `mean` and `per_seed`, and `minus`, with the
+        [`PairedDifference`] of each group from each of its references.
+    """
+    groups, datasets = column_groups(columns), {column.name: column.dataset for column in columns}
+    summary: Summary = {}
+    for name, runs in outcomes.items():
+        single = {column.name: _accuracy(runs, [column.name]) for column in columns}
+        summary[name] = {
+            "columns": single,
+            "groups": {group: _accuracy(runs, names) for group, names in groups.items()},
+        }
+        summary[name]["minus"] = {
+            other: {
+                group: _as_json(paired_difference(runs, outcomes[other], names, datasets, seed=seed))
+                for group, names in groups.items()
+            }
+            for other in references.get(name, ())
+        }
+    return summary
+
+
+def norm_growth(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """The norm of the noise of the last round by that of the second; `None` for fewer than three rounds."""
+    return history[-1]["norm"] / history[1]["norm"] if len(history) > 2 else None
+
+
+def accuracy_table(summary: Summary) -> str:
+    """Mean accuracy over seeds of every row in every column, and over all columns."""
+    lines = []
+    for name, row in summary.items():
+        cells = {column: f"{values['mean']:.2f}" for column, values in row["columns"].items()}
+        lines.append({"row": name, **cells, "**mean**": f"**{row['groups'][MEAN]['mean']:.2f}**"})
+    return table(lines)
+
+
+def difference_table(summary: Summary, pairs: Sequence[tuple[str, str]]) -> str:
+    """
+    Differences by group with their intervals, and the lowest and highest of the seeds.
+
+    Args:
+        summary (`dict`): From [`summarize_methods`].
+        pairs (`Sequence[tuple[str, str]]`): Rows, and which of their references.
+    """
+    return table(
+        [
+            {"difference": f"{name} - {other}"}
+            | {group: difference_text(values) for group, values in summary[name]["minus"][other].items()}
+            for name, other in pairs
+        ]
+    )
+
+
+def difference_text(values: Mapping[str, Any]) -> str:
+    """A difference with its interval and the range of the seeds."""
+    text = f"{values['difference']:+.2f} [{values['low']:+.2f}, {values['high']:+.2f}]"
+    if len(values["per_seed"]) > 1:
+        text += f" ({min(values['per_seed']):+.2f} to {max(values['per_seed']):+.2f})"
+    return text
+
+
+def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
+    """
+    Steps and seconds of the rows.
+
+    Args:
+        costs (`Mapping[str, Mapping]`): For each row the means over seeds `steps`, `seconds`, `synthesis_seconds` (part of
+            `seconds`), `relative_cost` (to plain finetuning) and `norm_growth` (`None` without noise).
+    """
+    lines = []
+    for name, cost in costs.items():
+        growth = cost["norm_growth"]
+        lines.append(
+            {
+                "row": name,
+                "steps": f"{cost['steps']:.0f}",
+                "seconds": f"{cost['seconds']:.1f}",
+                "of it synthesis": f"{cost['synthesis_seconds']:.1f}",
+                "time / plain": f"{cost['relative_cost']:.2f}",
+                "noise norm, last / second round": "" if growth is None else f"{growth:.2f}",
+            }
+        )
+    return table(lines)
+
+
+def comparison_markdown(results: Mapping[str, Any]) -> str:
+    """
+    All tables of a comparison.
+
+    Args:
+        results (`Mapping`): `methods` from [`summarize_methods`]; `training`, the costs of [`cost_table`]; `seeds`;
+            `confidence`, that of the intervals; `evaluation` with `num_images`, `split`, `profile`, `profile_hash` and
+            `not_measured`; and `rows`, for each row its `kind`, `method`, `start` and `arguments`.
+    """
+    rows, methods, evaluation = results["rows"], results["methods"], results["evaluation"]
+    names, variants, timed = (
+        [name for name, row in rows.items() if row["kind"] == kind] for kind in (METHOD, VARIANT, EQUAL_TIME)
+    )
+    parts = [
+        "# Ways of finetuning, compared",
+        f"{evaluation['num_images']} images of the split `{evaluation['split']}`, profile `{evaluation['profile']}` "
+        f"({evaluation['profile_hash'][:12]}), seeds {results['seeds']}. `{BASE}` is the model that all start from. "
+        f"Differences are in points, with the {100 * results['confidence']:.0f} % interval of a bootstrap over seeds and "
+        "images, and in parentheses the lowest and the highest of the seeds. The time of a row counts that of the row it "
+        "started from.",
+    ]
+    pairs = [(name, PLAIN) for name in [BASE, *names] if name != PLAIN]
+    pairs += [(NULLSPACE, PERMUTED)] if NULLSPACE in names and PERMUTED in names else []
+    parts += _section("Accuracy (%) after as many steps", results, [BASE, *names], pairs)
+    if timed:
+        title = "Accuracy (%) after as much time as nullspace finetuning took"
+        parts += _section(title, results, [NULLSPACE, *timed], [(NULLSPACE, name) for name in timed])
+    if variants:
+        shown = [name for name in (PLAIN, NULLSPACE) if name in names] + variants
+        pairs = [(name, other) for name in variants for other in methods[name]["minus"]]
+        parts += _section("Variants", results, shown, pairs)
+        parts.append("\n".join(f"- {name}: {_describe(rows[name])}" for name in variants))
+    if evaluation["not_measured"]:
+        parts.append("\n".join(f"- {name} not measured: {why}" for name, why in evaluation["not_measured"].items()))
+    return "\n\n".join(parts)
+
+
+def _section(title: str, results: Mapping[str, Any], names: list[str], pairs: list[tuple[str, str]]) -> list[str]:
+    methods, costs = results["methods"], results["training"]
+    tables = [accuracy_table({name: methods[name] for name in names})]
+    if pairs:
+        tables.append(difference_table(methods, pairs))
+    return [f"## {title}", *tables, cost_table({name: costs[name] for name in names if name in costs})]
+
+
+def _describe(row: Mapping[str, Any]) -> str:
+    changes = ", ".join(f"`{name}` {value}" for name, value in row["arguments"].items())
+    return f"{row['method']} from {row['start']}" + (f" with {changes}" if changes else "")
+
+
+def _as_json(difference: PairedDifference) -> dict[str, Any]:
+    return {**asdict(difference), "per_seed": list(difference.per_seed)}
+
+
+def _accuracy(runs: Sequence[Mapping[str, Outcomes]], columns: Sequence[str]) -> dict[str, Any]:
+    per_seed = mean_accuracies(runs, columns)
+    return {"mean": sum(per_seed) / len(per_seed), "per_seed": per_seed}

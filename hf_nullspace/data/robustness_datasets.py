@@ -1,0 +1,310 @@
+"""ImageNet and the datasets that test robustness on its classes, from a folder or the Hub, with checked labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from .class_folders import read_class_folders, read_labelled_files
+from .class_labels import describe_missing, imagenet_labels, model_labels, named_labels, translate_labels, with_labels
+from .imagenet import (
+    IMAGENET_C_CORRUPTIONS,
+    IMAGENET_C_SEVERITIES,
+    NUM_CLASSES,
+    imagenet_a_indices,
+    imagenet_class_indices,
+    imagenet_r_indices,
+    imagenet_wnids,
+)
+from .pictures import picture_name, read_picture
+from .splits import draw_images, drop_unreadable_images
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+PREPROCESSINGS = {
+    "resize_256_crop_224": "shorter side resized to 256 (bicubic), centre crop of 224",
+    "none": "none, the pictures are 224x224",
+    "image_processor": "the model's image processor",
+}
+
+
+TITLES = {
+    "imagenet": "ImageNet validation",
+    "imagenet-a": "ImageNet-A",
+    "imagenet-c": "ImageNet-C",
+    "imagenet-r": "ImageNet-R",
+    "imagenet-sketch": "ImageNet-Sketch",
+    "imagenet-stylized": "Stylized-ImageNet",
+    "imagenet-v2": "ImageNet-V2",
+    "damagenet": "DamageNet",
+}
+
+
+ROBUSTNESS_DATASETS = tuple(TITLES)
+
+
+UNCHANGED = ("imagenet-c", "imagenet-stylized", "damagenet")
+
+
+LISTED = ("imagenet", "damagenet")  # may come as a flat folder with a list of labels
+
+
+@dataclass(frozen=True)
+class RobustnessDataset:
+    """
+    Pictures with labels that are indices into a model's logits.
+
+    Attributes:
+        name (`str`): What it is called in reports.
+        dataset (`datasets.Dataset`): Columns `image` and `label`.
+        class_indices (`tuple[int, ...]` or `None`): The logits that compete; the others are to be masked with
+            [`masked_logits`]. `None`, all of them, but for ImageNet-A and ImageNet-R, which were published with the
+            rule that a prediction is one of their 200 classes.
+        preprocessing (`str`): One of `"resize_256_crop_224"`, `"none"` and `"image_processor"`.
+    """
+
+    name: str
+    dataset: Dataset
+    class_indices: tuple[int, ...] | None
+    preprocessing: str
+
+    def __str__(self) -> str:
+        classes = "all classes" if self.class_indices is None else f"{len(self.class_indices)} classes, others masked"
+        return f"{self.name}: {len(self.dataset)} pictures, {classes}; resizing: {PREPROCESSINGS[self.preprocessing]}"
+
+    def prepare(self, picture: Image.Image, image_size: int = 224) -> Image.Image:
+        """The picture as RGB, resized and cropped as this dataset's protocol says; see [`prepare_picture`]."""
+        return prepare_picture(picture, self.preprocessing, image_size)
+
+
+def prepare_picture(picture: Image.Image, preprocessing: str, image_size: int = 224) -> Image.Image:
+    """
+    Resizes and crops one picture.
+
+    Args:
+        picture (`PIL.Image.Image`): The picture.
+        preprocessing (`str`): `"resize_256_crop_224"` resizes the shorter side to 256/224 of `image_size` (bicubic) and
+            crops the centre; `"none"` expects a picture of that size; `"image_processor"` leaves it to the processor.
+        image_size (`int`, *optional*, defaults to 224): Side of the result, for the first two.
+
+    Raises:
+        `ValueError`: If the preprocessing is unknown, or `"none"` meets a picture of another size.
+    """
+    if preprocessing not in PREPROCESSINGS:
+        raise ValueError(f"`preprocessing` must be one of {list(PREPROCESSINGS)}, but got {preprocessing!r}.")
+    picture = read_picture(picture)
+    width, height = picture.size
+    if preprocessing == "image_processor":
+        return picture
+    if preprocessing == "none":
+        if picture.size != (image_size, image_size):
+            raise ValueError(
+                f"Expected a picture of {image_size}x{image_size} pixels, but {picture_name(picture) or 'one'} has "
+                f"{width}x{height}. This dataset is used "
+                "as published, at 224x224: unpack it again, or evaluate a model with that image size."
+            )
+        return picture
+    shorter = round(image_size * 256 / 224)
+    scale = shorter / min(width, height)
+    size = [shorter if side == min(width, height) else int(side * scale) for side in (width, height)]
+    left, top = (round((side - image_size) / 2) for side in size)
+    resized = picture.resize(size, Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + image_size, top + image_size))
+
+
+def load_robustness_dataset(
+    name: str,
+    source: str | os.PathLike,
+    *,
+    corruption: str | None = None,
+    severity: int | None = None,
+    class_subset: Sequence[str] | None = None,
+    id2label: Mapping[int, str] | None = None,
+    labels_file: str | os.PathLike | None = None,
+    class_names: Sequence[str] | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    max_images: int | None = None,
+    seed: int = 42,
+    check_images: bool = True,
+    skip_bad_images: bool = False,
+    **load_kwargs: Any,
+) -> RobustnessDataset:
+    """
+    One of [`ROBUSTNESS_DATASETS`], with labels that are indices into the 1000 classes of ImageNet or into a model's.
+
+    Accepted folders: sub-folders named by WordNet ids (`n01440764/...`), for ImageNet-V2 `0` to `999` as published, for
+    ImageNet-C `gaussian_noise/1/n01440764/...`. ImageNet and DamageNet may also be one flat folder of pictures with a
+    text file that has a line `file_name class` for each (a WordNet id, or an index from 0 to 999).
+
+    Args:
+        name (`str`): Which dataset.
+        source (`str` or `os.PathLike`): A local folder, or the id of a dataset on the Hub.
+        corruption, severity (`str` and `int`, *optional*): Which part of ImageNet-C; needed there and only there.
+        class_subset (`Sequence[str]`, *optional*): WordNet ids, when only pictures of these classes are evaluated. What
+            competes stays the same: a picture that is taken for a class that has none here is a mistake.
+        id2label (`Mapping[int, str]`, *optional*): Which class each logit of the model is, by WordNet id or synonyms
+            (`model.config.id2label`). Labels are translated to it by name, and pictures of classes that the model
+            does not have are left out. By default the model has ImageNet's classes in their order.
+        labels_file (`str` or `os.PathLike`, *optional*): The list of a flat folder; by default its only `.txt` file.
+        class_names (`Sequence[str]`, *optional*): For a Hub dataset that does not say what its labels are: the name of
+            each, a WordNet id or synonyms. `imagenet_wnids()` if labels are ImageNet's indices already.
+        image_column_name, label_column_name (`str`, *optional*): Columns of a Hub dataset.
+        max_images (`int`, *optional*): Draw so many pictures.
+        seed (`int`, *optional*, defaults to 42): Seed of that draw.
+        check_images (`bool`, *optional*, defaults to `True`): Decode every picture once to see whether it can be read.
+            [`evaluate_robustness`] does without: it names such a picture when it comes to it.
+        skip_bad_images (`bool`, *optional*, defaults to `False`): Leave out unreadable pictures, with a warning.
+        load_kwargs: Passed on to `datasets.load_dataset` for a Hub dataset (`split`, `name`, `revision`, `token`, ...).
+
+    Returns:
+        [`RobustnessDataset`]
+
+    Raises:
+        `FileNotFoundError`: If a folder does not exist.
+        `ValueError`: If the layout, the classes or the labels are not those of the dataset, or a picture is unreadable.
+
+    Example:
+
+    ```python
+    >>> sketch = load_robustness_dataset("imagenet-sketch", "data/sketch")  # doctest: +SKIP
+    >>> logits = masked_logits(logits, sketch.class_indices)  # doctest: +SKIP
+    ```
+    """
+    if name not in TITLES:
+        raise ValueError(f"Unknown dataset {name!r}; expected one of {list(TITLES)}.")
+    title = TITLES[name]
+    if name == "imagenet-c":
+        _check_part(corruption, severity)
+        title = f"{title} {corruption} {severity}"
+    elif corruption is not None or severity is not None:
+        raise ValueError(f"`corruption` and `severity` choose a part of imagenet-c; {title} has none.")
+    if labels_file is not None and name not in LISTED:
+        raise ValueError(f"`labels_file` is for {list(LISTED)}; {title} has class folders.")
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"`max_images` must be at least 1, but got {max_images}.")
+    classes = _expected_classes(name, class_subset)
+    if not os.path.exists(source) and (os.path.isabs(source) or str(source).startswith(".")):
+        raise FileNotFoundError(f"There is no folder {str(source)!r}. Name a local folder, or a dataset of the Hub.")
+    if _is_folder_of_pictures(Path(source)):
+        folder = Path(source, corruption, str(severity)) if name == "imagenet-c" else Path(source)
+        dataset = _read_folder(name, folder, classes, labels_file, class_subset is not None)
+    else:
+        if name == "imagenet-c":
+            load_kwargs.setdefault("data_dir", f"{corruption}/{severity}")
+        dataset = _load_split(str(source), title, load_kwargs)
+        labels, names = named_labels(dataset, title, image_column_name, label_column_name, class_names)
+        labels = imagenet_labels(title, labels, names, classes, class_subset is not None, name == "imagenet-v2")
+        dataset = with_labels(dataset, image_column_name, labels)
+    dataset, class_indices = translate_labels(dataset, title, classes, _competing_classes(name), id2label)
+    dataset = draw_images(dataset, max_images, seed)
+    if check_images:
+        dataset = drop_unreadable_images(dataset, "image", skip_bad_images)
+    return RobustnessDataset(title, dataset, class_indices, "none" if name in UNCHANGED else "resize_256_crop_224")
+
+
+def dataset_for_model(
+    dataset: Dataset,
+    id2label: Mapping[int, str],
+    *,
+    name: str = "dataset",
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    class_names: Sequence[str] | None = None,
+) -> RobustnessDataset:
+    """
+    Any image dataset, its labels translated to those of a model by the names of the classes.
+
+    Args:
+        dataset (`datasets.Dataset`): For instance from [`~hf_nullspace.data.load_image_splits`].
+        id2label (`Mapping[int, str]`): The model's classes (`model.config.id2label`).
+        name (`str`, *optional*, defaults to `"dataset"`): What it is called in reports.
+        image_column_name, label_column_name (`str`, *optional*): Its columns.
+        class_names (`Sequence[str]`, *optional*): The name of each label, where the dataset does not say.
+
+    Raises:
+        `ValueError`: If a column or the class list is missing, or the model does not have a class by the name of one that
+            pictures have, or has two.
+    """
+    labels, names = named_labels(dataset, name, image_column_name, label_column_name, class_names)
+    indices = model_labels(names, set(labels), id2label)
+    dataset = with_labels(dataset, image_column_name, [indices[label] for label in labels])
+    return RobustnessDataset(name, dataset, None, "image_processor")
+
+
+def _check_part(corruption: str | None, severity: int | None) -> None:
+    if corruption not in IMAGENET_C_CORRUPTIONS or isinstance(severity, bool) or severity not in IMAGENET_C_SEVERITIES:
+        raise ValueError(
+            f"imagenet-c needs a `corruption` of {list(IMAGENET_C_CORRUPTIONS)} and a `severity` of 1 to 5, but got {corruption!r} "
+            f"and {severity!r}."
+        )
+
+
+def _competing_classes(name: str) -> list[int] | None:
+    """The classes among which a prediction is, by the rule that a dataset was published with; `None` for all."""
+    rule = {"imagenet-a": imagenet_a_indices, "imagenet-r": imagenet_r_indices}.get(name)
+    return None if rule is None else list(rule())
+
+
+def _expected_classes(name: str, class_subset: Sequence[str] | None) -> list[int]:
+    expected = _competing_classes(name) or list(range(NUM_CLASSES))
+    if class_subset is None:
+        return expected
+    chosen = sorted(imagenet_class_indices(class_subset))
+    outside = [imagenet_wnids()[index] for index in chosen if index not in set(expected)]
+    if outside or not chosen:
+        raise ValueError(f"`class_subset` must name classes of {TITLES[name]}, but got {outside[:5] or 'none'}.")
+    return chosen
+
+
+def _is_folder_of_pictures(source: Path) -> bool:
+    # Hub datasets keep parquet files at the top or in one folder; looking deeper would list every picture.
+    return source.is_dir() and not any(file for level in ("*", "*/*") for file in source.glob(f"{level}.parquet"))
+
+
+def _read_folder(
+    name: str, folder: Path, classes: list[int], labels_file: str | os.PathLike | None, is_subset: bool
+) -> Dataset:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    wnids = imagenet_wnids()
+    flat = folder.is_dir() and not any(entry.is_dir() for entry in folder.iterdir())
+    if name in LISTED and (labels_file is not None or flat):
+        every = {key: index for index, wnid in enumerate(wnids) for key in (wnid, str(index))}
+        paths, labels = read_labelled_files(folder, labels_file, every)
+        kept = set(classes)
+        chosen = [(path, label) for path, label in zip(paths, labels, strict=True) if label in kept]
+        paths, labels = [path for path, _ in chosen], [label for _, label in chosen]
+        if missing := kept - set(labels):
+            raise ValueError(describe_missing(repr(str(folder)), missing, kept))
+    else:
+        folder_names = [str(index) for index in range(NUM_CLASSES)] if name == "imagenet-v2" else wnids
+        kind = "numbers '0' to '999', unpadded" if name == "imagenet-v2" else "WordNet ids such as 'n01440764'"
+        folders = {folder_names[index]: index for index in classes}
+        ignored = folder_names if is_subset else ()
+        paths, labels = read_class_folders(folder, folders, f"{len(classes)} class folders named by {kind}", ignored)
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    return Dataset.from_dict({"image": paths, "label": labels}, features=features)
+
+
+def _load_split(source: str, title: str, load_kwargs: dict[str, Any]) -> Dataset:
+    from datasets import Dataset, load_dataset
+
+    loaded = load_dataset(source, **load_kwargs)
+    if isinstance(loaded, Dataset):
+        return loaded
+    for split in ("validation", "test"):
+        if split in loaded:
+            return loaded[split]
+    if len(loaded) == 1:
+        return next(iter(loaded.values()))
+    raise ValueError(f"{source!r} has the splits {list(loaded)}; say which is {title} with `split`.")

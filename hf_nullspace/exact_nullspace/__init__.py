@@ -1,0 +1,1 @@
+"""Linear algebra of the patch projection: the pixels that it does not see at all."""

@@ -1,0 +1,216 @@
+"""A classifier held still, and images whose patch embeddings and clean logits are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
+
+from .injection import NoiseInjector
+from .model_inputs import accepted_inputs
+from .objectives import Objective, agreement, is_multi_label, largest_probability_mse, probability_mse, read_logits
+
+
+logger = logging.get_logger(__name__)
+
+
+LABEL_NAMES = ("labels", "label", "label_ids")
+
+
+# Fewer classes than this share of those that random images would show are a sign of a loader in the order of classes.
+FEW_CLASSES = 0.5
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """
+    Evaluation mode and no weight gradients, each module and parameter put back as it was.
+
+    Activation checkpointing stays on where it was on: a layer asks its own mode whether to checkpoint, so that one flag
+    stays as it was while everything inside the layer is in evaluation mode. (Reentrant checkpointing knows no gradient
+    with respect to the noise alone, and is off meanwhile.)
+    """
+    _reshard(model)
+    training = [(module, module.training) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        model.requires_grad_(False)
+        for module, _ in training:
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module.training = module._gradient_checkpointing_func.keywords.get("use_reentrant") is False
+        yield model
+    finally:
+        for module, mode in training:
+            if mode and type(module).train is not nn.Module.train:
+                module.train()  # some drop there what they keep of their weights in evaluation mode
+        for module, mode in training:
+            module.training = mode
+        _reshard(model)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+
+
+def _reshard(model: nn.Module) -> None:
+    """Gives a model that `fully_shard` has sharded its shards back, which are what is frozen; others stay as they are."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@contextmanager
+def frozen_classifier(
+    model: nn.Module,
+    patch_projection: str | None = None,
+    accelerator: Accelerator | None = None,
+    objective: Objective | None = None,
+) -> Iterator[FrozenClassifier]:
+    """A [`FrozenClassifier`] of a model that is [`frozen`] meanwhile; after an error its new hooks are taken off again."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be an `nn.Module`, but got a `{type(model).__name__}`.")
+    with frozen(model), NoiseInjector.attached(model, patch_projection):
+        yield FrozenClassifier(model, patch_projection, accelerator, objective)
+
+
+class FrozenClassifier:
+    """
+    Logits of a frozen model as a function of images and noise.
+
+    Args:
+        model (`nn.Module`): The classifier; use it inside [`frozen`].
+        patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+        accelerator (`Accelerator`, *optional*): Gives autocast, the device and the reduction over processes.
+        objective (`Callable`, *optional*): From the model's output to its logits; see [`read_logits`], the default.
+
+    A model that `fully_shard` (FSDP2) has sharded runs the same images on every process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        patch_projection: str | None = None,
+        accelerator: Accelerator | None = None,
+        objective: Objective | None = None,
+    ):
+        self.model = model
+        self.objective = objective or read_logits
+        self.has_own_objective = objective is not None
+        # What its logits mean, and how large an error can be; [`read_images`] finds out.
+        self.multi_label, self.largest_error = False, 2.0
+        self.injector = NoiseInjector.attach(model, patch_projection)
+        self.accelerator = accelerator or Accelerator()
+        # Every pass through a sharded model needs every process, so all of them run the same batches; a share of a
+        # batch could be empty on one of them.
+        self.is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+        self.num_shares = 1 if self.is_sharded else self.accelerator.num_processes
+        self.share = 0 if self.is_sharded else self.accelerator.process_index
+
+    @property
+    def device(self) -> torch.device:
+        """Where the patch projection lives, which is where images and noise go."""
+        return self.injector.projection.module.weight.device
+
+    def logits(
+        self,
+        inputs: dict[str, torch.Tensor],
+        noise: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Runs the model, with `noise` of shape `(1 or batch_size, num_patches, hidden_size)` behind its projection.
+
+        Args:
+            inputs (`dict[str, torch.Tensor]`): Model inputs.
+            noise (`torch.Tensor`, *optional*): The noise.
+            embeddings (`torch.Tensor`, *optional*): What the projection gave for these images, to be used instead of
+                running it again; of the pixels, only the shape then matters.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_labels)` in float32.
+        """
+        with self.accelerator.autocast(), self.injector.inject(noise), self._replayed(embeddings):
+            logits = self.objective(self.model(**accepted_inputs(self.model, inputs)))
+        return logits.float()
+
+    def settle_problem(self, labels: torch.Tensor | None, logits: torch.Tensor) -> None:
+        """
+        Finds out which probabilities the logits stand for: see [`~objectives.is_multi_label`].
+
+        The logits of an `objective` of the caller's are those of one softmax.
+        """
+        self.multi_label = not self.has_own_objective and is_multi_label(self.model, labels, logits)
+        self.largest_error = largest_probability_mse(logits.shape[-1], self.multi_label)
+
+    def probability_mse(self, clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
+        """[`~certificate.probability_mse`] by this model's probabilities."""
+        return probability_mse(clean_logits, noisy_logits, self.multi_label)
+
+    def agreement(self, clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
+        """[`~certificate.agreement`] by this model's decisions."""
+        return agreement(clean_logits, noisy_logits, self.multi_label)
+
+    @contextmanager
+    def _replayed(self, embeddings: torch.Tensor | None) -> Iterator[None]:
+        projection = self.injector.projection.module
+        if embeddings is None:
+            yield
+            return
+        own_forward = projection.__dict__.get("forward")  # set where Accelerate has patched the module
+        projection.forward = lambda *args, **kwargs: embeddings
+        try:
+            yield
+        finally:
+            del projection.forward
+            if own_forward is not None:
+                projection.forward = own_forward
+
+    @torch.no_grad()
+    def embed(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The projection's output for these images, and their clean logits."""
+        embeddings = []
+
+        def record(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            embeddings.append(output)
+
+        handle = self.injector.projection.module.register_forward_hook(record)
+        try:
+            logits = self.logits(inputs)
+        finally:
+            handle.remove()
+        if len(embeddings) != 1:
+            raise ValueError(
+                f"The patch projection {self.injector.projection.name!r} ran {len(embeddings)} times in one forward "
+                "pass; expected once. Name the module that embeds patches with `patch_projection=...`."
+            )
+        return embeddings[0], logits
+
+    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` summed over all processes that have a share of the images."""
+        return values if self.is_sharded else self.accelerator.reduce(values, "sum")
+
+
+def _batches_of(dataloader: Any) -> Iterator[Any]:
+    try:
+        return iter(dataloader)
+    except TypeError:
+        raise TypeError(
+            f"`dataloader` must yield batches, as a `DataLoader` does, but got a `{type(dataloader).__name__}`."
+        ) from None
+
+
+def _check_classes(labels: torch.Tensor, num_classes: int) -> None:
+    """Warns where images show far fewer classes than as many random ones would."""
+    found, expected = len(labels.unique()), num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
+    if found < FEW_CLASSES * expected:
+        logger.warning(
+            f"The {len(labels)} images read for the noise are of {found} of the model's {num_classes} classes; as many "
+            f"random ones would show about {expected:.0f}. What is found and measured holds for images like those alone: "
+            "give a dataloader that shuffles, so that it reads a random part of the dataset."
+        )

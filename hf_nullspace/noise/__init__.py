@@ -1,0 +1,1 @@
+"""Noise in a model's approximate nullspace: found, certified, drawn and saved."""

@@ -1,0 +1,222 @@
+"""Measures what a noise does to a model: the numbers of a certificate, on any images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..models.frozen import FrozenClassifier, frozen_classifier
+from ..models.injection import check_noise_tensor
+from ..models.objectives import Objective, logit_distance, probabilities
+from ..utils.random import keyed_generator
+from .certificate import Certificate, remove_hidden_mean, token_norms
+from .confidence import betting_upper_bound
+from .config import NullspaceConfig
+from .draws import ImageNoise
+from .images import FrozenImages, read_images
+from .nullspace_noise import NullspaceNoise
+
+
+def measure_noise(
+    model: nn.Module,
+    noise: NullspaceNoise | torch.Tensor,
+    dataloader: Iterable[dict[str, torch.Tensor]],
+    config: NullspaceConfig | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+    patch_projection: str | None = None,
+    objective: Objective | None = None,
+) -> Certificate:
+    """
+    Measures the numbers of a certificate on the given images; of a bank, those of its worst noise.
+
+    What is measured is what [`inject_noise`] adds: of a tensor all of it, its mean over the hidden axis too.
+
+    Args:
+        model (`nn.Module`): The classifier; frozen meanwhile, and put back as it was.
+        noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(bank_size, num_patches, hidden_size)`): The noise.
+        dataloader (iterable of `dict`): Yields batches with `pixel_values`; all of it is read.
+        config ([`NullspaceConfig`], *optional*): Gives epsilon, confidence and the seed of the permuted control.
+            Defaults to the noise's own.
+        accelerator (`Accelerator`, *optional*): For several processes, devices and autocast.
+        patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+        objective (`Callable`, *optional*): As in [`synthesize_noise`].
+
+    Returns:
+        [`Certificate`]: With `steps` and `seconds` 0, since nothing is synthesised.
+    """
+    is_bank = isinstance(noise, NullspaceNoise)
+    config = check_config(config) or (noise.config if is_bank else NullspaceConfig())
+    tensor = noise.tensor if is_bank else check_noise_tensor(noise)
+    with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
+        images = read_images(classifier, dataloader, min_images=2)
+        check_epsilon(config, classifier)
+        if is_bank and noise.grid and images.grid and noise.grid != images.grid:
+            raise ValueError(
+                f"The noise is of a grid of {noise.grid[0]} x {noise.grid[1]} patches, but these images have one of "
+                f"{images.grid[0]} x {images.grid[1]}. Resize it first: `resize_noise(noise.tensor, {images.grid}, "
+                f"{noise.grid})`."
+            )
+        draws = noise.image_noise(classifier.device) if is_bank else None
+        certificates = [
+            certify(classifier, images, row, config, keyed_generator("permutation", config.seed, index), draws=draws)
+            for index, row in enumerate(tensor.to(classifier.device).split(1))
+        ]
+    worst = max(certificates, key=lambda certificate: certificate.probability_mse)
+    return dataclasses.replace(worst, converged=all(certificate.converged for certificate in certificates))
+
+
+def check_config(config: NullspaceConfig | None) -> NullspaceConfig | None:
+    """
+    Raises:
+        `TypeError`: If `config` is neither a [`NullspaceConfig`] nor `None`.
+    """
+    if config is not None and not isinstance(config, NullspaceConfig):
+        raise TypeError(f"`config` must be a `NullspaceConfig`, but got a `{type(config).__name__}`.")
+    return config
+
+
+def check_epsilon(config: NullspaceConfig, classifier: FrozenClassifier) -> None:
+    """
+    Raises:
+        `ValueError`: If every noise is within epsilon, since no change of this model's probabilities is larger.
+    """
+    if config.epsilon >= classifier.largest_error:
+        raise ValueError(
+            f"`epsilon` is {config.epsilon:g}, but no noise can change this model's probabilities by more than "
+            f"{classifier.largest_error:g} (summed squares over the labels), so that it would exclude none. Give a "
+            f"smaller one; {NullspaceConfig.epsilon} is the default."
+        )
+
+
+def permute_elements(noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """
+    The control: all elements of `noise` in a random order. Same norm, direction destroyed (paper, figure 2).
+
+    Args:
+        noise (`torch.Tensor`): Noise of any shape.
+        generator (`torch.Generator`): A CPU generator.
+    """
+    return noise.flatten()[torch.randperm(noise.numel(), generator=generator).to(noise.device)].view_as(noise)
+
+
+@torch.no_grad()
+def measure_probability_mse(
+    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor | ImageNoise, confidence: float
+) -> tuple[float, float]:
+    """Mean `probability_mse` of `noise` over the images of all processes, and its upper confidence bound."""
+    errors = measure_errors(classifier, images, noise)
+    return errors.mean().item(), betting_upper_bound(errors, confidence, classifier.largest_error)
+
+
+@torch.no_grad()
+def measure_errors(
+    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor | ImageNoise
+) -> torch.Tensor:
+    """`probability_mse` of `noise` on each image of all processes, in the order of their places, in float64 on the CPU."""
+    return _measure(classifier, images, noise).errors
+
+
+@torch.no_grad()
+def certify(
+    classifier: FrozenClassifier,
+    images: FrozenImages,
+    noise: torch.Tensor,
+    config: NullspaceConfig,
+    generator: torch.Generator,
+    steps: int = 0,
+    seconds: float = 0.0,
+    draws: ImageNoise | None = None,
+) -> Certificate:
+    """
+    The certificate of one noise of shape `(1, num_patches, hidden_size)` on the given images.
+
+    Args:
+        generator (`torch.Generator`): Draws the permuted control.
+        steps (`int`, *optional*, defaults to 0): Optimizer steps that made the noise.
+        seconds (`float`, *optional*, defaults to 0.0): Time that took.
+        draws ([`ImageNoise`], *optional*): Measure the noise that this gives each image; `noise` is then one of the same
+            kind, and gives the norms.
+    """
+    order = torch.randperm(noise.numel(), generator=generator).to(noise.device)
+
+    def permuted(positions: torch.Tensor) -> torch.Tensor:
+        own = noise if draws is None else draws(positions)
+        return own.flatten(1)[:, order].view_as(own)
+
+    measured = _measure(classifier, images, draws or noise)
+    control = _measure(classifier, images, permuted)
+    spread = token_norms(noise)
+    certificate = Certificate(
+        epsilon=config.epsilon,
+        confidence=config.confidence,
+        probability_mse=measured.errors.mean().item(),
+        probability_mse_upper=betting_upper_bound(measured.errors, config.confidence, classifier.largest_error),
+        logit_distance=measured.distance,
+        agreement=measured.agreement,
+        permuted_probability_mse=control.errors.mean().item(),
+        permuted_agreement=control.agreement,
+        norm=remove_hidden_mean(noise).norm().item(),
+        raw_norm=noise.norm().item(),
+        token_norm_min=spread.min().item(),
+        token_norm_median=spread.median().item(),
+        token_norm_max=spread.max().item(),
+        converged=False,
+        num_images=len(images),
+        steps=steps,
+        seconds=seconds,
+        num_images_needed=config.fewest_certificate_images(classifier.largest_error),
+        exchanged_probability_mse=_exchanged_probability_mse(classifier, images),
+        standard_error=measured.errors.std().item() / math.sqrt(len(images)) if len(images) > 1 else math.inf,
+    )
+    return dataclasses.replace(certificate, converged=certificate.is_certified)
+
+
+class _Measured(NamedTuple):
+    """What a noise does to images: `probability_mse` of each in the order of their places, and two means."""
+
+    errors: torch.Tensor
+    distance: float
+    agreement: float
+
+
+def _measure(
+    classifier: FrozenClassifier,
+    images: FrozenImages,
+    noise: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
+) -> _Measured:
+    """Over the images of all processes; the same numbers on each of them, however many there are."""
+    values = torch.zeros(3, len(images), device=classifier.device)
+    for batch in images.batches():
+        if not len(batch):
+            continue
+        own = noise(batch.positions) if callable(noise) else noise
+        clean, noisy = batch.clean_logits, classifier.logits(batch.inputs, own, batch.embeddings)
+        rows = [
+            classifier.probability_mse(clean, noisy),
+            logit_distance(clean, noisy),
+            classifier.agreement(clean, noisy),
+        ]
+        values[:, batch.positions.to(classifier.device)] = torch.stack(rows).float()
+    # Each image has its place on one process and zeros on the others, so that the sums are exact.
+    errors, distances, agrees = classifier.sum_over_processes(values).cpu().double()
+    return _Measured(errors, distances.mean().item(), agrees.mean().item())
+
+
+def _exchanged_probability_mse(classifier: FrozenClassifier, images: FrozenImages) -> float:
+    """Mean `probability_mse` between two different clean images: twice the variance of their probabilities."""
+    count = len(images)
+    if count < 2:
+        return 0.0
+    own = probabilities(images.clean_logits, classifier.multi_label)
+    mean = classifier.sum_over_processes(own.sum(0)) / count
+    deviations = (own - mean).square().sum(-1)
+    positions = deviations[0].numel() if len(deviations) else 1
+    variance = classifier.sum_over_processes(deviations.sum()) / (count * positions)
+    return 2 * variance.item() * count / (count - 1)

@@ -1,0 +1,193 @@
+"""What a synthesis of nullspace noise is asked to do: one frozen, validated object with a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from .confidence import min_images
+
+
+DEFAULT_LEARNING_RATES = {"boundary": 0.3, "sample": None, "paper": 0.1}
+
+
+DEFAULT_MAX_STEPS = {"boundary": 24, "sample": 4, "paper": 100}
+
+
+# Settings that only some methods read.
+METHOD_SETTINGS = {
+    "max_token_ratio": ("boundary",),
+    "learning_rate": ("boundary", "paper"),
+    "noise_limit": ("paper",),
+    "norm_weight": ("paper",),
+}
+
+
+FAILURE_POLICIES = ("shrink", "skip", "error")
+
+
+# Images of a certificate by default, as a multiple of the fewest that can show epsilon. With just those, only noise that
+# changes nothing at all could be certified; with more, the certified norm nears that of the boundary itself.
+CERTIFICATE_IMAGES_RATIO = 2.56
+
+
+# And at most, since each is held in memory and measured at several scales in every round.
+MAX_CERTIFICATE_IMAGES = 2048
+
+
+@dataclass(frozen=True)
+class NullspaceConfig:
+    """
+    Settings of [`synthesize_noise`].
+
+    Args:
+        epsilon (`float`, *optional*, defaults to 0.03):
+            Largest `probability_mse` at which a noise counts as part of the approximate nullspace (paper, section 4).
+        method (`str`, *optional*, defaults to `"boundary"`):
+            `"boundary"` moves along the boundary of epsilon towards larger noise; `"sample"` draws a noise of its own
+            for every image, at random in the axes of the hidden states that `"boundary"` moves in; `"paper"` is
+            algorithm 1, which goes down from a large random start until a batch meets epsilon.
+        learning_rate (`float`, *optional*):
+            For `"boundary"` the relative size of a step, 0.3 by default. For `"paper"` that of AdamW, 0.1 by default.
+            `"sample"` takes no such steps.
+        max_token_ratio (`float` or `None`, *optional*, defaults to 4.0):
+            For `"boundary"`: largest norm of a token as a multiple of the median over the tokens, so that a few
+            background tokens do not hold all of it. `None` lifts the limit.
+        noise_limit (`float`, *optional*, defaults to 3.0):
+            For `"paper"`: the noise starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings
+            (algorithm 1, line 3).
+        max_steps (`int`, *optional*):
+            Most steps of the search for one noise, each of one batch there and back. By default 24 for `"boundary"`, 4
+            for `"sample"` and 100 for `"paper"`.
+        norm_weight (`float`, *optional*, defaults to 0.0):
+            For `"paper"`: `lambda` of the objective `logit_distance - lambda * log(norm)` (figure 2).
+        bank_size (`int`, *optional*, defaults to 1):
+            Number of noises synthesised in a round; 1 for `"sample"`, whose every draw is another noise.
+        num_images (`int`, *optional*, defaults to 256):
+            Images that the noise is optimised on.
+        num_certificate_images (`int`, *optional*):
+            Further images, unseen by the optimisation, that the certificate is measured on. By default 2.56 times the
+            fewest that can show epsilon at this confidence, and 2,048 at most: 512 for 0.03, 1,536 for 0.01, 160 for 0.1.
+            If there are fewer, the noise is marked as not certified.
+        confidence (`float`, *optional*, defaults to 0.95):
+            One-sided confidence of the certificate's upper bound on `probability_mse`.
+        on_failure (`str`, *optional*, defaults to `"shrink"`):
+            What happens to a noise that is not certified. `"shrink"` scales that of `"paper"` down to the boundary, as
+            the other methods always do; where there are too few images to certify any noise, to where its measured mean is
+            within epsilon, and marks it as not certified; training goes on with it. `"skip"` returns it marked as it is,
+            and training leaves the round out. `"error"` raises [`NoiseNotConvergedError`].
+        seed (`int`, *optional*, defaults to 42):
+            Seed of every random choice; combined with the round, so that rounds differ and repeat exactly.
+
+    Raises:
+        `ValueError`: If a value lies outside its range; the message names the value and the range.
+
+    Example:
+
+    ```python
+    >>> from hf_nullspace import NullspaceConfig
+
+    >>> config = NullspaceConfig(epsilon=0.01)
+    >>> NullspaceConfig.from_dict(config.to_dict()) == config
+    True
+    ```
+    """
+
+    epsilon: float = 0.03
+    method: str = field(default="boundary", metadata={"choices": list(DEFAULT_MAX_STEPS)})
+    learning_rate: float | None = None
+    max_token_ratio: float | None = 4.0
+    noise_limit: float = 3.0
+    max_steps: int | None = None
+    norm_weight: float = 0.0
+    bank_size: int = 1
+    num_images: int = 256
+    num_certificate_images: int | None = None
+    confidence: float = 0.95
+    on_failure: str = field(default="shrink", metadata={"choices": list(FAILURE_POLICIES)})
+    seed: int = 42
+
+    def __post_init__(self):
+        if self.method not in DEFAULT_LEARNING_RATES:
+            raise ValueError(f"`method` must be one of {list(DEFAULT_LEARNING_RATES)}, but got {self.method!r}.")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATES[self.method])
+        if self.max_steps is None:
+            object.__setattr__(self, "max_steps", DEFAULT_MAX_STEPS[self.method])
+        ratio = self.max_token_ratio
+        if ratio is not None and not (_is_number(ratio) and math.isfinite(ratio) and ratio >= 1):
+            raise ValueError(f"`max_token_ratio` must be `None` or a number of at least 1, but got {ratio!r}.")
+        for name in ("epsilon", "noise_limit", "learning_rate"):
+            value = getattr(self, name)
+            if name == "learning_rate" and value is None:  # of a method that takes no such steps
+                continue
+            if not (_is_number(value) and math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be a positive number, but got {value!r}.")
+        if not (_is_number(self.norm_weight) and math.isfinite(self.norm_weight) and self.norm_weight >= 0):
+            raise ValueError(f"`norm_weight` must be a number of at least 0, but got {self.norm_weight!r}.")
+        for name, least in (("max_steps", 1), ("bank_size", 1), ("num_images", 1), ("num_certificate_images", 2)):
+            value = getattr(self, name)
+            if name == "num_certificate_images" and value is None:  # as many as epsilon takes
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, but got {value!r}.")
+        if self.method == "sample" and self.bank_size > 1:
+            raise ValueError(
+                f"`bank_size` must be 1 with `method='sample'`, which draws another noise for every image, but got "
+                f"{self.bank_size!r}. A bank is for the methods 'boundary' and 'paper'."
+            )
+        if not (_is_number(self.confidence) and 0.5 <= self.confidence < 1):
+            raise ValueError(f"`confidence` must lie in [0.5, 1), but got {self.confidence!r}.")
+        if self.on_failure not in FAILURE_POLICIES:
+            raise ValueError(f"`on_failure` must be one of {list(FAILURE_POLICIES)}, but got {self.on_failure!r}.")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"`seed` must be an integer, but got {self.seed!r}.")
+
+    def fewest_certificate_images(self, largest: float = 2.0) -> int:
+        """
+        The fewest images that can show `epsilon` at this confidence; see [`~confidence.min_images`].
+
+        Args:
+            largest (`float`, *optional*, defaults to 2.0): The largest possible `probability_mse` of an image; that of a
+                multi-label model is its number of labels.
+        """
+        return min_images(self.epsilon / largest, self.confidence)
+
+    def wanted_certificate_images(self, largest: float = 2.0) -> int:
+        """`num_certificate_images`, or where that is not set as many as `epsilon` takes; `largest` as above."""
+        if self.num_certificate_images is not None:
+            return self.num_certificate_images
+        wanted = CERTIFICATE_IMAGES_RATIO * self.fewest_certificate_images(largest)
+        return min(MAX_CERTIFICATE_IMAGES, max(32, 32 * math.ceil(wanted / 32)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a JSON-serialisable `dict`."""
+        return dataclasses.asdict(self)
+
+    def to_json_string(self) -> str:
+        """Returns the fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NullspaceConfig:
+        """
+        Builds a config from a `dict`, for example one read from a saved noise.
+
+        Raises:
+            `ValueError`: If a key is not a field of this version of the package.
+        """
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"Unknown keys {unknown} for `NullspaceConfig`, whose fields are {sorted(known)}. If they come from a "
+                "saved noise, upgrade hf_nullspace to the version that wrote it."
+            )
+        return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,51 @@
+"""`paper`: algorithm 1 of the paper, down from a large random start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ...models.frozen import FrozenClassifier
+from ..certificate import remove_hidden_mean
+from ..config import NullspaceConfig
+from ..images import FrozenImages
+from .base import FoundNoise, distance_gradient, endless_batches
+
+
+def paper_search(
+    classifier: FrozenClassifier,
+    images: FrozenImages,
+    config: NullspaceConfig,
+    generator: torch.Generator,
+    on_step: Callable[[], None],
+) -> FoundNoise:
+    """
+    The paper's search: from a uniform start down `logit_distance - lambda * log(norm)`, until a batch meets epsilon.
+
+    It departs from algorithm 1 in two places: the weight decay of AdamW is 0, since decay shrinks the noise, and the
+    hidden-axis mean is removed at every step.
+
+    Raises:
+        `ValueError`: If the model gives NaN or infinite logits under the noise.
+    """
+    limit = config.noise_limit
+    noise = torch.empty(1, *images.tokens_shape).uniform_(-limit, limit, generator=generator)
+    noise = remove_hidden_mean(noise).to(classifier.device)
+    optimizer = torch.optim.AdamW([noise], lr=config.learning_rate, weight_decay=0.0)
+    for step, batch in zip(range(config.max_steps), endless_batches(images, generator), strict=False):
+        measured = distance_gradient(classifier, batch, noise)
+        mse, is_finite = torch.stack([measured.mse, measured.finite]).tolist()  # the step's one device sync
+        if mse <= config.epsilon:
+            return FoundNoise(noise, step)
+        if not is_finite:
+            raise ValueError(
+                f"The model gives NaN or infinite logits under noise of norm {noise.norm():.3g} at synthesis step "
+                f"{step}. Lower `noise_limit` ({config.noise_limit}) or `learning_rate` ({config.learning_rate}), or "
+                "run in bf16 or fp32 instead of fp16."
+            )
+        noise.grad = measured.gradient - config.norm_weight * noise / noise.square().sum()
+        optimizer.step()
+        noise.copy_(remove_hidden_mean(noise))
+        on_step()
+    return FoundNoise(noise, config.max_steps)

@@ -1,0 +1,1 @@
+"""What a model does not see: exact noise in its pixels, and approximate noise in front of its encoder."""

@@ -1,0 +1,121 @@
+"""Experiments with one noise: under which operations, on which images and at which scales it stays harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..models.frozen import FrozenClassifier
+from ..models.objectives import logit_distance, probabilities
+from ..noise.certificate import token_norms
+from ..noise.certify import permute_elements
+from ..noise.images import FrozenImages
+from ..utils.random import keyed_generator
+
+
+# What a noise does, by name: `measure_outcomes` with its classifier and images filled in, and `num_images`.
+Measure = Callable[[torch.Tensor], dict[str, float]]
+
+
+def closure(measure: Measure, noise: torch.Tensor, second: torch.Tensor, seed: int = 42) -> list[dict[str, Any]]:
+    """
+    Which operations stay in the approximate nullspace (scaling down, convex combination) and which leave it.
+
+    Args:
+        noise, second (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Two noises from independent searches.
+        seed (`int`, *optional*, defaults to 42): Seed of the permutations.
+
+    Returns:
+        `list[dict]`: For each `operation` its `norm` and what [`measure_outcomes`] gives.
+    """
+    order = torch.randperm(noise.shape[1], generator=keyed_generator("tokens", seed)).to(noise.device)
+    operations = {
+        "noise": noise,
+        "second noise": second,
+        "half of the noise": 0.5 * noise,
+        "mean of both": 0.5 * noise + 0.5 * second,
+        "sign flipped": -noise,
+        "tokens permuted": noise[:, order],
+        "elements permuted": permuted_control(noise, seed),
+    }
+    return [
+        {"operation": name, "norm": changed.norm().item(), **measure(changed)} for name, changed in operations.items()
+    ]
+
+
+def transfer(measures: dict[str, Measure], noise: torch.Tensor, seed: int = 42) -> list[dict[str, Any]]:
+    """One noise on several sets of images, by name (those it was searched on, others), with the permuted control."""
+    return [{"images": name, **with_control(measure, noise, seed)} for name, measure in measures.items()]
+
+
+def dose_response(
+    measure: Measure, noise: torch.Tensor, scales: Sequence[float], seed: int = 42
+) -> list[dict[str, float]]:
+    """The error of `scale * noise` by scale, beside the permuted control."""
+    return [
+        {"scale": scale, "norm": scale * noise.norm().item(), **with_control(measure, scale * noise, seed)}
+        for scale in scales
+    ]
+
+
+def token_norm_rows(noise: torch.Tensor, grid: tuple[int, int]) -> list[dict[str, float]]:
+    """
+    Norm of each token of a noise, hidden-axis mean excluded, with its place in the patch grid.
+
+    Args:
+        noise (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise.
+        grid (`tuple[int, int]`): `(rows, columns)` of the patches.
+
+    Raises:
+        `ValueError`: If the grid has another number of patches than the noise.
+    """
+    num_patches = noise.shape[1]
+    if grid[0] * grid[1] != num_patches:
+        raise ValueError(
+            f"A grid of {grid[0]} x {grid[1]} does not hold {num_patches} patches. Pass `grid=(rows, columns)`."
+        )
+    norms = token_norms(noise)[0].tolist()
+    return [
+        {"row": index // grid[1], "column": index % grid[1], "token_norm": norm} for index, norm in enumerate(norms)
+    ]
+
+
+@torch.no_grad()
+def measure_outcomes(classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor) -> dict[str, float]:
+    """
+    What a noise changes, as means over the images of all processes.
+
+    Returns:
+        `dict[str, float]`: `probability_mse`, `logit_distance`, `agreement`, and `confidence_change`, the absolute
+        change of the probability of the class that the clean image gets (its most probable label of several).
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=classifier.device)
+    for batch in images.batches():
+        if not len(batch):
+            continue
+        clean, noisy = batch.clean_logits, classifier.logits(batch.inputs, noise, batch.embeddings)
+        top = clean.argmax(-1, keepdim=True)
+        before, after = (probabilities(logits, classifier.multi_label) for logits in (clean, noisy))
+        confidence = (after - before).gather(-1, top).abs().flatten(1).mean(1)
+        values = (
+            classifier.probability_mse(clean, noisy),
+            logit_distance(clean, noisy),
+            classifier.agreement(clean, noisy),
+            confidence,
+        )
+        sums += torch.stack([value.double().sum() for value in values])
+    means = (classifier.sum_over_processes(sums) / len(images)).tolist()
+    return dict(zip(("probability_mse", "logit_distance", "agreement", "confidence_change"), means, strict=True))
+
+
+def permuted_control(noise: torch.Tensor, seed: int) -> torch.Tensor:
+    """The noise with its elements in the one random order that the seed gives."""
+    return permute_elements(noise, keyed_generator("permutation", seed))
+
+
+def with_control(measure: Measure, noise: torch.Tensor, seed: int) -> dict[str, float]:
+    """Outcomes of the noise, and as `permuted_...` those of the noise with its elements permuted."""
+    control = measure(permuted_control(noise, seed))
+    return {**measure(noise), **{f"permuted_{name}": control[name] for name in control if name != "num_images"}}

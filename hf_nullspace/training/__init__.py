@@ -1,0 +1,1 @@
+"""`NullspaceTrainer`: the training step, its arguments, its checkpoints and what it publishes."""

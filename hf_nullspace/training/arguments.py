@@ -1,0 +1,293 @@
+"""Arguments of [`NullspaceTrainer`]: those of `Trainer`, and how nullspace noise is made and used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from transformers import TrainingArguments
+
+from ..noise.config import NullspaceConfig
+from ..utils.wording import renamed
+
+
+# Field of the arguments -> field of the config, where the Trainer already owns the short name.
+CONFIG_FIELDS = {
+    "epsilon": "epsilon",
+    "noise_method": "method",
+    "noise_limit": "noise_limit",
+    "noise_max_token_ratio": "max_token_ratio",
+    "noise_learning_rate": "learning_rate",
+    "noise_max_steps": "max_steps",
+    "noise_norm_weight": "norm_weight",
+    "noise_bank_size": "bank_size",
+    "noise_num_images": "num_images",
+    "noise_num_certificate_images": "num_certificate_images",
+    "noise_on_failure": "on_failure",
+    "seed": "seed",
+}
+
+
+NOISE_FORWARDS = ("concatenated", "sequential")
+
+
+DEFAULT_ASCENTS = {"sample": 3.0, "boundary": 0.0, "paper": 0.0}
+
+
+def in_arguments(message: str) -> str:
+    """A message about the settings of a config in the names of the arguments."""
+    return renamed(message, {name: argument for argument, name in CONFIG_FIELDS.items()})
+
+
+@dataclass
+class NullspaceTrainingArguments(TrainingArguments):
+    """
+    Arguments of [`NullspaceTrainer`].
+
+    The fields that configure a synthesis are those of [`NullspaceConfig`], with `noise_` before a name that `Trainer`
+    uses itself. The others are:
+
+    Args:
+        noise_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the loss under noise: `loss = CE(clean) + noise_weight * CE(noisy)` (paper, algorithm 1). At 0 no
+            noise is made and training is that of `Trainer`.
+        noise_refresh_steps (`int`, *optional*, defaults to 40):
+            Optimizer steps between two syntheses.
+        noise_batch_size (`int`, *optional*):
+            Images of a synthesis step over all processes. Defaults to the batch of a training step over all processes,
+            without gradient accumulation.
+        noise_forward (`str`, *optional*, defaults to `"concatenated"`):
+            `"concatenated"` runs the clean and the noisy images of a step in one forward pass, `"sequential"` in two;
+            the loss is the same. Models that mix the images of a batch (BatchNorm) always run two.
+        noise_random_scale (`bool`, *optional*, defaults to `False`):
+            Scale each image's noise by a number uniform in [0, 1].
+        noise_convex_combination (`bool`, *optional*, defaults to `False`):
+            Mix the noises of a bank for each image instead of choosing one.
+        noise_candidates (`int`, *optional*, defaults to 1):
+            Noises drawn for each image, of which it is trained on the one with the largest loss: the hardest of so many
+            draws, or of so many noises of the bank. Each takes a forward pass; 1 takes none. What `noise_ascent` moves
+            is the chosen one. The certificate is of draws that were not chosen.
+        noise_ascent (`float`, *optional*):
+            For `noise_method="sample"`: standard deviations that each image's draw moves up its loss, at the same norm
+            and in the same axes; 3, the default there, makes it about as hard as the worst of 700 draws. Takes one more
+            pass forward and back; 0 takes none. The certificate is of draws that did not move.
+        noise_in_pixels (`bool`, *optional*, defaults to `False`):
+            Give the noise to the pixels of each image, inside [0, 1], instead of to its patch embeddings; what does not
+            fit into the box is lost. Needs the image processor as `processing_class`, and runs two forward passes.
+        noise_consistency (`float`, *optional*, defaults to 0.0):
+            Weight of a further term of the loss, the divergence `KL(clean || noisy)` of the predictions.
+        epsilon_warmup_steps (`int`, *optional*, defaults to 0):
+            Optimizer steps over which epsilon grows linearly to its value: the noise of a round that ends at step `s`
+            is synthesised for `epsilon * min(1, s / epsilon_warmup_steps)`.
+        ema_decay (`float`, *optional*, defaults to 0.0):
+            Decay of an exponential moving average of the weights, which takes their place when training ends: 0.99 looks
+            back over some 100 steps. Evaluation during training measures the weights that are trained. 0 averages none.
+        patch_projection (`str`, *optional*):
+            Name of the module that embeds patches, where the rule does not find it.
+
+    <Tip>
+
+    `noise_method` is `"sample"` by default, where that of [`NullspaceConfig`] is `"boundary"`: one noise for all images is
+    the largest to be found and what reports are about, and a noise of its own for every image trains better.
+
+    </Tip>
+
+    <Tip>
+
+    Defaults that differ from [`~transformers.TrainingArguments`]: `data_seed` is `seed`, so that the order of the data
+    does not depend on what was drawn before the dataloader was built; `ddp_find_unused_parameters` is `False`.
+
+    </Tip>
+
+    Raises:
+        `ValueError`: If a value lies outside its range.
+    """
+
+    epsilon: float = field(
+        default=NullspaceConfig.epsilon,
+        metadata={"help": "Largest probability_mse at which a noise counts as part of the approximate nullspace."},
+    )
+    noise_method: str = field(
+        default="sample",
+        metadata={
+            "help": "Draw another noise for every image in the axes that the encoder hardly sees, search along the "
+            "boundary of epsilon, or search as in the paper.",
+            "choices": ["sample", "boundary", "paper"],
+        },
+    )
+    noise_limit: float = field(
+        default=NullspaceConfig.noise_limit,
+        metadata={"help": "The noise of the paper's search starts uniform in [-noise_limit, noise_limit]."},
+    )
+    noise_max_token_ratio: float | None = field(
+        default=NullspaceConfig.max_token_ratio,
+        metadata={"help": "Largest norm of a token of the noise, as a multiple of the median over tokens."},
+    )
+    noise_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the noise; 0.3 for boundary and 0.1 for paper."}
+    )
+    noise_max_steps: int | None = field(
+        default=None,
+        metadata={"help": "Most steps of the search; 24 for boundary, 4 for sample and 100 for paper."},
+    )
+    noise_norm_weight: float = field(
+        default=NullspaceConfig.norm_weight,
+        metadata={"help": "Weight of the log-norm term that makes the noise large."},
+    )
+    noise_bank_size: int = field(
+        default=NullspaceConfig.bank_size, metadata={"help": "Number of noises synthesised in a round."}
+    )
+    noise_num_images: int = field(
+        default=NullspaceConfig.num_images, metadata={"help": "Images that the noise is optimised on."}
+    )
+    noise_num_certificate_images: int | None = field(
+        default=NullspaceConfig.num_certificate_images,
+        metadata={"help": "Further images that the certificate is measured on; as many as epsilon takes by default."},
+    )
+    noise_on_failure: str = field(
+        default=NullspaceConfig.on_failure,
+        metadata={
+            "help": "What happens to a noise that is not certified: scale it to where its measured error is within "
+            "epsilon, leave the round out, or raise an error.",
+            "choices": ["shrink", "skip", "error"],
+        },
+    )
+    noise_weight: float = field(default=1.0, metadata={"help": "Weight of the loss under noise; 0 turns noise off."})
+    noise_refresh_steps: int = field(default=40, metadata={"help": "Optimizer steps between two syntheses."})
+    noise_batch_size: int | None = field(
+        default=None, metadata={"help": "Images of a synthesis step over all processes."}
+    )
+    noise_forward: str = field(
+        default="concatenated",
+        metadata={
+            "help": "Clean and noisy images in one forward pass, or in two.",
+            "choices": list(NOISE_FORWARDS),
+        },
+    )
+    noise_random_scale: bool = field(
+        default=False, metadata={"help": "Scale each image's noise by a number uniform in [0, 1]."}
+    )
+    noise_convex_combination: bool = field(
+        default=False, metadata={"help": "Mix the noises of a bank for each image instead of choosing one."}
+    )
+    noise_candidates: int = field(
+        default=1,
+        metadata={"help": "Noises drawn for each image, which is trained on the one with the largest loss."},
+    )
+    noise_ascent: float | None = field(
+        default=None,
+        metadata={"help": "Standard deviations that each image's draw moves up its loss; 3 for sample, else 0."},
+    )
+    noise_in_pixels: bool = field(
+        default=False,
+        metadata={"help": "Give the noise to the pixels of each image, inside [0, 1], not to its patch embeddings."},
+    )
+    noise_consistency: float = field(
+        default=0.0, metadata={"help": "Weight of the divergence between the clean and the noisy prediction."}
+    )
+    epsilon_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimizer steps over which epsilon grows linearly to its value."}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of a moving average of the weights, which training ends with; 0 averages none."},
+    )
+    patch_projection: str | None = field(
+        default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
+    )
+
+    def __post_init__(self):
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        super().__post_init__()
+        self._default_ascent = None
+        self.check_noise_settings()
+
+    def check_noise_settings(self) -> None:
+        """
+        Checks the fields that `Trainer` has not, when they are set and when a search has set others; fills in the
+        default of `noise_ascent`, which depends on `noise_method`.
+
+        Raises:
+            `ValueError`: If a value lies outside its range.
+        """
+        self.nullspace_config()
+        if self.noise_ascent == self._default_ascent:
+            self.noise_ascent = self._default_ascent = DEFAULT_ASCENTS[self.noise_method]
+        for name in ("noise_weight", "noise_ascent", "noise_consistency"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
+        if self.noise_ascent and self.noise_method != "sample":
+            raise ValueError(
+                f"`noise_ascent` moves the draws of `noise_method='sample'`, but the method is {self.noise_method!r}. Set "
+                "`noise_method='sample'`, or leave `noise_ascent` at 0."
+            )
+        self._check_candidates()
+        if not isinstance(self.noise_refresh_steps, int) or self.noise_refresh_steps < 1:
+            raise ValueError(
+                f"`noise_refresh_steps` must be an integer of at least 1, but got {self.noise_refresh_steps!r}."
+            )
+        if self.noise_batch_size is not None and self.noise_batch_size < 1:
+            raise ValueError(f"`noise_batch_size` must be at least 1, but got {self.noise_batch_size!r}.")
+        if not isinstance(self.epsilon_warmup_steps, int) or self.epsilon_warmup_steps < 0:
+            raise ValueError(
+                f"`epsilon_warmup_steps` must be an integer of at least 0, but got {self.epsilon_warmup_steps!r}."
+            )
+        if not (isinstance(self.ema_decay, (int, float)) and 0 <= self.ema_decay < 1):
+            raise ValueError(f"`ema_decay` must lie in [0, 1), but got {self.ema_decay!r}.")
+        if self.ema_decay and self.load_best_model_at_end:
+            raise ValueError(
+                "`ema_decay` ends training with averaged weights, and `load_best_model_at_end` with those of a checkpoint. "
+                "Set one of them."
+            )
+        if self.noise_forward not in NOISE_FORWARDS:
+            raise ValueError(f"`noise_forward` must be one of {list(NOISE_FORWARDS)}, but got {self.noise_forward!r}.")
+
+    def _check_candidates(self) -> None:
+        candidates, bank_size = self.noise_candidates, self.noise_bank_size
+        if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
+            raise ValueError(f"`noise_candidates` must be an integer of at least 1, but got {candidates!r}.")
+        mixtures = self.noise_convex_combination and bank_size > 1
+        are_endless = self.noise_method == "sample" or self.noise_random_scale or mixtures
+        if candidates > bank_size and not are_endless:
+            raise ValueError(
+                f"`noise_candidates={candidates}` noises for each image to choose from are more than the "
+                f"`noise_bank_size={bank_size}` that there are. Make the bank as large, or draw at random: "
+                "`noise_method='sample'`, `noise_random_scale`, or `noise_convex_combination` of a larger bank."
+            )
+
+    def draw_options(self) -> dict[str, bool]:
+        """How noise is drawn from a bank: arguments of [`NullspaceNoise.draws`]."""
+        return {"random_scale": self.noise_random_scale, "convex_combination": self.noise_convex_combination}
+
+    def nullspace_schedule(self) -> dict[str, float | bool]:
+        """How the noise is used, beside how it is made."""
+        schedule = {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
+        names = (
+            "noise_candidates",
+            "noise_ascent",
+            "noise_in_pixels",
+            "noise_consistency",
+            "epsilon_warmup_steps",
+            "ema_decay",
+        )
+        return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in names}}
+
+    def nullspace_config(self, step: int | None = None) -> NullspaceConfig:
+        """
+        The synthesis settings among these arguments.
+
+        Args:
+            step (`int`, *optional*): The optimizer step that the noise is made at, if epsilon shall be that of its round.
+        """
+        try:
+            config = NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
+        except ValueError as error:
+            raise ValueError(in_arguments(str(error))) from None
+        if step is None or not self.epsilon_warmup_steps:
+            return config
+        round_end = (step // self.noise_refresh_steps + 1) * self.noise_refresh_steps
+        return replace(config, epsilon=self.epsilon * min(1.0, round_end / self.epsilon_warmup_steps))

@@ -1,0 +1,786 @@
+"""
+Checkpoints that can be relied on: which of them are whole, what is wrong with the others, and every weight restored.
+
+`Trainer` reads the weight file as it lies and loads it non-strictly. `save_pretrained` writes a ViT's encoder under
+older names than the live model uses, so that would restore the head and leave the encoder as it was, in silence. Delete
+`load_model_weights` when `Trainer._load_from_checkpoint` and `_load_best_model` convert names as `from_pretrained` does.
+
+`Trainer` also resumes from the last folder whatever is in it, and whichever run wrote it: without `optimizer.pt` or the
+random states it goes on in silence with a new optimizer and other random numbers. A checkpoint is whole here if it is as
+its list of files says ([`checkpoint_files`]), which is written last. Checkpoints of `Trainer` and of older versions have
+no list: they are told by the names of their files, of which `trainer_state.json` is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, logging
+
+from ..utils.checkpoint_files import LIST_NAME, read_list, what_differs, write_list
+from .data_position import DataPosition, randomness_of
+from .run_identity import Run, read_run, write_run
+
+
+logger = logging.get_logger(__name__)
+
+
+REMEDY = (
+    "Delete that checkpoint and resume from an earlier one; `resume_from_checkpoint=True` takes the last whole one."
+)
+
+
+# Of a checkpoint, what only a run that goes on reads.
+RUN_STATES = ("optimizer", "scheduler", "scaler", "rng_state", "data_state", "averaged_weights")
+
+
+# ---- Is it whole? -----------------------------------------------------------------------------------------------
+def what_is_missing(checkpoint: str | Path) -> str | None:
+    """
+    What keeps a checkpoint from being resumed from; `None` if nothing does.
+
+    Every file is compared with the size and the SHA-256 in the checkpoint's list, which takes about a second for each
+    GB on most processors. Where there is no list, only the files that every checkpoint of `Trainer` has are looked for;
+    a sharded optimizer has files of its own.
+    """
+    folder = Path(checkpoint)
+    try:
+        values = read_list(folder)
+    except ValueError as error:
+        return str(error)
+    if values is None:
+        return _what_is_missing_by_name(folder)
+    if values.get("save_only_model") and values["files"] is not None:
+        return "it was saved with `save_only_model`, so it has no optimizer, schedule or random states to go on with"
+    return what_differs(folder, values)
+
+
+def _what_is_missing_by_name(folder: Path) -> str | None:
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {TRAINER_STATE_NAME}, which is written last, so its save was cut short"
+    except (OSError, ValueError) as error:
+        return f"its {TRAINER_STATE_NAME} cannot be read ({error})"
+    names = {path.name for path in folder.iterdir()}
+    if not any(name.startswith("rng_state") for name in names):
+        return "it has no random states (rng_state.pth)"
+    has_optimizer = any(name.startswith("optimizer") for name in names)
+    if "latest" in names:  # DeepSpeed keeps optimizer and schedule in a folder that this file names
+        return None
+    if SCHEDULER_NAME not in names:
+        return (
+            f"it has no {SCHEDULER_NAME}" if has_optimizer else f"it has no {OPTIMIZER_NAME} and no {SCHEDULER_NAME}"
+        )
+    return None if has_optimizer else f"it has no {OPTIMIZER_NAME}"
+
+
+def check_whole(checkpoint: str | Path) -> None:
+    """
+    Refuses to resume from what would not continue the run exactly.
+
+    Raises:
+        `FileNotFoundError`: If there is no such folder.
+        `ValueError`: If its save was cut short, or files are gone or changed since; the message names the last whole
+            checkpoint.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no checkpoint {checkpoint}. {_whole_ones(folder.parent)}")
+    missing = what_is_missing(folder)
+    if missing is not None:
+        raise ValueError(
+            f"The checkpoint {checkpoint} is not whole: {missing}. Delete it. {_whole_ones(folder.parent)}"
+        )
+
+
+def check_model_files(checkpoint: str | Path) -> None:
+    """
+    Refuses to load weights and noise that are not as they were written; nothing is known of files without a list.
+
+    Raises:
+        `ValueError`: If a file of the model is gone or changed.
+    """
+    folder = Path(checkpoint)
+    try:
+        values = read_list(folder)
+        differs = values and what_differs(folder, values, lambda name: not name.startswith(RUN_STATES))
+    except ValueError as error:
+        differs = str(error)
+    if differs:
+        raise ValueError(f"The checkpoint {checkpoint} is not whole: {differs}. Take the weights of another one.")
+
+
+def check_processes(checkpoint: str | Path, num_processes: int, process_index: int) -> None:
+    """
+    Refuses another number of processes than the checkpoint was saved by: each has random states of its own, and other
+    images of a batch. Every process must call it.
+
+    Raises:
+        `ValueError`: If there are more or fewer, or if the random state of this process is lost.
+    """
+    folder = Path(checkpoint)
+    values = read_list(folder)
+    if values is not None:
+        then = values["num_processes"]
+    elif (folder / "rng_state.pth").is_file():
+        then = 1
+    else:  # of several machines, each may have no more than its own
+        ranks = [path.stem.removeprefix("rng_state_") for path in folder.glob("rng_state_*.pth")]
+        then = max(num_processes, 2, *(int(rank) + 1 for rank in ranks if rank.isdigit()))
+    if then != num_processes:
+        raise ValueError(
+            f"The checkpoint {checkpoint} was saved by {then} process(es), but now there are {num_processes}: they "
+            f"would see other images in other batches, and draw other random numbers. Resume with {then}, or start a "
+            "new run from the checkpoint's weights."
+        )
+    name = "rng_state.pth" if num_processes == 1 else f"rng_state_{process_index}.pth"
+    if not (folder / name).is_file():
+        raise ValueError(
+            f"The checkpoint {checkpoint} has no random states of process {process_index} ({name}). {REMEDY}"
+        )
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """
+    The last checkpoint that is whole, of the run that the folder belongs to; `None` if there is no checkpoint of it.
+
+    Later ones, and those of other runs, are named in a warning.
+
+    Raises:
+        `ValueError`: If the run has checkpoints, and none is whole.
+    """
+    others = checkpoints_of_other_runs(output_dir)
+    if others:
+        logger.warning(f"{output_dir} belongs to another run than {_names(others)}, which are left alone.")
+    skipped = {}
+    for checkpoint in _checkpoints(output_dir):
+        if checkpoint in others:
+            continue
+        missing = what_is_missing(checkpoint)
+        if missing is None:
+            for folder, reason in skipped.items():
+                logger.warning(f"Skipping {folder}: {reason}. Resuming from {checkpoint}; the other can be deleted.")
+            return str(checkpoint)
+        skipped[checkpoint] = missing
+    if skipped:
+        reasons = "; ".join(f"{folder}: {reason}" for folder, reason in skipped.items())
+        raise ValueError(
+            f"No checkpoint in {output_dir} is whole ({reasons}). Delete them and train without "
+            "`resume_from_checkpoint`."
+        )
+    return None
+
+
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint folders in an output folder, the last one first."""
+    steps = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if folder.is_dir() and folder.name.rpartition("-")[2].isdigit():
+            steps[folder] = _step_of(folder)
+    return sorted(steps, key=steps.get, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _whole_ones(output_dir: str | Path) -> str:
+    others = checkpoints_of_other_runs(output_dir)
+    own = (folder for folder in _checkpoints(output_dir) if folder not in others)
+    last = next((folder for folder in own if what_is_missing(folder) is None), None)
+    if last is None:
+        return f"No checkpoint in {output_dir} is whole: train without `resume_from_checkpoint`."
+    return f"The last whole checkpoint is {last}."
+
+
+# ---- Whose is it? -----------------------------------------------------------------------------------------------
+def run_of(checkpoint: str | Path) -> Run | None:
+    """The run that saved a checkpoint; `None` if its list is damaged."""
+    try:
+        values = read_list(Path(checkpoint))
+    except ValueError:
+        return None
+    return Run() if values is None else Run(**values["run"])
+
+
+def checkpoints_of_other_runs(output_dir: str | Path, run: Run | None = None) -> list[Path]:
+    """
+    The checkpoints in an output folder that are not of the run it belongs to.
+
+    Args:
+        output_dir (`str` or `Path`): The output folder.
+        run ([`Run`], *optional*): Defaults to the run that the folder belongs to; without one, all are its own.
+    """
+    run = run or read_run(output_dir)
+    if run is None:
+        return []
+    owners = {checkpoint: run_of(checkpoint) for checkpoint in _checkpoints(output_dir)}
+    return [
+        checkpoint
+        for checkpoint, owner in owners.items()
+        if owner is not None and any(checkpoint.iterdir()) and not run.has(owner, _step_of(checkpoint))
+    ]
+
+
+def resumed_run(checkpoint: str | Path, output_dir: str | Path) -> Run:
+    """The run that goes on from a checkpoint: the same one, or a branch where the folder has later steps of it."""
+    run, step = run_of(checkpoint) or Run(), read_step(checkpoint)
+    later = [other for other in _checkpoints(output_dir) if _step_of(other) > step]
+    strangers = checkpoints_of_other_runs(output_dir, run)
+    return run if all(other in strangers for other in later) else run.branch(step)
+
+
+def read_step(checkpoint: str | Path) -> int:
+    """The optimizer step that a checkpoint was saved after."""
+    return json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+
+
+def _names(checkpoints: list[Path]) -> str:
+    return ", ".join(checkpoint.name for checkpoint in checkpoints)
+
+
+# ---- Saving -----------------------------------------------------------------------------------------------------
+def begin_checkpoint(checkpoint: Path, facts: dict[str, Any]) -> None:
+    """Makes an empty folder for a checkpoint that is not whole until `write_list` says so, whatever was there."""
+    _empty(checkpoint)
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    write_list(checkpoint, facts, is_complete=False)
+
+
+def rotate_checkpoints(output_dir: str | Path, run: Run, limit: int | None, keep: list[str | Path | None]) -> None:
+    """
+    Deletes the earliest checkpoints of a run, by their steps: a clock may be set back.
+
+    Args:
+        output_dir (`str` or `Path`): The output folder.
+        run ([`Run`]): Checkpoints of other runs are neither counted nor deleted.
+        limit (`int`, *optional*): So many are left. `None` or 0 deletes none.
+        keep (`list`): These are left whatever the limit is, and counted.
+    """
+    if not limit or limit < 0:
+        return
+    others = checkpoints_of_other_runs(output_dir, run)
+    kept = {Path(checkpoint).resolve() for checkpoint in keep if checkpoint is not None}
+    own = [checkpoint for checkpoint in _checkpoints(output_dir) if checkpoint not in others]
+    rest = [checkpoint for checkpoint in own if checkpoint.resolve() not in kept]
+    # Those that were cut short are of no use to anybody, so they go first.
+    rest.sort(key=lambda checkpoint: (_was_finished(checkpoint), _step_of(checkpoint)), reverse=True)
+    for checkpoint in rest[max(0, limit - (len(own) - len(rest))) :]:
+        logger.info(f"Deleting the older checkpoint {checkpoint} due to `save_total_limit`")
+        _empty(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _was_finished(checkpoint: Path) -> bool:
+    try:
+        values = read_list(checkpoint)
+    except ValueError:
+        return False
+    return (checkpoint / TRAINER_STATE_NAME).is_file() if values is None else values["files"] is not None
+
+
+def _empty(checkpoint: Path) -> None:
+    """Deletes what is in a checkpoint: first what marks it as whole in either way of telling, the list at the end."""
+    (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    for path in sorted(checkpoint.glob("*"), key=lambda path: path.name == LIST_NAME):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def saving(output_dir: str) -> Iterator[None]:
+    """
+    Around a save: an error of the disk comes out as one that says what is still intact, and what to do.
+
+    Raises:
+        `OSError`: For an `OSError`, or whatever `torch.save` and safetensors raise where a disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # Of RuntimeErrors only those of torch's file writer: others (memory, a lost process) are no matter of the disk.
+        if isinstance(error, RuntimeError) and not any(
+            word in str(error) for word in ("PytorchStreamWriter", "inline_container", "iostream error")
+        ):
+            raise
+        free = shutil.disk_usage(output_dir).free / 2**20
+        raise OSError(
+            f"A checkpoint could not be saved in {output_dir}, whose disk has {free:.0f} MiB free: {error}. "
+            f"{_whole_ones(output_dir)} Free some space, or lower `save_total_limit`, and go on with "
+            "`resume_from_checkpoint=True`, which skips the checkpoint that was cut short."
+        ) from error
+
+
+@contextmanager
+def restoring(what: str, checkpoint: str | None) -> Iterator[None]:
+    """
+    Around a load: names the checkpoint, and the remedy, whatever a damaged file raises.
+
+    Raises:
+        `ValueError`: For any error.
+    """
+    try:
+        yield
+    except Exception as error:  # zip files, pickles and state dicts fail in ways of their own
+        raise ValueError(f"The {what} in {checkpoint} cannot be restored: {error}. {REMEDY}") from error
+
+
+def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
+    """
+    Puts every weight of `checkpoint` into `model`.
+
+    Args:
+        model (`nn.Module`): The live model, unwrapped.
+        checkpoint (`str`): A folder that `save_pretrained` wrote.
+
+    Returns:
+        `bool`: `False` if the model is none of Transformers or its weights are an adapter's, and `Trainer` should load
+        them.
+
+    Raises:
+        `ValueError`: If the checkpoint is damaged, has no `config.json`, lacks a weight of the model, or holds it in
+            another shape.
+    """
+    folder = Path(checkpoint)
+    if not isinstance(model, PreTrainedModel):
+        return False
+    if not (folder / CONFIG_NAME).is_file():
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            return False
+        raise ValueError(
+            f"The checkpoint {checkpoint} has no {CONFIG_NAME}, so nothing says what its weights belong to. {REMEDY}"
+        )
+    try:
+        loaded, info = type(model).from_pretrained(
+            checkpoint,
+            config=model.config,
+            dtype=model.dtype,
+            ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a cut or missing file raises, the reader needs to know which checkpoint
+        raise ValueError(f"The weights in {checkpoint} cannot be read: {error}. {REMEDY}") from error
+    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+    if missing or mismatched:
+        raise ValueError(
+            f"The checkpoint {checkpoint} does not fit {type(model).__name__}: it lacks {missing or 'nothing'} and "
+            f"has other shapes for {mismatched or 'nothing'}. Resume with the model it was saved from."
+        )
+    model.load_state_dict(loaded.state_dict())
+    return True
+
+
+def report_lost_loss(loss: float, step: int, args: TrainingArguments, scaler: torch.amp.GradScaler | None) -> None:
+    """
+    Called between the backward pass and the optimizer step with a loss that is not finite, so that no weight and no
+    checkpoint is lost to it. The gradient scaler of fp16 leaves such steps out by itself; then a warning will do.
+
+    Raises:
+        `FloatingPointError`: If there is no scaler.
+    """
+    if scaler is not None:
+        logger.warning(f"The loss of step {step} is {loss}; the gradient scaler of fp16 leaves the step out.")
+        return
+    raise FloatingPointError(
+        f"The loss of step {step} is {loss}. The weights are still those before the step, and no checkpoint holds "
+        f"others. Check the images and labels of the batch, lower `learning_rate` ({args.learning_rate:g}) or "
+        f"`noise_weight` ({args.noise_weight:g}), or raise the precision; then go on from the last checkpoint with "
+        "`resume_from_checkpoint=True`."
+    )
+
+
+def check_writable(directory: str) -> None:
+    """
+    Makes sure that results can be saved, before there are any.
+
+    Raises:
+        `OSError`: If the folder cannot be made or written.
+    """
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise OSError(
+            f"The output folder {directory!r} cannot be written: {error}. Free some space or give another `output_dir`."
+        ) from error
+
+
+# Arguments that decide which images come in which step.
+ORDER_ARGUMENTS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "dataloader_drop_last",
+    "dataloader_num_workers",
+    "train_sampling_strategy",
+    "seed",
+    "data_seed",
+)
+
+
+class CheckpointingTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] with other saving and loading; [`checkpointing`] says what its own lack.
+
+    A checkpoint is whole once the list of its files is written, with their sizes and hashes. Only whole ones are resumed
+    from, by the same number of processes and through the model's class, so that every weight comes back; whatever cannot
+    be read is an error that names the checkpoint and the remedy. `resume_from_checkpoint=True` takes none of another run
+    that was trained in the same folder, and `save_total_limit` counts and deletes none of it. A run that is finished is
+    finished: resuming it trains nothing.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.data_position = DataPosition()
+        self.add_callback(self.data_position)
+
+    _run = Run()
+    _saved_position: dict[str, Any] | None = None
+    _has_nothing_left = False
+    _unfinished_checkpoint: Path | None = None
+    _real_save_total_limit: int | None = None
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial=None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        if resume_from_checkpoint:
+            output_dir = self._get_output_dir(trial)
+            resume_from_checkpoint = self._on_first_process(lambda: _find(resume_from_checkpoint, output_dir))
+            self._on_every_process(
+                lambda: check_processes(resume_from_checkpoint, self.args.world_size, self.args.process_index)
+            )
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    # ---- Beginning and ending -----------------------------------------------------------------------------------
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        progress = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        output_dir = self._get_output_dir(trial)
+        self._has_nothing_left, self._saved_position = False, None
+        if resume_from_checkpoint is None:
+            self._begin_run(Run.new(), output_dir)
+            return progress
+        self._begin_run(resumed_run(resume_from_checkpoint, output_dir), output_dir)
+        self._find_best_checkpoint(Path(resume_from_checkpoint).parent)
+        is_in_order = self._warn_of_another_order(resume_from_checkpoint)
+        stopped_early = self._restore_patience()
+        if stopped_early or self.state.global_step >= max_steps:
+            self._has_nothing_left = True
+            reason = "stopped early" if stopped_early else f"was to end at step {max_steps}"
+            logger.warning(
+                f"The run of {resume_from_checkpoint} is finished: it {reason}, and that checkpoint is of step "
+                f"{self.state.global_step}. Nothing is trained."
+            )
+            return num_train_epochs, 0
+        return self._find_position(resume_from_checkpoint, progress) if is_in_order else progress
+
+    def _begin_run(self, run: Run, output_dir: str) -> None:
+        self._run = run
+        if not self.args.should_save:
+            return
+        others = checkpoints_of_other_runs(output_dir, run)
+        if others and run != read_run(output_dir):
+            logger.warning(
+                f"{output_dir} has checkpoints of another run: {', '.join(folder.name for folder in others)}. They are "
+                "neither resumed from nor deleted, but this run's take the place of those of the same step. Give each "
+                "run an `output_dir` of its own to keep both."
+            )
+        write_run(output_dir, run)
+
+    def _find_best_checkpoint(self, folder: Path) -> None:
+        """The state names the best checkpoint by a path, and the run's folder may have been moved or copied."""
+        if self.state.best_global_step:
+            best = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+                if self.args.load_best_model_at_end:
+                    self._on_first_process(lambda: check_model_files(best))
+
+    def _order_facts(self) -> dict[str, Any]:
+        facts = {name: getattr(self.args, name, None) for name in ORDER_ARGUMENTS}
+        if self.args.auto_find_batch_size:  # restored by the parent
+            del facts["per_device_train_batch_size"]
+        facts = {name: value if value is None else str(value) for name, value in facts.items()}
+        return {**facts, "images": str(len(self.train_dataset)) if has_length(self.train_dataset) else None}
+
+    def _warn_of_another_order(self, checkpoint: str) -> bool:
+        """Whether the run sees its images in the order that it would have had."""
+        then, now = (read_list(Path(checkpoint)) or {}).get("order"), self._order_facts()
+        changed = [name for name in now if then is not None and then.get(name) != now[name]]
+        if changed:
+            before, after = ({name: facts.get(name) for name in changed} for facts in (then, now))
+            logger.warning(
+                f"The checkpoint {checkpoint} was saved with {before}, but now it is {after}: the run goes on, but on "
+                "other images than it would have without the interruption."
+            )
+        return not changed
+
+    def _find_position(self, checkpoint: str, progress: tuple[int, int]) -> tuple[int, int]:
+        """The pass over the data and the batches of it that were taken; `progress` where that is not known."""
+        positions = (read_list(Path(checkpoint)) or {}).get("positions")
+        saved = positions[self.args.process_index] if positions else None
+        is_stream = not has_length(self.train_dataset)
+        if saved is None:
+            if is_stream:
+                logger.warning(
+                    f"The checkpoint {checkpoint} does not say how often the stream was passed: if more than once, the "
+                    "run goes on with other images."
+                )
+            return progress
+        if self.args.ignore_data_skip:
+            if saved["batches"]:
+                logger.warning(
+                    "With `ignore_data_skip` the pass over the training set begins anew: the run goes on, but on other "
+                    "images than it would have without the interruption."
+                )
+            return (saved["epoch"], 0) if is_stream else progress
+        if saved["has_leftover"]:
+            logger.warning(
+                f"{checkpoint} was saved between two passes with gradients of micro-batches that completed no step, which "
+                "no checkpoint holds: the run goes on without them. Save by steps, or choose "
+                "`gradient_accumulation_steps` such that a pass is a whole number of steps."
+            )
+        self._saved_position = saved
+        return saved["epoch"], saved["batches"]
+
+    # ---- Reading ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        self.data_position.watch(loader, self.args.process_index)
+        if self.args.save_strategy != "no" and not isinstance(loader.dataset, IterableDataset):
+            self._warn_of_lost_randomness(randomness_of(loader), loader.num_workers)
+            if not self.args.accelerator_config.use_seedable_sampler and self.args.world_size > 1:
+                logger.warning(
+                    "Without `use_seedable_sampler` several processes order the images by a generator that no checkpoint "
+                    "holds: a run that is resumed after its first pass goes on with other images."
+                )
+        return loader
+
+    def _warn_of_lost_randomness(self, randomness: str | None, num_workers: int) -> None:
+        if randomness == "own":
+            logger.warning(
+                "Reading a training image twice gives two images, though the global random generators are as before: its "
+                "transforms draw from a generator of their own, which no checkpoint holds. A run that is resumed sees "
+                "other augmentations than it would have without the interruption. Let them draw from `torch`'s, NumPy's "
+                "or Python's global generator."
+            )
+        if randomness == "global" and num_workers:
+            logger.warning(
+                f"Training images are augmented at random in {num_workers} data loader workers, whose random states no "
+                "checkpoint holds. A run that is resumed in the middle of a pass sees other augmentations than it would "
+                "have without the interruption. `dataloader_num_workers=0` resumes exactly."
+            )
+
+    def _run_epoch(
+        self,
+        model,
+        epoch,
+        train_dataloader,
+        steps_in_epoch,
+        num_update_steps_per_epoch,
+        trial,
+        ignore_keys_for_eval,
+        start_time,
+        resume_from_checkpoint,
+        epochs_trained,
+        steps_trained_in_current_epoch,
+    ) -> None:
+        self.data_position.begin_pass(epoch, steps_in_epoch)
+        saved, self._saved_position = self._saved_position, None
+        if saved is not None and saved["batches"]:
+            self.data_position.replay(saved, train_dataloader, lambda: self._load_rng_state(resume_from_checkpoint))
+        super()._run_epoch(
+            model=model,
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            steps_in_epoch=steps_in_epoch,
+            num_update_steps_per_epoch=num_update_steps_per_epoch,
+            trial=trial,
+            ignore_keys_for_eval=ignore_keys_for_eval,
+            start_time=start_time,
+            resume_from_checkpoint=resume_from_checkpoint,
+            epochs_trained=epochs_trained,
+            steps_trained_in_current_epoch=steps_trained_in_current_epoch,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        batches = self.data_position.taking(epoch_iterator, self.state.global_step)
+        return super().get_batch_samples(batches, num_batches, device)
+
+    def _restore_patience(self) -> bool:
+        """Lets early stopping count on from where it was; whether it had stopped the run."""
+        states = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
+        callbacks = [
+            callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)
+        ]
+        for callback, state in zip(callbacks, states if isinstance(states, list) else [states], strict=False):
+            callback.early_stopping_patience_counter = state["attributes"]["early_stopping_patience_counter"]
+        return any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in callbacks
+        )
+
+    def _finalize_training(self, trial, num_train_samples, start_time) -> TrainOutput:
+        with self._limited_to(None) as limit:
+            output = super()._finalize_training(trial, num_train_samples, start_time)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and limit == 1 and best is not None:  # the last one is not needed any more
+            rotate_checkpoints(self._get_output_dir(trial), self._run, 1, [best])
+        if self._has_nothing_left:
+            # Its loss and its speed are those of no step.
+            return TrainOutput(output.global_step, float("nan"), {"total_flos": output.metrics["total_flos"]})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if not (self._has_nothing_left and "train_runtime" in logs):
+            super().log(logs, start_time)
+
+    # ---- Saving -------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        output_dir = self._get_output_dir(trial)
+        folder = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with saving(output_dir), self._limited_to(None) as limit:
+            if self.args.should_save:
+                begin_checkpoint(folder, self._facts())
+            self.accelerator.wait_for_everyone()  # nobody writes before it is empty
+            self._unfinished_checkpoint, self._real_save_total_limit = folder, limit
+            try:
+                super()._save_checkpoint(model, trial)
+                self._finish_checkpoint()
+            finally:
+                self._unfinished_checkpoint = self._real_save_total_limit = None
+            if self.args.should_save:
+                rotate_checkpoints(output_dir, self._run, limit, [folder, self.state.best_model_checkpoint])
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "run": self._run.to_dict(),
+            "num_processes": self.args.world_size,
+            "save_only_model": self.args.save_only_model,
+            "order": self._order_facts(),
+        }
+
+    def _finish_checkpoint(self) -> None:
+        """Lists the files of the checkpoint, when every process has written its own."""
+        folder, self._unfinished_checkpoint = self._unfinished_checkpoint, None
+        if folder is not None:
+            positions = [self.data_position.to_dict(self.state.global_step)]
+            if self.args.world_size > 1:
+                positions = gather_object(positions)
+            if self.args.should_save:
+                write_list(folder, {**self._facts(), "positions": positions}, is_complete=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._finish_checkpoint()
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _limited_to(self, limit: int | None) -> Iterator[int | None]:
+        """Another `save_total_limit` meanwhile: the parent's rotation goes by the clock, and by no run."""
+        before, self.args.save_total_limit = self.args.save_total_limit, limit
+        try:
+            yield before
+        finally:
+            self.args.save_total_limit = before
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self._limited_to(
+            self._real_save_total_limit or self.args.save_total_limit
+        ):  # the arguments are saved too
+            super()._save(output_dir, state_dict)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # `trainer_state.json` comes next, which bare `Trainer`s take for the end: not before every process has written.
+        self.accelerator.wait_for_everyone()
+
+    # ---- Loading ------------------------------------------------------------------------------------------------
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.data_position.is_restored:
+            return  # between two batches that were read, where they belong; this comes after both
+        with restoring("random state", checkpoint):
+            super()._load_rng_state(checkpoint)
+        self.data_position.states_are_loaded()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with restoring("state of the optimizer and the schedule", checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_weights(self.model if model is None else model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self._on_first_process(lambda: check_model_files(self.state.best_model_checkpoint))
+        if not self._load_weights(self.model, self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_weights(self, model: nn.Module, checkpoint: str) -> bool:
+        """Whether the weights are restored; those that are spread over processes are left to the parent."""
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return not is_sharded and load_model_weights(model, checkpoint)
+
+    # ---- Several processes --------------------------------------------------------------------------------------
+
+    def _on_first_process(self, read: Callable[[], Any]) -> Any:
+        """What the first process reads, or raises, on all of them: a folder is hashed once, and nobody disagrees."""
+        outcome = [None, None]
+        if self.args.process_index == 0:
+            outcome = _outcome(read)
+        if self.args.world_size > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def _on_every_process(self, check: Callable[[], None]) -> None:
+        """Raises on all processes what `check` raises on any."""
+        errors = [_outcome(check)[1]]
+        if self.args.world_size > 1:
+            errors = gather_object(errors)
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+def _find(resume_from_checkpoint: str | bool, output_dir: str) -> str:
+    if resume_from_checkpoint is not True:
+        check_whole(resume_from_checkpoint)
+        return str(resume_from_checkpoint)
+    found = last_whole_checkpoint(output_dir)
+    if found is None:
+        raise ValueError(f"No valid checkpoint found in output directory ({output_dir}).")
+    return found
+
+
+def _outcome(call: Callable[[], Any]) -> list[Any]:
+    try:
+        return [call(), None]
+    except (OSError, ValueError) as error:
+        return [None, error]

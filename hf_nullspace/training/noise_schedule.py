@@ -1,0 +1,192 @@
+"""Which noise is in use, since when, and what came before: the part of a training run that checkpoints must hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..noise.config import NullspaceConfig
+from ..noise.nullspace_noise import NullspaceNoise
+from ..utils.files import replaced
+from ..utils.random import keyed_generator
+from .checkpoints import REMEDY
+
+
+SCHEDULE_NAME = "nullspace_schedule.json"
+
+
+# The columns of the history that are logged at each round.
+LOGGED_FIELDS = (
+    "round",
+    "norm",
+    "probability_mse",
+    "probability_mse_upper",
+    "logit_distance",
+    "agreement",
+    "permuted_probability_mse",
+    "permuted_agreement",
+    "converged",
+    "steps",
+    "seconds",
+)
+
+
+class NoiseSchedule:
+    """
+    The current bank of noises and the history of its rounds.
+
+    Args:
+        refresh_steps (`int`): Optimizer steps in a round.
+        seed (`int`): Seed of the draws from the bank.
+        draw_options (`dict`, *optional*): Further arguments of [`NullspaceNoise.draws`].
+
+    Attributes:
+        noise ([`NullspaceNoise`] or `None`): The current bank.
+        history (`list[dict]`): One row for each round.
+    """
+
+    def __init__(self, refresh_steps: int, seed: int, draw_options: dict[str, bool] | None = None):
+        self.refresh_steps = refresh_steps
+        self.seed = seed
+        self.draw_options = draw_options or {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to before the first round."""
+        self.noise: NullspaceNoise | None = None
+        self.history: list[dict[str, Any]] = []
+        self._places = (-1, 0)
+
+    def round_of(self, step: int) -> int:
+        """The round that optimizer step `step` belongs to."""
+        return step // self.refresh_steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` begins a round whose noise is not there yet."""
+        return self.noise is None or self.noise.round_index != self.round_of(step)
+
+    def update(self, noise: NullspaceNoise, step: int) -> None:
+        """Makes `noise` the current one and adds its row to the history."""
+        self.noise = noise
+        row = {"round": noise.round_index, "step": step, **noise.certificate.to_dict()}
+        # The certificate is that of the worst noise of a bank; the round is made of all of them.
+        whole = {
+            "converged": noise.converged,
+            "in_use": noise.is_usable,
+            "seconds": sum(each.seconds for each in noise.certificates),
+        }
+        self.history.append({**row, **whole})
+
+    def go_back_to(self, noise: NullspaceNoise) -> None:
+        """Makes the noise of an earlier round the current one; the rounds after it are no part of the model's history."""
+        self.noise = noise
+        self.history = [row for row in self.history if row["round"] <= noise.round_index]
+
+    def logs(self) -> dict[str, float]:
+        """What is logged of the current round, under `noise/`."""
+        row = self.history[-1]
+        return {f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None}
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether this round trains on its noise: if it is usable or, for a control, if what it stands for was."""
+        return self.noise is not None and self.history[-1].get("source_in_use", self.noise.is_usable)
+
+    def next_place(self, step: int) -> tuple[int, int]:
+        """`step` and the place in it of the micro-batch that asks, one place further with every call."""
+        self._places = (step, self._places[1] + 1 if self._places[0] == step else 0)
+        return self._places
+
+    def draws(
+        self, step: int, batch_size: int, process_index: int, device: torch.device | str = "cpu", count: int = 1
+    ) -> Iterator[torch.Tensor] | None:
+        """
+        `count` noises for each image of one micro-batch, or `None` in a round without noise to train on.
+
+        What is drawn depends on the seed, the step, the place of the micro-batch in the step and the process alone, so a
+        resumed run draws what the uninterrupted one would have.
+        """
+        if not self.is_in_use:
+            return None
+        generator = keyed_generator("draw", self.seed, *self.next_place(step), process_index)
+        return self.noise.draws(count, batch_size, generator, device=device, **self.draw_options)
+
+    def save(self, directory: str) -> None:
+        """Writes the noise and the history into a checkpoint."""
+        if self.noise is None:
+            return
+        self.noise.save_pretrained(directory)
+        values = {"refresh_steps": self.refresh_steps, "round": self.noise.round_index, "history": self.history}
+        with replaced(Path(directory, SCHEDULE_NAME)) as path:
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def load(self, directory: str, config_of: Callable[[int], NullspaceConfig]) -> None:
+        """
+        Restores noise and history from a checkpoint.
+
+        Args:
+            directory (`str`): The checkpoint.
+            config_of (`Callable`): Gives the settings that this run would make the noise of an optimizer step with.
+
+        Raises:
+            `FileNotFoundError`: If the checkpoint holds none.
+            `ValueError`: If the files are damaged, do not belong together, or are of another refresh interval or of
+                other settings.
+        """
+        path = Path(directory, SCHEDULE_NAME)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"The checkpoint {directory} has no {SCHEDULE_NAME}, so its noise cannot be restored. {REMEDY} Or start "
+                "a new run from its weights."
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            refresh_steps, round_index, history = values["refresh_steps"], values["round"], values["history"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{SCHEDULE_NAME} in {directory} is damaged: {error!r}. {REMEDY}") from error
+        if refresh_steps != self.refresh_steps:
+            raise ValueError(
+                f"The checkpoint {directory} was trained with noise_refresh_steps={refresh_steps}, but now it is "
+                f"{self.refresh_steps}. Resume with the same value, or start a new run from the checkpoint's weights."
+            )
+        try:
+            noise = NullspaceNoise.from_pretrained(directory)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error} {REMEDY}") from error
+        if noise.round_index != round_index:
+            raise ValueError(
+                f"The noise in {directory} is of round {noise.round_index}, but its history is of round {round_index}. "
+                f"{REMEDY}"
+            )
+        then, now = noise.config.to_dict(), config_of(round_index * refresh_steps).to_dict()
+        changed = [name for name, value in now.items() if then[name] != value]
+        if changed:
+            before, after = ({name: values[name] for name in changed} for values in (then, now))
+            raise ValueError(
+                f"The checkpoint {directory} was trained with noise of {before}, but now it is {after}. Resume with the "
+                "same settings, or start a new run from the checkpoint's weights."
+            )
+        self.noise, self.history = noise, history
+
+
+def check_same_on_all_processes(noise: NullspaceNoise, accelerator: Accelerator) -> None:
+    """
+    Makes sure that every process goes on with the same noise, bit for bit; a few bytes are exchanged.
+
+    Raises:
+        `RuntimeError`: If a process has another noise than the first one; the message names it.
+    """
+    digest = torch.tensor([int(noise.digest()[:15], 16)], device=accelerator.device)
+    digests = accelerator.gather(digest).tolist()
+    others = [process for process, other in enumerate(digests) if other != digests[0]]
+    if others:
+        raise RuntimeError(
+            f"The processes {others} found another noise in round {noise.round_index} than process 0: they would train "
+            "on different losses. Give all processes the same model, dataset, seed and kind of device; if the data "
+            "transforms are random, seed them alike."
+        )

@@ -1,0 +1,72 @@
+"""Which run an output folder belongs to, so that the checkpoints of two never mix."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..utils.files import replaced
+
+
+RUN_NAME = "nullspace_run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One run of training, over all its interruptions.
+
+    Args:
+        id (`str`, *optional*, defaults to `""`):
+            A name that no other run has. That of runs which older versions of the package began is empty.
+        ancestors (`dict[str, int]`, *optional*):
+            Where this run went on from an earlier checkpoint than the last: the last step that it shares with those
+            it left.
+    """
+
+    id: str = ""
+    ancestors: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def new(cls) -> Run:
+        return cls(uuid.uuid4().hex)
+
+    def branch(self, step: int) -> Run:
+        """The run that goes on from `step` of this one, and leaves its later steps."""
+        shared = {name: min(last, step) for name, last in self.ancestors.items()}
+        return Run(uuid.uuid4().hex, {**shared, self.id: step})
+
+    def has(self, run: Run, step: int) -> bool:
+        """Whether step `step` of `run` lies on the way of this one."""
+        return run.id == self.id or step <= self.ancestors.get(run.id, -1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_run(output_dir: str | Path) -> Run | None:
+    """
+    The run that an output folder belongs to; `None` if nothing says so.
+
+    Raises:
+        `ValueError`: If the file that says so is damaged.
+    """
+    try:
+        return Run(**json.loads(Path(output_dir, RUN_NAME).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{Path(output_dir, RUN_NAME)} cannot be read ({error}). Delete it: resuming then takes the last whole "
+            "checkpoint, whichever run it is of."
+        ) from error
+
+
+def write_run(output_dir: str | Path, run: Run) -> None:
+    """Makes an output folder that of `run`."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    with replaced(Path(output_dir, RUN_NAME)) as path:
+        path.write_text(json.dumps(run.to_dict(), indent=2) + "\n", encoding="utf-8")

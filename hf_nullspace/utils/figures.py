@@ -1,0 +1,54 @@
+"""Figures from results, never from models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+
+
+MODEL_COLORS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P")  # six of seven colours, so that few pairs repeat
+
+
+@contextmanager
+def optional_figure(name: str | os.PathLike) -> Iterator[None]:
+    """Around a drawing: whatever is missing or broken of matplotlib is a warning, and costs no result."""
+    try:
+        yield
+    except Exception as error:  # a broken installation raises what it likes
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        logger.warning(f"{os.path.basename(name)} is not drawn. {reason}")
+
+
+def finish(*panels) -> None:
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+
+
+def save_figure(plt, figure, path: str | os.PathLike) -> None:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("Figures need matplotlib: `pip install 'hf_nullspace[plots]'`.") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

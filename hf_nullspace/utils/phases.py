@@ -1,0 +1,144 @@
+"""What a long command is doing, and how long that will take: a line when a part of it begins, and one when it is known."""
+
+from __future__ import annotations
+
+import logging as python_logging
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+# An estimate is made of so many steps, or of what was done in so many seconds where steps are slow.
+ESTIMATE_STEPS, ESTIMATE_SECONDS = 10, 5.0
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it: `"40 s"`, `"12 min"`, `"3 h 20 min"`."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def announce(text: str) -> None:
+    """Logs a line, once for all processes."""
+    if PartialState().is_main_process:
+        logger.info(text)
+
+
+@contextmanager
+def announced(name: str, estimate: float | None = None) -> Iterator[None]:
+    """A line before a part of the work, with its estimate in seconds, and one after it."""
+    announce(f"{name}" + (f": about {in_words(estimate)}" if estimate is not None else "") + " ...")
+    start = time.perf_counter()
+    yield
+    announce(f"{name}: done in {in_words(time.perf_counter() - start)}.")
+
+
+class PhaseCallback(TrainerCallback):
+    """
+    Announces a training: its steps when it begins, the time that is left once some were timed, and its end.
+
+    Args:
+        name (`str`): What is trained, for the lines and the progress bar.
+        round_steps (`int`, *optional*): Steps between two noises, the first of which takes longer.
+        bar ([`~transformers.trainer_callback.ProgressCallback`], *optional*): Whose bar shall have the name.
+    """
+
+    def __init__(self, name: str, round_steps: int | None = None, bar: ProgressCallback | None = None):
+        self.name, self.round_steps, self.bar = name, round_steps, bar
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._first, self._start = state.global_step, time.perf_counter()
+        self._plain_steps: list[float] = []
+        self._round_steps: list[float] = []
+        self._is_estimated = False
+        steps = state.max_steps - state.global_step
+        if steps <= 0:
+            return announce(f"{self.name}: finished before, at step {state.global_step}.")
+        done = f" from step {state.global_step} on" if state.global_step else ""
+        rounds = self._rounds(state.global_step, state.max_steps)
+        noises = f", {rounds} round{'s' if rounds != 1 else ''} of noise synthesis" if self.round_steps else ""
+        announce(f"{self.name}: {steps} step{'s' if steps != 1 else ''}{done}{noises} ...")
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._step_start = time.perf_counter()
+        if self.bar is not None and self.bar.training_bar is not None and state.global_step == self._first:
+            self.bar.training_bar.set_description(self.name)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._is_estimated:
+            return
+        now = time.perf_counter()
+        is_first = state.global_step - 1 == self._first
+        begins_round = bool(self.round_steps) and (is_first or (state.global_step - 1) % self.round_steps == 0)
+        (self._round_steps if begins_round else self._plain_steps).append(now - self._step_start)
+        count = state.global_step - self._first
+        if not self._plain_steps or (count <= ESTIMATE_STEPS and now - self._start < ESTIMATE_SECONDS):
+            return
+        self._is_estimated = True
+        left = self.seconds_left(state.global_step, state.max_steps)
+        if state.global_step < state.max_steps:
+            announce(f"{self.name}: step {state.global_step} of {state.max_steps}, about {in_words(left)} left.")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        steps = state.global_step - self._first
+        if steps > 0:
+            announce(f"{self.name}: {steps} steps done in {in_words(time.perf_counter() - self._start)}.")
+
+    def seconds_left(self, step: int, max_steps: int) -> float:
+        """What the steps that are left take, at the pace of those that were timed."""
+        pace = statistics.median(self._plain_steps)
+        synthesis = max(0.0, statistics.mean(self._round_steps) - pace) if self._round_steps else 0.0
+        return (max_steps - step) * pace + self._rounds(step, max_steps) * synthesis
+
+    def _rounds(self, step: int, max_steps: int) -> int:
+        """Rounds that begin at a step from `step` on; a run that begins within one has its noise."""
+        if not self.round_steps:
+            return 0
+        return math.ceil(max_steps / self.round_steps) - math.ceil(step / self.round_steps)
+
+
+@contextmanager
+def logged_to_terminal(level: int) -> Iterator[None]:
+    """Meanwhile what this package logs at `level` or above is printed, whatever other loggers do."""
+    root = python_logging.getLogger(__package__.partition(".")[0])
+    handler = python_logging.StreamHandler(sys.stderr)
+    handler.setFormatter(python_logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+
+
+@contextmanager
+def without_bars(hidden: bool) -> Iterator[None]:
+    """Meanwhile, if `hidden`, Transformers and Datasets draw no progress bars, which fill a log with their every state."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = (logging.is_progress_bar_enabled(), not are_progress_bars_disabled())
+    if hidden:
+        logging.disable_progress_bar()
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown[0]:
+            logging.enable_progress_bar()
+        if shown[1]:
+            enable_progress_bars()

@@ -1,0 +1,73 @@
+"""Settings by the names that the reader gave them: fields of a config, arguments of a trainer, or flags of a command."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+
+# `name` or `name=value`, as messages write settings.
+SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+
+# The flag's own word for what Python says with a value.
+FLAG_VALUES = {"resume_from_checkpoint": {"True": "last"}}
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A message in which every setting of `names` (old name -> new name) has its new name."""
+    return SETTING.sub(lambda match: match[0].replace(match[1], names.get(match[1], match[1]), 1), text)
+
+
+def as_flags(text: str, names: Collection[str]) -> str:
+    """A message in which every setting of `names` is a flag: `max_steps=3` becomes `--max_steps 3`."""
+
+    def flag(match: re.Match) -> str:
+        name, value = match.groups()
+        if name not in names:
+            return match[0]
+        value = (value or "").strip("'\"")
+        value = FLAG_VALUES.get(name, {}).get(value, value)
+        return f"`--{name} {value}`" if value else f"`--{name}`"
+
+    return SETTING.sub(flag, text)
+
+
+# How settings are named now: the innermost last.
+_translations: list[Callable[[str], str]] = []
+
+
+@contextmanager
+def worded(translate: Callable[[str], str]) -> Iterator[None]:
+    """Meanwhile `translate` words what this package logs, and the errors that leave; of several, the inner ones first."""
+    root = __package__.partition(".")[0]
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] == root and isinstance(logger, logging.Logger)
+    ]
+    _translations.append(translate)
+    for logger in loggers:
+        logger.addFilter(_translate)
+    try:
+        yield
+    except Exception as error:
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            error.args = (translate(error.args[0]),)
+        raise
+    finally:
+        _translations.pop()
+        if not _translations:
+            for logger in logging.root.manager.loggerDict.values():
+                if isinstance(logger, logging.Logger):
+                    logger.removeFilter(_translate)
+
+
+def _translate(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    for translate in reversed(_translations):
+        text = translate(text)
+    record.msg, record.args = text, ()
+    return True

@@ -1,0 +1,30 @@
+"""The bars of a robustness report, of one model and of several."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_nullspace.robustness.figure import plot_robustness
+
+
+BARS = {
+    "clean": {"accuracy": 90.0, "low": 85.0, "high": 94.0},
+    "corruptions": {"accuracy": 60.0, "low": None, "high": None},
+}
+
+
+@pytest.mark.parametrize(("models", "colours"), [(1, {(0, 0x72, 0xB2)}), (2, {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)})])
+def test_bars_are_as_long_as_the_accuracies(tmp_path, models, colours):
+    plot_robustness({f"model {number}": BARS for number in range(models)}, tmp_path / "bars.png")
+    with Image.open(tmp_path / "bars.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[1] == 1350
+    for colour in colours:
+        lengths = sorted(length for length in (pixels == colour).all(-1).sum(1).tolist() if length > 100)
+        shorter, longer = lengths[0], lengths[-1]
+        assert longer / shorter == pytest.approx(90 / 60, rel=0.1)
+
+
+def test_no_bars_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`bars` is empty"):
+        plot_robustness({}, tmp_path / "bars.png")

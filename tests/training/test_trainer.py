@@ -1,0 +1,532 @@
+"""The trainer: its loss, its rounds, what evaluation sees, exact resume, and every refusal before training."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from trainer_runs import arguments, assert_same_weights, batch_of, build
+from transformers import Trainer
+
+from hf_nullspace import (
+    NullspaceDataCollator,
+    NullspaceNoise,
+    NullspaceTrainer,
+    NullspaceTrainingArguments,
+    inject_noise,
+)
+from hf_nullspace.noise.draws import ascend_in_axes
+
+
+@pytest.fixture
+def model(make_vit):
+    return make_vit(classifier_scale=20)
+
+
+@pytest.fixture
+def examples(make_examples):
+    return make_examples(64)
+
+
+FORWARDS = pytest.mark.parametrize("noise_forward", ["concatenated", "sequential"])
+
+
+# ---- The loss ---------------------------------------------------------------------------------------------------
+
+
+def test_weight_zero_trains_as_plain_trainer(model, examples, tmp_path):
+    nullspace = build(model, examples, arguments(tmp_path / "a", noise_weight=0.0))
+    plain = build(model, examples, arguments(tmp_path / "b"), Trainer)
+    nullspace.train(), plain.train()
+    assert_same_weights(nullspace.model, plain.model)
+    assert [row.get("loss") for row in nullspace.state.log_history] == [
+        row.get("loss") for row in plain.state.log_history
+    ]
+    assert nullspace.noise is None
+
+
+@FORWARDS
+@pytest.mark.parametrize("noise_weight", [0.25, 1.0, 2.0])
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+def test_loss_is_clean_plus_weighted_noisy(
+    model, examples, tmp_path, noise_weight, label_smoothing_factor, noise_forward
+):
+    changes = {"noise_weight": noise_weight, "label_smoothing_factor": label_smoothing_factor}
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward, **changes))
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    entropy = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing_factor)
+    clean = entropy(model(batch["pixel_values"]).logits, batch["labels"])
+    with inject_noise(model, trainer.noise.tensor):
+        noisy = entropy(model(batch["pixel_values"]).logits, batch["labels"])
+    torch.testing.assert_close(loss, clean + noise_weight * noisy, rtol=0, atol=1e-6)
+    assert "labels" in batch
+    assert trainer._forward_plan.concatenates == (noise_forward == "concatenated")
+
+
+@FORWARDS
+def test_consistency_adds_the_divergence_of_the_noisy_predictions(model, examples, tmp_path, noise_forward):
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward, noise_consistency=0.5))
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    clean = model(**batch)
+    with inject_noise(model, trainer.noise.tensor):
+        noisy = model(**batch)
+    log_ratio = clean.logits.log_softmax(-1) - noisy.logits.log_softmax(-1)
+    divergence = (clean.logits.softmax(-1) * log_ratio).sum(-1).mean()
+    assert divergence > 0.01
+    torch.testing.assert_close(loss, clean.loss + noisy.loss + 0.5 * divergence, rtol=0, atol=1e-6)
+
+
+def test_a_term_of_each_image_is_a_share_of_the_whole_batch(model, examples, tmp_path):
+    """Whatever the images have labels: two images of four, with one label each, or with a map of them."""
+    trainer, values = build(model, examples, arguments(tmp_path)), torch.tensor([1.0, 5.0])
+    assert trainer._reduce(values, {}, None) == 3.0
+    assert trainer._reduce(values, {"labels": torch.tensor([0, 1])}, 4) == 1.5
+    assert trainer._reduce(values, {"labels": torch.zeros(2, 16, 16)}, 4 * 256) == 1.5
+
+
+@FORWARDS
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+def test_accumulated_batches_equal_one_batch(model, examples, tmp_path, label_smoothing_factor, noise_forward):
+    shared = {
+        "noise_forward": noise_forward,
+        "noise_consistency": 0.5,
+        "label_smoothing_factor": label_smoothing_factor,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "learning_rate": 0.1,
+        "noise_batch_size": 16,
+    }
+    whole = build(model, examples, arguments(tmp_path / "a", per_device_train_batch_size=32, **shared))
+    parts = build(
+        model,
+        examples,
+        arguments(tmp_path / "b", per_device_train_batch_size=8, gradient_accumulation_steps=4, **shared),
+    )
+    whole.train(), parts.train()
+    assert_same_weights(whole.model, parts.model, atol=1e-5)
+    for name in ("loss", "noise/loss"):
+        left = [row[name] for row in whole.state.log_history if name in row]
+        right = [row[name] for row in parts.state.log_history if name in row]
+        assert len(left) == 6
+        assert left == pytest.approx(right, abs=1e-5)
+
+
+@FORWARDS
+def test_outputs_of_the_clean_pass_are_returned(model, examples, tmp_path, noise_forward):
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward))
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    torch.testing.assert_close(outputs.logits, model(batch["pixel_values"]).logits)
+    torch.testing.assert_close(loss, trainer.compute_loss(model, batch))
+
+
+@FORWARDS
+def test_custom_loss_function_sees_both_passes(model, examples, tmp_path, noise_forward):
+    def total_logit(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.sum() / num_items_in_batch
+
+    args = arguments(tmp_path, noise_forward=noise_forward)
+    trainer = build(model, examples, args, compute_loss_func=total_logit)
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=8)
+    clean = model(batch["pixel_values"]).logits.sum()
+    with inject_noise(model, trainer.noise.tensor):
+        noisy = model(batch["pixel_values"]).logits.sum()
+    torch.testing.assert_close(loss, (clean + noisy) / 8)
+
+
+@FORWARDS
+def test_draws_move_up_the_loss_before_they_are_trained_on(model, examples, tmp_path, noise_forward):
+    args = arguments(tmp_path, noise_forward=noise_forward, noise_method="sample", noise_ascent=2.0)
+    trainer = build(model, examples, args)
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    trainer.noise_schedule._places = (-1, 0)  # the same draw again
+    draws = next(trainer._draw_candidates(len(batch["labels"]))).requires_grad_()
+    clean = model(**batch).loss
+    with inject_noise(model, draws):
+        before = model(**batch).loss
+    moved = ascend_in_axes(draws.detach(), torch.autograd.grad(before, draws)[0], trainer.noise.axes, 2.0)
+    with inject_noise(model, moved):
+        after = model(**batch).loss
+    torch.testing.assert_close(loss, clean + after)
+    assert after > before
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("ascent", [0.0, 2.0])
+@FORWARDS
+def test_the_hardest_of_the_draws_is_trained_on(model, examples, tmp_path, noise_forward, ascent):
+    settings = {"noise_method": "sample", "noise_ascent": ascent, "noise_candidates": 4}
+    trainer = build(model, examples, arguments(tmp_path, noise_forward=noise_forward, **settings))
+    trainer._refresh_noise(trainer.model)
+    batch, model = batch_of(examples), trainer.model.train()
+    loss = trainer.compute_loss(model, batch)
+    trainer.noise_schedule._places = (-1, 0)  # the same draws again
+    candidates = list(trainer._draw_candidates(len(batch["labels"])))
+    losses = []
+    for noise in candidates:
+        with inject_noise(model, noise):
+            losses.append(cross_entropy(model(batch["pixel_values"]).logits, batch["labels"], reduction="none"))
+    best = torch.stack(losses).argmax(0)
+    assert len(candidates) == 4 and len(set(best.tolist())) > 1
+    chosen = torch.stack(candidates)[best, torch.arange(len(best))].requires_grad_()
+    clean = model(**batch).loss
+    with inject_noise(model, chosen):
+        gradient = torch.autograd.grad(model(**batch).loss, chosen)[0]
+    moved = ascend_in_axes(chosen.detach(), gradient, trainer.noise.axes, ascent) if ascent else chosen.detach()
+    with inject_noise(model, moved):
+        torch.testing.assert_close(loss, clean + model(**batch).loss)
+    assert model.training and all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"noise_bank_size": 3},
+        {"noise_bank_size": 3, "noise_candidates": 3},
+        {"gradient_accumulation_steps": 2},
+        {"noise_method": "sample", "noise_ascent": 2.0},
+    ],
+)
+def test_one_pass_trains_as_two(model, examples, tmp_path, settings):
+    one, two = (
+        build(model, examples, arguments(tmp_path / name, noise_forward=name, optim="sgd", **settings))
+        for name in ("concatenated", "sequential")
+    )
+    calls = {one: 0, two: 0}
+    for trainer in (one, two):
+
+        def count(*call, trainer=trainer):
+            calls[trainer] += trainer.model.training
+
+        trainer.model.register_forward_hook(count)
+        trainer.train()
+    assert calls[two] == 2 * (calls[one] - 1) > 0  # one pass more, as a check
+    assert_same_weights(one.model, two.model, atol=1e-6)
+
+
+def test_batch_statistics_take_two_passes(examples, tmp_path, caplog):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=5)
+    convolutional = ResNetForImageClassification(config)
+    one, two = (
+        build(convolutional, examples, arguments(tmp_path / name, noise_forward=name))
+        for name in ("concatenated", "sequential")
+    )
+    assert [message for message in caplog.messages if "two forward passes" in message and "BatchNorm2d" in message]
+    one.train(), two.train()
+    assert_same_weights(one.model, two.model)
+
+
+def test_a_model_with_a_loss_of_its_own_takes_two_passes(model, examples, tmp_path, caplog):
+    trainer, twin = (build(model, examples, arguments(tmp_path / name)) for name in "ab")
+    twin.args.noise_forward = "sequential"
+    twin._attach_noise(twin.model)
+    for changed in (trainer, twin):
+        forward = changed.model.forward
+
+        @functools.wraps(forward)
+        def with_penalty(*args, forward=forward, **kwargs):
+            outputs = forward(*args, **kwargs)
+            if outputs.get("loss") is not None:
+                outputs["loss"] = outputs["loss"] + outputs["logits"].square().mean()
+            return outputs
+
+        changed.model.forward = with_penalty
+        changed.train()
+    assert len([message for message in caplog.messages if "two forward passes" in message]) == 1
+    assert_same_weights(trainer.model, twin.model)
+
+
+# ---- Rounds and logs --------------------------------------------------------------------------------------------
+
+
+def test_a_round_every_refresh_steps(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path, max_steps=7, noise_refresh_steps=3))
+    trainer.train()
+    assert [(row["round"], row["step"]) for row in trainer.noise_history] == [(0, 0), (1, 3), (2, 6)]
+    logged = [row for row in trainer.state.log_history if "noise/norm" in row]
+    assert [row["noise/norm"] for row in logged] == [row["norm"] for row in trainer.noise_history]
+    assert trainer.noise.certificate.probability_mse <= trainer.args.epsilon
+
+
+def test_logged_loss_is_the_sum_of_its_parts(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path, max_steps=1, noise_weight=2.0, logging_steps=1))
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "noise/loss" in row]
+    first = next(iter(build(model, examples, arguments(tmp_path / "b")).get_train_dataloader()))
+    clean = model(**first).loss.item()
+    assert row["loss"] == pytest.approx(clean + 2 * row["noise/loss"], rel=1e-5)
+
+
+def test_a_skipped_round_trains_plainly(model, examples, tmp_path):
+    args = arguments(tmp_path / "a", epsilon=1e-12, noise_on_failure="skip", noise_method="paper")
+    skipped = build(model, examples, args)
+    plain = build(model, examples, arguments(tmp_path / "b"), Trainer)
+    skipped.train(), plain.train()
+    assert not skipped.noise.converged
+    assert_same_weights(skipped.model, plain.model)
+
+
+def test_training_again_begins_with_round_zero(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path))
+    trainer.train()
+    trainer.train()
+    assert [row["round"] for row in trainer.noise_history] == [0, 1]
+
+
+def test_model_init_gets_noise_too(model, examples, tmp_path):
+    trainer = NullspaceTrainer(
+        model_init=lambda: copy.deepcopy(model),
+        args=arguments(tmp_path / "a"),
+        data_collator=NullspaceDataCollator(),
+        train_dataset=examples,
+    )
+    direct = build(model, examples, arguments(tmp_path / "b"))
+    trainer.train(), direct.train()
+    assert_same_weights(trainer.model, direct.model)
+
+
+# ---- Evaluation never sees noise --------------------------------------------------------------------------------
+
+
+def test_evaluation_and_prediction_are_clean(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path, eval_strategy="steps", eval_steps=6))
+    trainer.train()
+    plain = build(trainer.model, examples, arguments(tmp_path / "b"), Trainer)
+    logged = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert logged == [plain.evaluate()["eval_loss"]]
+    batch = batch_of(examples, 10)
+    expected = trainer.model.eval()(batch["pixel_values"]).logits.detach().numpy()
+    assert (trainer.predict(examples[:10]).predictions == expected).all()
+
+
+# ---- Rounds of growing epsilon ----------------------------------------------------------------------------------
+
+
+def test_epsilon_grows_over_the_rounds_of_its_warmup(model, examples, tmp_path):
+    asked = []
+
+    class Recording(NullspaceTrainer):
+        def _refresh_noise(self, model):
+            super()._refresh_noise(model)
+            asked.append(self.noise.config.epsilon)
+
+    build(model, examples, arguments(tmp_path, max_steps=12, epsilon=0.08, epsilon_warmup_steps=8), Recording).train()
+    assert asked == pytest.approx([0.03, 0.06, 0.08, 0.08])  # rounds end at the steps 3, 6, 9 and 12
+
+
+def test_without_warmup_every_round_has_the_whole_epsilon(tmp_path):
+    assert {arguments(tmp_path, epsilon=0.08).nullspace_config(step).epsilon for step in (0, 3, 6)} == {0.08}
+
+
+# ---- Saving and resuming ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("save_steps", [2, 3])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"epsilon_warmup_steps": 6},
+        {"noise_bank_size": 3, "ema_decay": 0.9},
+        {"noise_method": "sample", "noise_ascent": 2.0, "noise_candidates": 2},
+    ],
+)
+def test_resumed_run_is_bitwise_the_uninterrupted_one(model, examples, tmp_path, accumulation, save_steps, noise):
+    changes = {
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "gradient_accumulation_steps": accumulation,
+        **noise,
+    }
+    whole = build(model, examples, arguments(tmp_path / "a", **changes))
+    whole.train()
+    resumed = build(model, examples, arguments(tmp_path / "b", **changes))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{save_steps}"))
+    assert_same_weights(whole.model, resumed.model)
+    assert torch.equal(whole.noise.tensor, resumed.noise.tensor)
+    assert [row["norm"] for row in whole.noise_history] == [row["norm"] for row in resumed.noise_history]
+
+
+def test_best_model_comes_back_with_its_noise(model, examples, tmp_path):
+    changes = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = build(
+        model,
+        examples,
+        # The loss falls, so that the "best" model is not the last one.
+        arguments(tmp_path, load_best_model_at_end=True, greater_is_better=True, learning_rate=0.02, **changes),
+    )
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert not best.endswith("checkpoint-6")
+    assert_same_weights(trainer.model, type(model).from_pretrained(best))
+    assert torch.equal(trainer.noise.tensor, NullspaceNoise.from_pretrained(best).tensor)
+
+
+@pytest.fixture
+def checkpoint(model, examples, tmp_path):
+    build(model, examples, arguments(tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2)).train()
+    return tmp_path / "run" / "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda folder: (folder / "nullspace_schedule.json").unlink(), FileNotFoundError, "nullspace_schedule.json"),
+        (lambda folder: (folder / "nullspace_noise.safetensors").unlink(), FileNotFoundError, "nullspace_noise"),
+        (lambda folder: (folder / "nullspace_schedule.json").write_text("{"), ValueError, "damaged"),
+        (lambda folder: (folder / "nullspace_noise.safetensors").write_bytes(b"1234"), ValueError, "damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"1234"), ValueError, "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(model, examples, tmp_path, checkpoint, damage, error, message):
+    damage(checkpoint)
+    trainer = build(model, examples, arguments(tmp_path / "resumed"))
+    with pytest.raises(ValueError, match="checkpoint-2 is not whole: its? .*(nullspace|model)"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / "nullspace_checkpoint.json").unlink()  # as one of an older version
+    with pytest.raises(error, match=message):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_another_refresh_interval_is_refused_on_resume(model, examples, tmp_path, checkpoint):
+    trainer = build(model, examples, arguments(tmp_path / "resumed", noise_refresh_steps=5))
+    with pytest.raises(ValueError, match="noise_refresh_steps=3.*5"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize("changes", [{"noise_method": "sample"}, {"epsilon": 0.1, "noise_num_images": 40}])
+def test_noise_of_other_settings_is_refused_on_resume(model, examples, tmp_path, checkpoint, changes):
+    trainer = build(model, examples, arguments(tmp_path / "resumed", **changes))
+    with pytest.raises(ValueError, match="noise of .*now it is .*Resume with the same settings"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_several_devices_in_one_process_are_refused(model, examples, tmp_path):
+    args, plain = arguments(tmp_path), arguments(tmp_path, noise_weight=0.0)
+    args._n_gpu = plain._n_gpu = 2
+    with pytest.raises(ValueError, match="given 2 devices.*accelerate launch"):
+        build(model, examples, args)
+    build(model, examples, plain)
+
+
+def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examples, tmp_path):
+    trainer = build(model, examples, arguments(tmp_path))
+    trainer.train()
+    trainer.save_model()
+    assert_same_weights(trainer.model, type(model).from_pretrained(tmp_path))
+    assert torch.equal(NullspaceNoise.from_pretrained(tmp_path).tensor, trainer.noise.tensor)
+
+
+# ---- Refusals before training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 0.0}, "`epsilon`.*0.0"),
+        ({"noise_limit": -1.0}, "`noise_limit`.*-1.0"),
+        ({"noise_learning_rate": 0.0}, "`noise_learning_rate`"),
+        ({"noise_refresh_steps": 0}, "`noise_refresh_steps`.*0"),
+        ({"noise_method": "sample", "noise_ascent": -1.0}, "`noise_ascent`.*-1.0"),
+        (
+            {"noise_method": "boundary", "noise_ascent": 3.0},
+            "`noise_ascent` moves the draws of `noise_method='sample'`, but the method is 'boundary'",
+        ),
+        ({"noise_candidates": 0}, "`noise_candidates` must be an integer of at least 1, but got 0"),
+        ({"noise_candidates": True}, "`noise_candidates`.*True"),
+        (
+            {"noise_method": "boundary", "noise_bank_size": 2, "noise_candidates": 3},
+            "`noise_candidates=3` noises .* more than the `noise_bank_size=2`",
+        ),
+        (
+            {"noise_method": "boundary", "noise_convex_combination": True, "noise_candidates": 2},
+            "`noise_candidates=2` noises .* more than the `noise_bank_size=1`",
+        ),
+        ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
+        ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
+        ({"noise_consistency": -1.0}, "`noise_consistency`.*-1.0"),
+        ({"epsilon_warmup_steps": -1}, "`epsilon_warmup_steps`.*-1"),
+        ({"epsilon_warmup_steps": 1.5}, "`epsilon_warmup_steps`.*1.5"),
+        ({"ema_decay": 1.0}, r"`ema_decay` must lie in \[0, 1\), but got 1.0"),
+        (
+            {"ema_decay": 0.9, "load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
+            "`ema_decay` ends training with averaged weights, and `load_best_model_at_end`",
+        ),
+        ({"noise_batch_size": 0}, "`noise_batch_size`.*0"),
+        ({"noise_on_failure": "hope"}, "`noise_on_failure`.*hope"),
+        ({"noise_forward": "both"}, "`noise_forward`.*both"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)
+
+
+def test_draws_that_ascend_are_the_default_of_training(tmp_path):
+    default = NullspaceTrainingArguments(str(tmp_path))
+    assert (default.noise_method, default.noise_ascent) == ("sample", 3.0)
+    assert (default.nullspace_config().method, default.nullspace_config().epsilon) == ("sample", 0.03)
+    for method, ascent in (("boundary", 0.0), ("paper", 0.0), ("sample", 3.0)):
+        assert NullspaceTrainingArguments(str(tmp_path), noise_method=method).noise_ascent == ascent
+    assert NullspaceTrainingArguments(str(tmp_path), noise_ascent=0.0).noise_ascent == 0.0
+
+
+def test_plain_training_arguments_are_refused(model, examples, tmp_path):
+    from transformers import TrainingArguments
+
+    with pytest.raises(TypeError, match="NullspaceTrainingArguments"):
+        build(model, examples, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+
+
+def test_a_model_without_patches_is_refused(examples, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    with pytest.raises(ValueError, match="no patch projection"):
+        build(BertForSequenceClassification(BertConfig(vocab_size=20, **tiny)), examples, arguments(tmp_path))
+
+
+def test_images_of_another_size_are_refused(model, make_examples, tmp_path):
+    examples = make_examples(32, size=24)
+    with pytest.raises(ValueError, match="24x24.*16x16"):
+        build(model, examples, arguments(tmp_path))
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_too_few_images_are_refused(model, examples, tmp_path, count):
+    with pytest.raises(ValueError, match=f"{count} images.*8"):
+        build(model, examples[:count], arguments(tmp_path))
+
+
+def test_images_without_labels_are_refused(model, examples, tmp_path):
+    unlabelled = [{"pixel_values": example["pixel_values"]} for example in examples]
+    with pytest.raises(ValueError, match="no labels"):
+        build(model, unlabelled, arguments(tmp_path))
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(model, examples, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        build(model, examples, arguments(tmp_path / "file" / "out"))
+
+
+def test_non_finite_logits_stop_the_run_before_a_step(model, examples, tmp_path):
+    broken = copy.deepcopy(model)
+    broken.classifier.weight.data[0, 0] = float("nan")
+    trainer = build(broken, examples, arguments(tmp_path))
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        trainer.train()
+    assert trainer.state.global_step == 0
