@@ -102,7 +102,7 @@ def test_the_card_says_what_training_saw(converged, expected, unexpected):
     facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
     row = facts["rounds"][0]
     facts["rounds"] = [
-        {**row, "round": index, "converged": each, "probability_mse": 0.02 if each else 0.04}
+        {**row, "round": index, "converged": each, "in_use": each, "probability_mse": 0.02 if each else 0.04}
         for index, each in enumerate(converged)
     ]
     section = render_section(facts)
@@ -121,7 +121,7 @@ def test_the_card_says_what_competes():
     facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
     section = render_section({**facts, "template": TEMPLATE, "result_logits": {"competing": 2, "all": 10}})
     assert "A prediction is the largest of 2 of the model's 10 logits." in " ".join(section.split())
-    assert "A prediction is" not in render_section(facts)
+    assert "A prediction is" not in render_section({**facts, "result_logits": None})
 
 
 FEW_IMAGES = {"converged": False, "probability_mse": 0.02, "num_images": 64, "num_images_needed": 199}
