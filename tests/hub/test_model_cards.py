@@ -34,9 +34,11 @@ def reversed_difference(difference: str) -> str:
     return f"{opposite[sign]}{mean} [{opposite[high_sign]}{high}, {opposite[low_sign]}{low}]"
 
 
-def test_every_difference_in_the_readme_is_on_a_page():
-    on_pages = {difference for page in PAGES for difference in differences_of(page.read_text(encoding="utf-8"))}
-    stated = differences_of(README.read_text(encoding="utf-8"))
+def test_every_difference_of_a_summary_is_on_the_page_of_a_comparison():
+    summaries = (README, CARDS / "findings.md", CARDS / "removed_options.md")
+    pages = [page for page in PAGES if page not in summaries]
+    on_pages = {difference for page in pages for difference in differences_of(page.read_text(encoding="utf-8"))}
+    stated = [difference for page in summaries for difference in differences_of(page.read_text(encoding="utf-8"))]
     assert len(stated) > 100
     assert [each for each in stated if not {each, reversed_difference(each)} & on_pages] == []
     assert reversed_difference("+4.39 [-2.73, +5.93]") == "-4.39 [-5.93, +2.73]"
@@ -76,13 +78,6 @@ def test_the_code_that_takes_layer_scale_out_changes_no_output(make_vit, example
     assert sizes == pytest.approx([0.02] * len(sizes), rel=1e-4)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CARDS)))
-def test_links_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if not link.startswith("http") and not (page.parent / link).is_file()]
-    assert missing == []
-
-
 @pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.name)
 def test_finished_cards_have_valid_metadata_and_the_rendered_section(hub, folder):
     check_card(folder)
@@ -104,4 +99,3 @@ def test_every_logged_key_is_explained():
     page = (CARDS / "logged_numbers.md").read_text(encoding="utf-8")
     keys = {f"noise/{name}" for name in (*LOGGED_FIELDS, "loss")} | {f"eval_noise_{name}" for name in EVALUATED_FIELDS}
     assert set(re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE)) == keys | {"loss"}
-    assert "](model_cards/logged_numbers.md)" in README.read_text(encoding="utf-8")

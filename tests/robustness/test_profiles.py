@@ -57,8 +57,8 @@ def test_a_profile_is_found_by_name_and_file(tmp_path):
         resolve_profile(path)
 
 
-def test_profile_of_the_readme_is_one():
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_profile_of_the_page_is_one():
+    text = (Path(__file__).parents[2] / "hf_nullspace" / "robustness" / "README.md").read_text(encoding="utf-8")
     profile = Profile.from_dict(json.loads(text.split("<!-- own profile -->\n```json")[1].split("```")[0]))
     assert [column.attack for column in profile.columns] == [None, None, "pgd_linf", "patchfool", "autoattack"]
     assert [name for name in PROFILES if f"| `{name}` |" in text] == list(PROFILES)

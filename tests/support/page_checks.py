@@ -68,17 +68,24 @@ def is_among(number: str, values: list) -> bool:
     return False
 
 
+def results_of(folder: Path) -> list[Path]:
+    """The JSON files that a page in this folder is read from; those of all comparisons for a page about all of them."""
+    return sorted(folder.rglob("*.json") if folder == CARDS else folder.glob("*.json"))
+
+
 def json_values(folder: Path) -> list:
-    files = sorted(folder.glob("*.json"))
+    files = results_of(folder)
     return [value for path in files for value in values_of(json.loads(path.read_text(encoding="utf-8")))]
 
 
 def check_page(page: Path) -> None:
     """Every number is in a JSON file beside the page, and every word with a digit that is no number is a name there."""
     values, text = json_values(page.parent), page.read_text(encoding="utf-8")
+    if page.parent == CARDS:  # a page about all comparisons may state a difference the other way round
+        values += [-value for value in values if isinstance(value, float)]
     assert [number for number in numbers_of(text) if not is_among(number, values)] == []
     words = re.findall(r"[\w.+/-]*\d[\w.+/-]*", NUMBER.sub(" ", prose_of(text)))
-    names = " ".join(path.read_text(encoding="utf-8") for path in page.parent.glob("*.json"))
+    names = " ".join(path.read_text(encoding="utf-8") for path in results_of(page.parent))
     assert [word for word in words if word not in names] == []
 
 

@@ -1,7 +1,7 @@
 """
-The support table of the README, from what the whole path does for each model type.
+The support table of the page of `models`, from what the whole path does for each model type.
 
-`python tests/support_table.py` runs all of them and writes the table; it needs timm.
+`python tests/support/support_table.py` runs all of them and writes the table; it needs timm.
 """
 
 import os
@@ -21,7 +21,7 @@ from whole_path import Outcome, run
 from hf_nullspace.models.patch_projection import find_patch_projection
 
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "hf_nullspace" / "models" / "PAGE.md"
 BEGIN, END = "<!-- support table: begin -->\n", "<!-- support table: end -->\n"
 HEADER = "| model type | exact nullspace by default | synthesis | training | attacks | resume |\n|---|---|---|---|---|---|\n"
 
@@ -76,16 +76,16 @@ def _yes(holds: bool) -> str:
 
 
 def read_rows() -> dict[str, str]:
-    """The rows that the README has, by model type."""
-    table = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    """The rows that the page has, by model type."""
+    table = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     rows = table.removeprefix(HEADER).splitlines(keepends=True)
     return {row.split("|")[1].strip(): row for row in rows}
 
 
 def write_rows(rows: list[str]) -> None:
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    README.write_text(before + BEGIN + HEADER + "".join(rows) + END + rest.split(END)[1], encoding="utf-8")
+    PAGE.write_text(before + BEGIN + HEADER + "".join(rows) + END + rest.split(END)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

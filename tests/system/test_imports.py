@@ -5,43 +5,12 @@ import json
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
+from wings import PACKAGE, WINGS, module_names
 
-import hf_nullspace
 
-
-ROOT = Path(hf_nullspace.__file__).parent
-# From the highest to the lowest: a module imports from its own wing and from those below it.
-WINGS = [
-    "cli",
-    "comparison",
-    "baselines",
-    "training",
-    "hub",
-    "probing",
-    "robustness",
-    "noise",
-    "exact_nullspace",
-    "models",
-    "data",
-    "utils",
-]
 HEAVY = ("datasets", "evaluate", "matplotlib", "scipy", "sklearn")
-
-
-def module_names() -> dict[str, Path]:
-    """Dotted name below the package -> file, without the package's own `__init__`."""
-    names = {}
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        if parts:
-            names[".".join(parts)] = path
-    return names
-
-
 MODULES = module_names()
 
 
@@ -51,13 +20,13 @@ def imported_modules(name: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            targets = [alias.name.split(".") for alias in node.names if alias.name.split(".")[0] == ROOT.name]
+            targets = [alias.name.split(".") for alias in node.names if alias.name.split(".")[0] == PACKAGE.name]
             targets = [target[1:] for target in targets]
         elif isinstance(node, ast.ImportFrom):
             source = (node.module or "").split(".") if node.module else []
             if node.level:
                 source = package[: len(package) - node.level + 1] + source
-            elif source[0] == ROOT.name:
+            elif source[0] == PACKAGE.name:
                 source = source[1:]
             else:
                 continue
@@ -75,7 +44,7 @@ def wing_of(name: str) -> str:
 
 
 def test_the_package_is_made_of_wings():
-    entries = {path.name for path in ROOT.iterdir() if path.name != "__pycache__"}
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     assert entries == {"__init__.py", "py.typed", *WINGS}
 
 

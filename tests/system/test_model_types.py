@@ -1,4 +1,4 @@
-"""Every supported model type on the whole path, the README's table of them, and the models that are refused."""
+"""Every supported model type on the whole path, the table of them, and the models that are refused."""
 
 import re
 from pathlib import Path
