@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+
+# So many modules that would do are named in an error.
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -83,24 +88,43 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
             found = "there is no such module" if module is None else f"it is a {type(module).__name__}"
             raise ValueError(
-                f"`patch_projection={name!r}` must name an nn.Conv2d or nn.Linear of {type(model).__name__}, but {found}."
+                f"`patch_projection={name!r}` must name an nn.Conv2d or nn.Linear of {type(model).__name__}, but {found}. "
+                f"{name_candidates([each.name for each in patch_projections(model)])}"
             )
         return PatchProjection(name, module)
 
+    projection = next(patch_projections(model), None)
+    if projection is not None:
+        return projection
+    raise ValueError(
+        f"{type(model).__name__} has no patch projection: neither its input embeddings nor the rest of the model holds "
+        f"a convolution that reads {channels_of(model) or 3} channels. If the model does embed image patches, name the "
+        "module with `patch_projection=...`, as in `model.named_modules()`."
+    )
+
+
+def patch_projections(model: nn.Module) -> Iterator[PatchProjection]:
+    """All modules that match the rule of [`find_patch_projection`], the best first; no forward pass is run."""
+    names = {module: name for name, module in model.named_modules()}
     num_channels = channels_of(model) or 3
-    embeddings = _input_embeddings(model)
+    embeddings, seen = _input_embeddings(model), set()
     for root in [embeddings, model]:
         for module in root.modules() if root is not None else ():
             is_stem = isinstance(module, nn.Conv2d) and module.in_channels == num_channels
             is_linear_stem = root is embeddings and isinstance(module, nn.Linear)
             is_idle = "original_module" in names[module].split(".")  # PEFT runs its copy instead
-            if (is_stem or is_linear_stem) and not is_idle:
-                return PatchProjection(names[module], module)
-    raise ValueError(
-        f"{type(model).__name__} has no patch projection: neither its input embeddings nor the rest of the model holds "
-        f"a convolution that reads {num_channels} channels. If the model does embed image patches, name the module "
-        "with `patch_projection=...`, as in `model.named_modules()`."
-    )
+            if (is_stem or is_linear_stem) and not is_idle and module not in seen:
+                seen.add(module)
+                yield PatchProjection(names[module], module)
+
+
+def name_candidates(names: Sequence[str]) -> str:
+    """What an error says of the modules that `patch_projection` may name."""
+    if not names:
+        return "The rule finds no other module; name the one that does."
+    others = f" (and {len(names) - MOST_NAMED} more)" if len(names) > MOST_NAMED else ""
+    would_do = ", ".join(map(repr, names[:MOST_NAMED])) + others
+    return f"Of this model {would_do} would do."
 
 
 def channels_of(model: nn.Module) -> int | None:

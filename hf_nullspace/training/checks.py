@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from transformers.utils import is_peft_available
 from ..models.adapters import without_adapters
 from ..models.frozen import frozen
 from ..models.model_inputs import accepted_inputs
+from ..models.patch_projection import PatchProjection, name_candidates, patch_projections
 from ..utils.random import preserved_random_state
+from .noise_forward import is_batched, part_of
+
+
+# How far the mean of two images may be from an affine map's, as a share of the distance of the two: half precision rounds.
+AFFINE_TOLERANCE = 0.02
 
 
 def first_examples(dataset: Any, count: int = 2) -> list[Any]:
@@ -103,6 +110,74 @@ def weights_lost_with_adapters(model: nn.Module) -> list[str]:
         for name, weight in model.named_parameters()
         if weight.requires_grad and not weight.is_meta and weight.data_ptr() not in saved
     ]
+
+
+def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[str, Any], is_named: bool) -> None:
+    """
+    Makes sure that a forward pass embeds patches by the module that noise is to be added behind, and once.
+
+    Args:
+        model (`nn.Module`): The classifier, unwrapped.
+        projection ([`PatchProjection`]): The module.
+        batch (`dict`): A collated batch of two images.
+        is_named (`bool`): Whether the caller named the module. A linear layer that was named must read pixels: an affine
+            map of them at most may come before.
+
+    Raises:
+        `ValueError`: If the module does not run once a pass, or gives no patch embeddings of each image.
+    """
+    pixels, device = batch["pixel_values"], next(model.parameters()).device
+    if not pixels.is_floating_point() or len(pixels) < 2:
+        return
+    # Two images and their mean, which an affine map gives the mean of what it gives the two.
+    first_of_each = {name: part_of(value, 0, 1, len(pixels)) for name, value in batch.items()}
+    inputs = {
+        name: value.expand(3, *value.shape[1:]).to(device) if is_batched(value, 1) else value
+        for name, value in first_of_each.items()
+    }
+    inputs["pixel_values"] = torch.cat([pixels[:2], pixels[:2].mean(0, keepdim=True)]).to(device)
+    candidates = {each.name: each.module for each in patch_projections(model)}
+    reads: dict[str, list] = {name: [] for name in {**candidates, projection.name: None}}
+    gives: dict[str, list] = {name: [] for name in reads}
+
+    def record(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        reads[name].append(args[0])
+        gives[name].append(output)
+
+    modules = {**candidates, projection.name: projection.module}
+    handles = [module.register_forward_hook(partial(record, name)) for name, module in modules.items()]
+    try:
+        # Compiled code knows nothing of hooks that are added now.
+        with preserved_random_state(), frozen(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            model(**accepted_inputs(model, inputs))
+    except Exception:  # what a pass cannot run on, training says
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def obstacle(name: str) -> str | None:
+        if len(gives[name]) != 1:
+            return f"the forward pass runs it {len(gives[name]) or 'no'} times instead of once"
+        (output,) = gives[name]
+        if output.dim() not in (3, 4) or len(output) != 3:
+            return f"it gives {tuple(output.shape)} for 3 images instead of embeddings of the patches of each"
+        if is_named and isinstance(projection.module, nn.Linear) and name == projection.name:
+            first, second, mean = reads[name][0].double()
+            distance, scale = (first / 2 + second / 2 - mean).norm(), (first - second).norm()
+            if distance > AFFINE_TOLERANCE * scale:
+                return "what it reads are no pixels, but features of them"
+        return None
+
+    reason = obstacle(projection.name)
+    if reason is None:
+        return
+    given = f"`patch_projection={projection.name!r}`" if is_named else f"The module {projection.name!r}"
+    would_do = [name for name in candidates if name != projection.name and obstacle(name) is None]
+    raise ValueError(
+        f"{given} of {type(model).__name__} is no patch projection: {reason}. Expected is the layer that turns pixels into "
+        f"patch embeddings. {name_candidates(would_do)}"
+    )
 
 
 def check_neftune(model: nn.Module, example: dict[str, torch.Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from functools import partial
 from typing import Any
@@ -31,7 +31,13 @@ from ..utils.random import preserved_random_state
 from ..utils.wording import worded
 from .arguments import NullspaceTrainingArguments, in_arguments
 from .checkpoints import CheckpointingTrainer, check_writable, report_lost_loss
-from .checks import check_columns, check_neftune, check_saved_with_adapters, weights_lost_with_adapters
+from .checks import (
+    check_columns,
+    check_neftune,
+    check_projection,
+    check_saved_with_adapters,
+    weights_lost_with_adapters,
+)
 from .distributed import check_averageable, check_backend
 from .evaluation_loss import exact_loss
 from .hardest_noise import ImageLosses, Loss, hardest
@@ -151,13 +157,14 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
                 "not their noise. Start one process for each device with `accelerate launch`, or set "
                 "`CUDA_VISIBLE_DEVICES` to one."
             )
-        self._read_settings()
         self._largest_error = 2.0
         self._noise_stream: StreamReader | None = None
         if self.label_smoother is not None:
             self.label_smoother = SoftLabelSmoother(self.label_smoother.epsilon)
         check_saved_with_adapters(self.model)
-        self._check_datasets()
+        with NoiseInjector.attached(self.model, args.patch_projection) if args.noise_weight else nullcontext():
+            self._read_settings()
+            self._check_datasets()
 
     @property
     def noise(self) -> NullspaceNoise | None:
@@ -440,6 +447,11 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             check_example(batch, self.model, sorted(names) if needs_labels else [])
             settle_problem_type(self.model, batch.get("labels"))
             self._check_certifiable(batch)
+            unlabelled = {name: value for name, value in batch.items() if name not in {*self.label_names, "labels"}}
+            unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            is_named = self.args.patch_projection is not None
+            with self.accelerator.autocast():
+                check_projection(unwrapped, self.injector.projection, unlabelled, is_named)
         if self.args.neftune_noise_alpha is not None:
             check_neftune(self.model, batch)
             if self.args.noise_weight:
