@@ -23,7 +23,7 @@ from ..robustness.evaluation import evaluate_robustness, public_name
 from ..robustness.packages import check_packages
 from ..robustness.picture_check import check_pictures
 from ..robustness.preparation import prepare_evaluation
-from ..robustness.profiles import resolve_profile
+from ..robustness.profiles import describe_columns, resolve_profile
 from ..robustness.report import REPORT_NAME, RobustnessReport, draw_figure
 from ..utils.files import write_text
 from ..utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
@@ -96,7 +96,9 @@ RULES = [
 
 def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArguments, EvaluateArguments]:
     """The flags of `evaluate`; models may come first, without their flag."""
-    model_args, args = CommandParser((ModelArguments, EvaluateArguments), prog, ["models"], rules=RULES).parse(argv)
+    parser = CommandParser((ModelArguments, EvaluateArguments), prog, ["models"], rules=RULES)
+    parser.epilog = f"{parser.epilog}\n\n{describe_columns()}"
+    model_args, args = parser.parse(argv)
     if model_args.model_name_or_path is not None:
         args.models = [model_args.model_name_or_path, *args.models]
     dataset_locations(args.datasets)

@@ -11,7 +11,7 @@ from .attacks.epsilon import parse_epsilon
 from .attacks.pgd import pgd_l2, pgd_linf
 from .classifier_check import check_classifier
 from .comparison import compare_reports
-from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from .corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt, corruption
 from .evaluation import evaluate_robustness, public_name
 from .profiles import PREVIEW, PROFILES, Column, Profile
 from .report import RobustnessReport, draw_figure

@@ -8,14 +8,15 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ..data.imagenet import IMAGENET_C_CORRUPTIONS
 from ..utils.random import keyed_generator
-from .corruptions import CORRUPTIONS, SEVERITIES
+from .corruptions import SEVERITIES
 
 
-# Top-1 errors of AlexNet on ImageNet-C, each the mean of 5 severities, and on clean ImageNet (arXiv 1903.12261).
+# Top-1 errors of AlexNet under the fifteen corruptions of ImageNet-C, each the mean of 5 severities, and on clean ImageNet (arXiv 1903.12261).
 ALEXNET_ERRORS = dict(
     zip(
-        CORRUPTIONS,
+        IMAGENET_C_CORRUPTIONS,
         (
             *(88.6428, 89.4468, 92.2640),
             *(81.9880, 82.6268, 78.5948, 79.8360),

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from .profiles import IMAGENET_C, Profile
+from .corruptions import CORRUPTIONS
+from .profiles import Profile
 
 
-# The corruptions that are computed without scipy.
-WITHOUT_SCIPY = frozenset(
-    (
-        *("gaussian_noise", "shot_noise", "impulse_noise", "zoom_blur", "fog", "brightness", "contrast"),
-        *("pixelate", "jpeg_compression"),
-    )
-)
+def needed_packages(profile: Profile) -> dict[tuple[str, str], list[str]]:
+    """The columns that need each package; a package is given with what to install."""
+    needs: dict[tuple[str, str], list[str]] = {}
+    for column in profile.columns:
+        if column.is_generated:
+            for need in CORRUPTIONS[column.corruption].packages.items():
+                needs.setdefault(need, []).append(column.name)
+    attacked = [column.name for column in profile.columns if column.attack == "autoattack"]
+    return needs | ({("pyautoattack", "hf_nullspace[attacks]"): attacked} if attacked else {})
 
 
 def check_packages(profile: Profile) -> None:
     """
     Raises:
-        `ImportError`: If a column needs a package that is not installed; the message names both, and the extra.
+        `ImportError`: If a column needs a package that is not installed; the message names both, and what to install.
     """
-    generated = [
-        column for column in profile.columns if column.corruption is not None and column.dataset != IMAGENET_C
-    ]
-    needs = {
-        ("scipy", "eval"): [column.name for column in generated if column.corruption not in WITHOUT_SCIPY],
-        ("pyautoattack", "attacks"): [column.name for column in profile.columns if column.attack == "autoattack"],
-    }
-    for (package, extra), columns in needs.items():
-        if columns and find_spec(package) is None:
+    for (package, install), columns in needed_packages(profile).items():
+        if find_spec(package) is None:
             named = ", ".join(columns[:4]) + (f" and {len(columns) - 4} more" if len(columns) > 4 else "")
             raise ImportError(
-                f"Profile {profile.name!r} needs {package} for {named}: `pip install 'hf_nullspace[{extra}]'`. Or choose "
-                "a profile without these columns."
+                f"Profile {profile.name!r} needs {package} for {named}: `pip install '{install}'`. Or choose a profile "
+                "without these columns."
             )

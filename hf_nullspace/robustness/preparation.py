@@ -25,7 +25,7 @@ from ..utils.random import preserved_random_state
 from .attacks.search import refuse_other_tasks
 from .classifier_check import check_classifier, check_labels
 from .outcomes import model_fingerprint
-from .packages import check_packages
+from .packages import check_packages, needed_packages
 from .profiles import EVALUATION_SET, IMAGENET_C, Column, Profile, resolve_profile
 from .rehearsal import rehearse
 from .sources import ColumnImages, ImageSource, image_source, to_pixels
@@ -220,11 +220,7 @@ def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSo
 
 def package_versions(profile: Profile) -> dict[str, str]:
     """Versions of Python and of all packages that can change a number of the profile, where they are installed."""
-    optional = {
-        "scipy": any(column.corruption is not None and column.dataset != IMAGENET_C for column in profile.columns),
-        "pyautoattack": any(column.attack == "autoattack" for column in profile.columns),
-    }
-    names = [*PACKAGES, *(name for name, is_used in optional.items() if is_used and find_spec(name))]
+    names = [*PACKAGES, *dict.fromkeys(name for name, _ in needed_packages(profile) if find_spec(name))]
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 

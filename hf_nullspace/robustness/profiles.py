@@ -10,12 +10,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from ..data.imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES
 from ..data.robustness_datasets import ROBUSTNESS_DATASETS
 from ..utils.files import json_hash
 from .attacks import ATTACKS
 from .attacks.epsilon import parse_epsilon
 from .attacks.released_fgsm import released_fgsm
-from .corruptions import CORRUPTIONS, SEVERITIES
+from .corruptions import CORRUPTIONS
 
 
 # Name of the images that `evaluate_robustness` is called with; other datasets are named by the column.
@@ -82,10 +83,8 @@ class Column:
                 f"{where} must have both a corruption and a severity or neither, but got {self.corruption!r} and "
                 f"{self.severity!r}."
             )
-        if self.corruption is not None and self.corruption not in CORRUPTIONS:
-            raise ValueError(
-                f"{where} has the unknown corruption {self.corruption!r}; expected one of {sorted(CORRUPTIONS)}."
-            )
+        if self.corruption is not None:
+            CORRUPTIONS.find(self.corruption, where)
         if self.severity is not None and (type(self.severity) is not int or not 1 <= self.severity <= 5):
             raise ValueError(f"{where} must have a severity from 1 to 5, but got {self.severity!r}.")
         if self.dataset not in (EVALUATION_SET, *ROBUSTNESS_DATASETS):
@@ -102,6 +101,11 @@ class Column:
         self._check_settings(where)
         if self.max_images is not None and (type(self.max_images) is not int or self.max_images < 1):
             raise ValueError(f"{where} must have `max_images` of 1 or more, but got {self.max_images!r}.")
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether its corruption is generated here, and not one that its images were published with."""
+        return self.corruption is not None and self.dataset != IMAGENET_C
 
     def _check_settings(self, where: str) -> None:
         """An attack would refuse them too, but only when its turn comes."""
@@ -229,6 +233,12 @@ def corruption_columns(
     )
 
 
+def describe_columns() -> str:
+    """What a column of a profile may name, each in a line."""
+    lines = [f"  {record.name}: {record.help}" for record in CORRUPTIONS.values()]
+    return "\n".join(["Corruptions that a profile may name:", *lines])
+
+
 PIXEL_RADIUS = {"epsilon": "8/255"}
 
 
@@ -271,7 +281,7 @@ STANDARD = Profile(
     "standard",
     (
         Column("clean", calibration=True),
-        *corruption_columns(CORRUPTIONS, SEVERITIES, calibration=True),
+        *corruption_columns(IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES, calibration=True),
         Column("fgsm", attack="fgsm", settings=PIXEL_RADIUS),
         Column("pgd_linf", attack="pgd_linf", settings={**PIXEL_RADIUS, "steps": 20}, max_images=1000),
         Column("cw_l2", attack="cw_l2", settings=CW, max_images=1000),
@@ -298,7 +308,7 @@ PAPER = Profile(
                 "imagenet-stylized",
             )
         ),
-        *corruption_columns(CORRUPTIONS, SEVERITIES, dataset=IMAGENET_C),
+        *corruption_columns(IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES, dataset=IMAGENET_C),
     ),
     note="The eleven columns of table 1 of arXiv 2403.10476; ImageNet-C counts as one. Attacks are in pixel space.",
 )

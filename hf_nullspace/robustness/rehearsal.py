@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..models.pixel_model import PixelModel
-from .profiles import COLUMN_ATTACKS, IMAGENET_C, Column, Profile
+from .profiles import COLUMN_ATTACKS, Column, Profile
 from .sources import ImageSource, corrupt_pixels
 
 
@@ -33,8 +33,7 @@ def rehearse(model: PixelModel, profile: Profile, sources: dict[str, ImageSource
             if column.name not in sources:
                 continue
             model.class_indices = sources[column.name].class_indices
-            is_generated = column.corruption is not None and column.dataset != IMAGENET_C
-            corruption = column.corruption if is_generated else None
+            corruption = column.corruption if column.is_generated else None
             attack = column.attack and json.dumps([column.attack, column.settings, model.class_indices])
             try:
                 if corruption is not None and corruption not in seen:

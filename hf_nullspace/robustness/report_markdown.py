@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.imagenet import IMAGENET_C_CORRUPTIONS
 from ..utils.escaping import escaped_strings, markdown_text
 from .profiles import IMAGENET_C, PROFILES, Column, Profile
 
@@ -101,8 +102,8 @@ def _column_row(column: Column, row: dict[str, Any]) -> dict[str, str]:
 def aggregates_over(profile: Profile, aggregates: dict[str, float]) -> dict[str, str]:
     """What each mean is a mean over, in words."""
     over = {}
-    generated = [column for column in profile.columns if column.corruption and not column.attack]
-    generated = [column for column in generated if column.dataset != IMAGENET_C]
+    generated = [column for column in profile.columns if column.is_generated and not column.attack]
+    others = sorted({column.corruption for column in generated} - {*IMAGENET_C_CORRUPTIONS})
     if "mean_corruption_error" in aggregates:
         severities: dict[str, list[int]] = {}
         for column in generated:
@@ -111,14 +112,22 @@ def aggregates_over(profile: Profile, aggregates: dict[str, float]) -> dict[str,
         for name, found in severities.items():
             groups.setdefault(tuple(sorted(set(found))), []).append(name)
         over["mean_corruption_error"] = "; ".join(
-            f"{len(names)} of the 15 corruptions ({', '.join(names) if len(names) < 15 else 'all'}) at severity "
-            + ", ".join(map(str, group))
-            for group, names in groups.items()
+            f"{_named_corruptions(names)} at severity " + ", ".join(map(str, group)) for group, names in groups.items()
         )
     for name in ("mce", "relative_mce"):
         if name in aggregates:
-            over[name] = "15 corruptions at severity 1, 2, 3, 4, 5"
+            over[name] = "15 corruptions at severity 1, 2, 3, 4, 5" + (f", not {', '.join(others)}" if others else "")
     return over
+
+
+def _named_corruptions(names: Sequence[str]) -> str:
+    """How many of them are among the fifteen of ImageNet-C, which are the others, and their names."""
+    total = len(IMAGENET_C_CORRUPTIONS)
+    known = [name for name in names if name in IMAGENET_C_CORRUPTIONS]
+    others = [name for name in names if name not in known]
+    parts = [f"{len(known)} of the {total} corruptions ({'all' if len(known) == total else ', '.join(known)})"]
+    parts += [f"{len(others)} other{'s' * (len(others) > 1)} ({', '.join(others)})"]
+    return " and ".join(part for part, found in zip(parts, (known, others), strict=True) if found)
 
 
 def row_warnings(name: str, row: dict[str, Any]) -> list[str]:

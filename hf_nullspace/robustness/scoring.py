@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..data.imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES
 from .attacks.autoattack import WARNINGS
-from .corruptions import CORRUPTIONS, SEVERITIES
 from .metrics import (
     PAPER_COLUMNS,
     attack_success,
@@ -128,7 +128,7 @@ def aggregate_columns(
     """
     aggregates = {}
     columns = [column for column in columns if not (column.corruption and column.attack)]
-    generated = [column.name for column in columns if column.corruption and column.dataset != IMAGENET_C]
+    generated = [column.name for column in columns if column.is_generated]
     if generated and all(name in rows for name in generated):
         aggregates["mean_corruption_error"] = 100 - bars[GENERATED]["accuracy"]
     published = {
@@ -136,8 +136,10 @@ def aggregate_columns(
         for column in columns
         if column.dataset == IMAGENET_C and column.name in rows
     }
-    if len(published) == len(CORRUPTIONS) * len(SEVERITIES):
-        errors = {name: [published[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS}
+    if len(published) == len(IMAGENET_C_CORRUPTIONS) * len(IMAGENET_C_SEVERITIES):
+        errors = {
+            name: [published[name, severity] for severity in IMAGENET_C_SEVERITIES] for name in IMAGENET_C_CORRUPTIONS
+        }
         aggregates["mce"] = mean_corruption_error(errors)
         if "clean" in rows:
             aggregates["relative_mce"] = relative_mean_corruption_error(errors, 100 - rows["clean"]["accuracy"])

@@ -19,7 +19,7 @@ from ..models.preprocessing import MODES, Preprocessing
 from ..utils.random import keyed_generator
 from .corruptions import corrupt
 from .outcomes import images_fingerprint
-from .profiles import IMAGENET_C, Column
+from .profiles import Column
 
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ColumnImages(torch.utils.data.Dataset):
     def __getitem__(self, batch: ColumnBatch) -> tuple[torch.Tensor, torch.Tensor]:
         source, column = self.sources[batch.column.name], batch.column
         pixels = to_pixels(source.read(batch.indices), self.preprocessing, source.preprocessing)
-        if column.corruption is not None and column.dataset != IMAGENET_C:
+        if column.is_generated:
             corrupted = [
                 corrupt_pixels(picture, column.corruption, column.severity, self.seed, index)
                 for picture, index in zip(pixels, batch.indices, strict=True)

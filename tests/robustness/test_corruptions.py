@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_sample_images
 
+from hf_nullspace.data.imagenet import IMAGENET_C_CORRUPTIONS
 from hf_nullspace.robustness.corruptions import CORRUPTIONS, SEVERITIES, arrays, blur, corrupt, digital, noise, weather
 
 
@@ -46,10 +47,11 @@ def corrupted(picture, name, severity, seed=0):
 
 
 def test_the_fifteen_in_the_order_of_the_paper():
-    assert " ".join(CORRUPTIONS) == (
+    assert " ".join(IMAGENET_C_CORRUPTIONS) == (
         "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog "
         "brightness contrast elastic_transform pixelate jpeg_compression"
     )
+    assert set(CORRUPTIONS) == set(IMAGENET_C_CORRUPTIONS)
     assert SEVERITIES == (1, 2, 3, 4, 5)
 
 

@@ -4,8 +4,8 @@ import evaluate
 import numpy as np
 import pytest
 
+from hf_nullspace.data.imagenet import IMAGENET_C_CORRUPTIONS as CORRUPTIONS
 from hf_nullspace.robustness import metrics
-from hf_nullspace.robustness.corruptions import CORRUPTIONS
 from hf_nullspace.robustness.evaluate_metrics import (
     Accuracy,
     AttackSuccess,

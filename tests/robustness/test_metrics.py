@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_nullspace.robustness.corruptions import CORRUPTIONS
+from hf_nullspace.data.imagenet import IMAGENET_C_CORRUPTIONS as CORRUPTIONS
 from hf_nullspace.robustness.metrics import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,

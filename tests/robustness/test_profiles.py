@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_nullspace.robustness.corruptions import CORRUPTIONS
+from hf_nullspace.data.imagenet import IMAGENET_C_CORRUPTIONS as CORRUPTIONS
 from hf_nullspace.robustness.metrics import PAPER_COLUMNS
 from hf_nullspace.robustness.profiles import PROFILES, Column, Profile, resolve_profile
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_nullspace.robustness.corruptions import CORRUPTIONS
+from hf_nullspace.data.imagenet import IMAGENET_C_CORRUPTIONS as CORRUPTIONS
 from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
 from hf_nullspace.robustness.profiles import PROFILES, Column
 from hf_nullspace.robustness.scoring import aggregate_columns, score_columns, summarize_columns

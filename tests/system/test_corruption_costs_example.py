@@ -24,4 +24,4 @@ def test_table(example, capsys):
         for p in pictures
     ]
     assert results["fog"]["ours"][1][4] == pytest.approx(np.mean(changes))
-    assert f"{np.mean(changes):.1f}" in lines[2 + CORRUPTIONS.index("fog")]
+    assert f"{np.mean(changes):.1f}" in lines[2 + list(CORRUPTIONS).index("fog")]

@@ -1,5 +1,7 @@
 """
-The 15 common corruptions at 5 severities, C-style and generated here; never the published ImageNet-C files.
+Common corruptions at 5 severities, C-style and generated here; never the published ImageNet-C files.
+
+They are the 15 of ImageNet-C, and those that other modules add with the decorator [`corruption`].
 
 Their definitions and strengths follow Hendrycks and Dietterich (2019), *Benchmarking Neural Network Robustness to Common
 Corruptions and Perturbations* ([arXiv 1903.12261](https://arxiv.org/abs/1903.12261)), with these differences:
@@ -33,35 +35,11 @@ import numpy as np
 from PIL import Image
 
 from .arrays import to_picture, to_pixels
+from .base import CORRUPTIONS, Corruption, corruption
 from .blur import defocus_blur, glass_blur, motion_blur, zoom_blur
 from .digital import brightness, contrast, elastic_transform, jpeg_compression, pixelate
 from .noise import gaussian_noise, impulse_noise, shot_noise
 from .weather import fog, frost, snow
-
-
-_FUNCTIONS = {
-    function.__name__: function
-    for function in (
-        gaussian_noise,
-        shot_noise,
-        impulse_noise,
-        defocus_blur,
-        glass_blur,
-        motion_blur,
-        zoom_blur,
-        snow,
-        frost,
-        fog,
-        brightness,
-        contrast,
-        elastic_transform,
-        pixelate,
-        jpeg_compression,
-    )
-}
-
-
-CORRUPTIONS = tuple(_FUNCTIONS)
 
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -96,8 +74,7 @@ def corrupt(picture: Image.Image, name: str, severity: int, rng: np.random.Gener
         raise TypeError(
             f"`rng` must be a numpy Generator, but got {type(rng).__name__}. Pass `np.random.default_rng(seed)`."
         )
-    if name not in _FUNCTIONS:
-        raise ValueError(f"Unknown corruption {name!r}; expected one of {list(CORRUPTIONS)}.")
+    record = CORRUPTIONS.find(name)
     if not isinstance(severity, int) or isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"`severity` must be 1 to 5, but got {severity!r}.")
-    return to_picture(_FUNCTIONS[name](to_pixels(picture), severity, rng))
+    return to_picture(record.function(to_pixels(picture), severity, rng))

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .arrays import convolve, import_scipy, length_scale, splat, streak_kernel, to_picture
+from .base import SCIPY, corruption
 
 
 DISC_RADII = (3, 4, 6, 8, 10)
@@ -28,6 +29,7 @@ ZOOMS = (
 )
 
 
+@corruption(SCIPY)
 def defocus_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Spreads every pixel over a disc, as a lens out of focus does."""
     return convolve(pixels, _disc_kernel(DISC_RADII[severity - 1] * length_scale(pixels)))
@@ -41,6 +43,7 @@ def _disc_kernel(radius: float) -> np.ndarray:
     return splat(inside * (radius / steps), np.ones(len(inside)))
 
 
+@corruption(SCIPY)
 def glass_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blurs, swaps pixels with neighbours, and blurs again, as frosted glass does."""
     gaussian_filter = import_scipy("ndimage").gaussian_filter
@@ -80,6 +83,7 @@ def _swapped_places(shape: tuple[int, int], reach: float, rounds: int, rng: np.r
     return places
 
 
+@corruption(SCIPY)
 def motion_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Smears the picture along a line of random direction, within 45 degrees of the horizontal."""
     scale = length_scale(pixels)
@@ -87,6 +91,7 @@ def motion_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> 
     return convolve(pixels, streak_kernel(length * scale, sigma * scale, rng.uniform(-45, 45)))
 
 
+@corruption()
 def zoom_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Averages the picture with ever larger views of its centre, as a moving camera does."""
     picture = to_picture(pixels)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .arrays import import_scipy, length_scale, to_picture, to_pixels
+from .base import SCIPY, corruption
 
 
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -28,6 +29,7 @@ BLOCK_SIDES = (1 / 0.6, 1 / 0.5, 1 / 0.4, 1 / 0.3, 1 / 0.25)
 JPEG_QUALITIES = (25, 18, 15, 10, 7)
 
 
+@corruption()
 def brightness(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Raises the value of HSV; hue and saturation stay."""
     value = pixels.max(-1, keepdims=True)
@@ -36,12 +38,14 @@ def brightness(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> n
     return np.where(black, raised, pixels * (raised / np.where(black, 1, value)))
 
 
+@corruption()
 def contrast(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Moves every pixel towards the mean of its channel."""
     mean = pixels.mean((0, 1), keepdims=True, dtype=np.float64).astype(np.float32)
     return (pixels - mean) * CONTRAST[severity - 1] + mean
 
 
+@corruption(SCIPY)
 def elastic_transform(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Moves every pixel by a smooth random displacement."""
     scale = length_scale(pixels)
@@ -61,6 +65,7 @@ def _smooth_field(shape: tuple[int, int], scale: float, rng: np.random.Generator
     return field / max(np.sqrt(np.mean(field**2)), np.finfo(np.float32).tiny)
 
 
+@corruption()
 def pixelate(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """
     Averages the picture over blocks of whole pixels.
@@ -80,6 +85,7 @@ def pixelate(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     return pixels
 
 
+@corruption()
 def jpeg_compression(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Compresses the picture as JPEG of low quality."""
     with io.BytesIO() as file:

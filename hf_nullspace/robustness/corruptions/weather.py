@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import convolve, layer_shape, resize_layer, streak_kernel
+from .base import SCIPY, corruption
 
 
 # mean, standard deviation, size of a flake, threshold, length and sigma of its fall, share of the picture's colours
@@ -32,6 +33,7 @@ ICE_COLOUR = np.array([0.86, 0.96, 1.0], dtype=np.float32)
 ICE_NEEDLES = 5  # directions that crystals grow in
 
 
+@corruption(SCIPY)
 def snow(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Whitens the picture and adds flakes, blurred along their fall, once upright and once upside down."""
     mean, deviation, flake, threshold, length, sigma, share = SNOW[severity - 1]
@@ -45,6 +47,7 @@ def snow(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
     return share * pixels + (1 - share) * whitened + (fallen + fallen[::-1, ::-1])[..., None]
 
 
+@corruption(SCIPY)
 def frost(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Lays a sheet of ice over the picture, synthesised from crystal needles and plasma."""
     keep, amount = FROST[severity - 1]
@@ -63,6 +66,7 @@ def _ice(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return (0.15 + 0.55 * thickness + 0.5 * needles * thickness).clip(0, 1).astype(np.float32)
 
 
+@corruption()
 def fog(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Adds a cloud of plasma and darkens the sum back to the brightness of the picture."""
     thickness, smoothness = FOG[severity - 1]
