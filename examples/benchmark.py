@@ -37,7 +37,7 @@ from hf_nullspace.models.preprocessing import image_transform
 from hf_nullspace.noise.certificate import remove_hidden_mean, token_norms
 from hf_nullspace.noise.certify import measure_probability_mse
 from hf_nullspace.noise.images import read_images
-from hf_nullspace.noise.methods.boundary import boundary_search
+from hf_nullspace.noise.methods import BoundaryMethod
 from hf_nullspace.noise.methods.scaling import boundary_scale
 from hf_nullspace.utils.flags import FlagRule
 
@@ -112,7 +112,7 @@ class Bench:
         )
         with frozen(self.model):
             generator = torch.Generator().manual_seed(seed)
-            return boundary_search(classifier or self.classifier, self.images, config, generator, on_step)[0]
+            return BoundaryMethod().search(classifier or self.classifier, self.images, config, generator, on_step)[0]
 
     def random(self, seed):
         noise = torch.randn(1, *self.images.tokens_shape, generator=torch.Generator().manual_seed(seed))

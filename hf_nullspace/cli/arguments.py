@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.loading import DATA_RULES, SOURCES
 from ..models.loading import DEFAULT_MODEL
-from ..noise.config import METHOD_SETTINGS
+from ..noise.methods import BoundaryMethod
+from ..noise.methods.base import OPTIONAL_SETTINGS, methods_reading
 from ..utils.flags import FlagRule
 from .command_line import CommandParser
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # Finetunes the digits model in a minute; what scripts use where neither a model nor a dataset is named.
 DIGITS_TRAINING = {
-    "noise_method": "boundary",  # draws do harm to a model this small, and one noise shows what the method is about
+    "noise_method": BoundaryMethod.name,  # draws do harm to a model this small, and one noise shows what the method is about
     "learning_rate": 3e-4,
     "lr_scheduler_type": "cosine",
     "max_steps": 400,
@@ -44,7 +45,8 @@ def model_rules(*names: str, also: Sequence[str] = ()) -> list[FlagRule]:
 def method_rules(prefix: str = "") -> list[FlagRule]:
     """The rules of the settings that only some methods of synthesis read."""
     rules = []
-    for name, methods in METHOD_SETTINGS.items():
+    for name in OPTIONAL_SETTINGS:
+        methods = methods_reading(name)
         flag = name if name.startswith(prefix) else prefix + name
         rules.append(FlagRule(flag, f"it is for {' and '.join(methods)}", only_with=(f"{prefix}method", methods)))
     return rules

@@ -5,25 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .confidence import min_images
-
-
-DEFAULT_LEARNING_RATES = {"boundary": 0.3, "sample": None, "paper": 0.1}
-
-
-DEFAULT_MAX_STEPS = {"boundary": 24, "sample": 4, "paper": 100}
-
-
-# Settings that only some methods read.
-METHOD_SETTINGS = {
-    "max_token_ratio": ("boundary",),
-    "learning_rate": ("boundary", "paper"),
-    "noise_limit": ("paper",),
-    "norm_weight": ("paper",),
-}
+from .methods import NOISE_METHODS, BoundaryMethod
+from .methods.base import method_metadata
 
 
 FAILURE_POLICIES = ("shrink", "skip", "error")
@@ -46,26 +34,23 @@ class NullspaceConfig:
     Args:
         epsilon (`float`, *optional*, defaults to 0.03):
             Largest `probability_mse` at which a noise counts as part of the approximate nullspace (paper, section 4).
-        method (`str`, *optional*, defaults to `"boundary"`):
-            `"boundary"` moves along the boundary of epsilon towards larger noise; `"sample"` draws a noise of its own
-            for every image, at random in the axes of the hidden states that `"boundary"` moves in; `"paper"` is
-            algorithm 1, which goes down from a large random start until a batch meets epsilon.
+        method (`str`, *optional*, defaults to that of [`BoundaryMethod`]):
+            How the noise is found: a name in `NOISE_METHODS`. Each method stands in a file of `noise/methods`, with its
+            defaults and the settings that it reads.
         learning_rate (`float`, *optional*):
-            For `"boundary"` the relative size of a step, 0.3 by default. For `"paper"` that of AdamW, 0.1 by default.
-            `"sample"` takes no such steps.
+            Size of a step of the search, by default the method's own; `None` where a method takes no such steps.
         max_token_ratio (`float` or `None`, *optional*, defaults to 4.0):
-            For `"boundary"`: largest norm of a token as a multiple of the median over the tokens, so that a few
-            background tokens do not hold all of it. `None` lifts the limit.
+            Largest norm of a token as a multiple of the median over the tokens, so that a few background tokens do not
+            hold all of it. `None` lifts the limit.
         noise_limit (`float`, *optional*, defaults to 3.0):
-            For `"paper"`: the noise starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings
-            (algorithm 1, line 3).
+            The search starts uniform in `[-noise_limit, noise_limit]`, in units of the patch embeddings (paper,
+            algorithm 1, line 3).
         max_steps (`int`, *optional*):
-            Most steps of the search for one noise, each of one batch there and back. By default 24 for `"boundary"`, 4
-            for `"sample"` and 100 for `"paper"`.
+            Most steps of the search for one noise, each of one batch there and back; by default the method's own.
         norm_weight (`float`, *optional*, defaults to 0.0):
-            For `"paper"`: `lambda` of the objective `logit_distance - lambda * log(norm)` (figure 2).
+            `lambda` of the objective `logit_distance - lambda * log(norm)` (paper, figure 2).
         bank_size (`int`, *optional*, defaults to 1):
-            Number of noises synthesised in a round; 1 for `"sample"`, whose every draw is another noise.
+            Number of noises synthesised in a round; 1 where every draw is another noise.
         num_images (`int`, *optional*, defaults to 256):
             Images that the noise is optimised on.
         num_certificate_images (`int`, *optional*):
@@ -75,8 +60,8 @@ class NullspaceConfig:
         confidence (`float`, *optional*, defaults to 0.95):
             One-sided confidence of the certificate's upper bound on `probability_mse`.
         on_failure (`str`, *optional*, defaults to `"shrink"`):
-            What happens to a noise that is not certified. `"shrink"` scales that of `"paper"` down to the boundary, as
-            the other methods always do; where there are too few images to certify any noise, to where its measured mean is
+            What happens to a noise that is not certified. `"shrink"` scales it down to the boundary, which most methods
+            do always; where there are too few images to certify any noise, to where its measured mean is
             within epsilon, and marks it as not certified; training goes on with it. `"skip"` returns it marked as it is,
             and training leaves the round out. `"error"` raises [`NoiseNotConvergedError`].
         seed (`int`, *optional*, defaults to 42):
@@ -97,12 +82,24 @@ class NullspaceConfig:
     """
 
     epsilon: float = 0.03
-    method: str = field(default="boundary", metadata={"choices": list(DEFAULT_MAX_STEPS)})
-    learning_rate: float | None = None
-    max_token_ratio: float | None = 4.0
-    noise_limit: float = 3.0
-    max_steps: int | None = None
-    norm_weight: float = 0.0
+    method: str = field(default=BoundaryMethod.name, metadata=method_metadata("method", "How the noise is found."))
+    learning_rate: float | None = field(
+        default=None, metadata=method_metadata("learning_rate", "Size of a step of the search.")
+    )
+    max_token_ratio: float | None = field(
+        default=4.0,
+        metadata=method_metadata(
+            "max_token_ratio", "Largest norm of a token of the noise, as a multiple of the median over the tokens."
+        ),
+    )
+    noise_limit: float = field(
+        default=3.0,
+        metadata=method_metadata("noise_limit", "The search starts uniform in [-noise_limit, noise_limit]."),
+    )
+    max_steps: int | None = field(default=None, metadata=method_metadata("max_steps", "Most steps of the search."))
+    norm_weight: float = field(
+        default=0.0, metadata=method_metadata("norm_weight", "Weight of the log-norm term that makes the noise large.")
+    )
     bank_size: int = 1
     num_images: int = 256
     num_certificate_images: int | None = None
@@ -111,12 +108,15 @@ class NullspaceConfig:
     seed: int = 42
 
     def __post_init__(self):
-        if self.method not in DEFAULT_LEARNING_RATES:
-            raise ValueError(f"`method` must be one of {list(DEFAULT_LEARNING_RATES)}, but got {self.method!r}.")
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATES[self.method])
-        if self.max_steps is None:
-            object.__setattr__(self, "max_steps", DEFAULT_MAX_STEPS[self.method])
+        if self.method not in NOISE_METHODS:
+            raise ValueError(
+                f"`method` must be one of {list(NOISE_METHODS)}, but got {self.method!r}. A method from a module of your "
+                "own is known once that module is imported."
+            )
+        method = NOISE_METHODS[self.method]
+        for name in ("learning_rate", "max_steps"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(method, name))
         ratio = self.max_token_ratio
         if ratio is not None and not (_is_number(ratio) and math.isfinite(ratio) and ratio >= 1):
             raise ValueError(f"`max_token_ratio` must be `None` or a number of at least 1, but got {ratio!r}.")
@@ -134,10 +134,10 @@ class NullspaceConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, but got {value!r}.")
-        if self.method == "sample" and self.bank_size > 1:
+        if method.is_drawn and self.bank_size > 1:
             raise ValueError(
-                f"`bank_size` must be 1 with `method='sample'`, which draws another noise for every image, but got "
-                f"{self.bank_size!r}. A bank is for the methods 'boundary' and 'paper'."
+                f"`bank_size` must be 1 with `method={self.method!r}`, which draws another noise for every image, but got "
+                f"{self.bank_size!r}."
             )
         if not (_is_number(self.confidence) and 0.5 <= self.confidence < 1):
             raise ValueError(f"`confidence` must lie in [0.5, 1), but got {self.confidence!r}.")
@@ -145,6 +145,7 @@ class NullspaceConfig:
             raise ValueError(f"`on_failure` must be one of {list(FAILURE_POLICIES)}, but got {self.on_failure!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"`seed` must be an integer, but got {self.seed!r}.")
+        method.check(self)
 
     def fewest_certificate_images(self, largest: float = 2.0) -> int:
         """
@@ -187,6 +188,11 @@ class NullspaceConfig:
                 "saved noise, upgrade hf_nullspace to the version that wrote it."
             )
         return cls(**values)
+
+
+def metadata_of(setting: str) -> Mapping[str, Any]:
+    """The metadata of a field of [`NullspaceConfig`], for a dataclass that has the setting under another name."""
+    return NullspaceConfig.__dataclass_fields__[setting].metadata
 
 
 def _is_number(value: Any) -> bool:

@@ -19,7 +19,7 @@ from .certify import certify, check_config, check_epsilon, measure_probability_m
 from .config import NullspaceConfig
 from .draws import ImageNoise
 from .images import FrozenImages, read_images
-from .methods import SEARCHES
+from .methods import NOISE_METHODS
 from .methods.scaling import MAX_RELATIVE_NORM, boundary_scale
 from .nullspace_noise import NullspaceNoise
 
@@ -107,6 +107,7 @@ def synthesize_noise(
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
         searched, held_out = read_and_split(classifier, dataloader, config, round_index, certificate_dataloader)
         check_epsilon(config, classifier)
+        method = NOISE_METHODS[config.method]
         progress = logging.tqdm(
             total=config.bank_size * config.max_steps,
             desc="Synthesising noise",
@@ -119,11 +120,11 @@ def synthesize_noise(
             for index in range(config.bank_size):
                 generator = keyed_generator("synthesis", config.seed, round_index, index)
                 start = time.perf_counter()
-                noise, steps, axes = SEARCHES[config.method](classifier, searched, config, generator, progress.update)
+                noise, steps, axes = method.search(classifier, searched, config, generator, progress.update)
                 draws = None
                 if axes is not None:
                     draws = ImageNoise(axes, noise.shape[1], noise.norm().item(), (config.seed, round_index))
-                if config.method != "paper" or config.on_failure == "shrink":
+                if method.scales_up or config.on_failure == "shrink":
                     scale = _largest_scale(classifier, held_out, draws or noise, noise.norm().item(), config)
                     noise, draws = scale * noise, draws and scale * draws
                 certificate = certify(classifier, held_out, noise, config, generator, steps, draws=draws)
@@ -191,7 +192,7 @@ def _largest_scale(
     is none.
     """
     largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(norm, 1e-30)
-    largest = max(largest, 1.0) if config.method != "paper" else 1.0
+    largest = max(largest, 1.0) if NOISE_METHODS[config.method].scales_up else 1.0
     is_certifiable = len(held_out) >= config.fewest_certificate_images(classifier.largest_error)
 
     def error_at(scale: float, images: FrozenImages, upper: bool) -> float:
@@ -234,4 +235,5 @@ def _remedy(certificate: Certificate) -> str:
         )
     if certificate.exchanged_probability_mse <= certificate.epsilon or not certificate.logit_distance > 0:
         return "Train the model first, or give a smaller `epsilon`."
-    return "Raise `max_steps`, use `on_failure='shrink'`, or `method='boundary'`."
+    others = " or ".join(f"`method={name!r}`" for name, method in NOISE_METHODS.items() if method.scales_up)
+    return f"Raise `max_steps`, use `on_failure='shrink'`, or {others}."

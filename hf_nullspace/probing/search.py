@@ -12,7 +12,8 @@ import torch
 from ..models.frozen import FrozenClassifier
 from ..noise.certificate import remove_hidden_mean
 from ..noise.images import FrozenImages
-from ..noise.methods.base import (
+from ..noise.methods.scaling import MAX_RELATIVE_NORM, boundary_scale
+from ..noise.methods.steps import (
     SCALE_GAIN,
     SCALE_LIMIT,
     RelativeAdam,
@@ -22,7 +23,6 @@ from ..noise.methods.base import (
     measured_axes,
     token_limits,
 )
-from ..noise.methods.scaling import MAX_RELATIVE_NORM, boundary_scale
 from ..utils.random import keyed_generator
 
 
@@ -39,7 +39,7 @@ def harmless_search_axes(
     moves the logits by `norm_weight`.
 
     Returns:
-        `torch.Tensor` of shape `(hidden_size, hidden_size)`; see [`~noise_search.measured_axes`].
+        `torch.Tensor` of shape `(hidden_size, hidden_size)`; see [`~steps.measured_axes`].
     """
     random = torch.randn(1, *images.tokens_shape, generator=keyed_generator("sensitivity", seed))
     random = remove_hidden_mean(random.to(classifier.device))

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from transformers import TrainingArguments
 
-from ..noise.config import NullspaceConfig
+from ..noise.config import NullspaceConfig, metadata_of
+from ..noise.methods import NOISE_METHODS, SampleMethod
+from ..noise.methods.base import method_metadata
 from ..utils.wording import renamed
 
 
@@ -29,9 +31,6 @@ CONFIG_FIELDS = {
 
 
 NOISE_FORWARDS = ("concatenated", "sequential")
-
-
-DEFAULT_ASCENTS = {"sample": 3.0, "boundary": 0.0, "paper": 0.0}
 
 
 def in_arguments(message: str) -> str:
@@ -68,9 +67,10 @@ class NullspaceTrainingArguments(TrainingArguments):
             draws, or of so many noises of the bank. Each takes a forward pass; 1 takes none. What `noise_ascent` moves
             is the chosen one. The certificate is of draws that were not chosen.
         noise_ascent (`float`, *optional*):
-            For `noise_method="sample"`: standard deviations that each image's draw moves up its loss, at the same norm
-            and in the same axes; 3, the default there, makes it about as hard as the worst of 700 draws. Takes one more
-            pass forward and back; 0 takes none. The certificate is of draws that did not move.
+            Where `noise_method` draws a noise for every image: standard deviations that each image's draw moves up its
+            loss, at the same norm and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one
+            more pass forward and back; 0 takes none. The certificate is of draws that did not move. By default the
+            method's own.
         noise_in_pixels (`bool`, *optional*, defaults to `False`):
             Give the noise to the pixels of each image, inside [0, 1], instead of to its patch embeddings; what does not
             fit into the box is lost. Needs the image processor as `processing_class`, and runs two forward passes.
@@ -87,8 +87,9 @@ class NullspaceTrainingArguments(TrainingArguments):
 
     <Tip>
 
-    `noise_method` is `"sample"` by default, where that of [`NullspaceConfig`] is `"boundary"`: one noise for all images is
-    the largest to be found and what reports are about, and a noise of its own for every image trains better.
+    `noise_method` is [`SampleMethod`] by default, where `method` of [`NullspaceConfig`] is [`BoundaryMethod`]: one noise
+    for all images is the largest to be found and what reports are about, and a noise of its own for every image trains
+    better.
 
     </Tip>
 
@@ -107,33 +108,14 @@ class NullspaceTrainingArguments(TrainingArguments):
         default=NullspaceConfig.epsilon,
         metadata={"help": "Largest probability_mse at which a noise counts as part of the approximate nullspace."},
     )
-    noise_method: str = field(
-        default="sample",
-        metadata={
-            "help": "Draw another noise for every image in the axes that the encoder hardly sees, search along the "
-            "boundary of epsilon, or search as in the paper.",
-            "choices": ["sample", "boundary", "paper"],
-        },
-    )
-    noise_limit: float = field(
-        default=NullspaceConfig.noise_limit,
-        metadata={"help": "The noise of the paper's search starts uniform in [-noise_limit, noise_limit]."},
-    )
+    noise_method: str = field(default=SampleMethod.name, metadata=metadata_of("method"))
+    noise_limit: float = field(default=NullspaceConfig.noise_limit, metadata=metadata_of("noise_limit"))
     noise_max_token_ratio: float | None = field(
-        default=NullspaceConfig.max_token_ratio,
-        metadata={"help": "Largest norm of a token of the noise, as a multiple of the median over tokens."},
+        default=NullspaceConfig.max_token_ratio, metadata=metadata_of("max_token_ratio")
     )
-    noise_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the noise; 0.3 for boundary and 0.1 for paper."}
-    )
-    noise_max_steps: int | None = field(
-        default=None,
-        metadata={"help": "Most steps of the search; 24 for boundary, 4 for sample and 100 for paper."},
-    )
-    noise_norm_weight: float = field(
-        default=NullspaceConfig.norm_weight,
-        metadata={"help": "Weight of the log-norm term that makes the noise large."},
-    )
+    noise_learning_rate: float | None = field(default=None, metadata=metadata_of("learning_rate"))
+    noise_max_steps: int | None = field(default=None, metadata=metadata_of("max_steps"))
+    noise_norm_weight: float = field(default=NullspaceConfig.norm_weight, metadata=metadata_of("norm_weight"))
     noise_bank_size: int = field(
         default=NullspaceConfig.bank_size, metadata={"help": "Number of noises synthesised in a round."}
     )
@@ -176,7 +158,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     )
     noise_ascent: float | None = field(
         default=None,
-        metadata={"help": "Standard deviations that each image's draw moves up its loss; 3 for sample, else 0."},
+        metadata=method_metadata("ascent", "Standard deviations that each image's draw moves up its loss."),
     )
     noise_in_pixels: bool = field(
         default=False,
@@ -214,16 +196,18 @@ class NullspaceTrainingArguments(TrainingArguments):
             `ValueError`: If a value lies outside its range.
         """
         self.nullspace_config()
+        method = NOISE_METHODS[self.noise_method]
         if self.noise_ascent == self._default_ascent:
-            self.noise_ascent = self._default_ascent = DEFAULT_ASCENTS[self.noise_method]
+            self.noise_ascent = self._default_ascent = method.ascent
         for name in ("noise_weight", "noise_ascent", "noise_consistency"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
-        if self.noise_ascent and self.noise_method != "sample":
+        if self.noise_ascent and not method.is_drawn:
+            drawn = " or ".join(f"`noise_method={name!r}`" for name, each in NOISE_METHODS.items() if each.is_drawn)
             raise ValueError(
-                f"`noise_ascent` moves the draws of `noise_method='sample'`, but the method is {self.noise_method!r}. Set "
-                "`noise_method='sample'`, or leave `noise_ascent` at 0."
+                f"`noise_ascent` moves the draws of {drawn}, but the method is {self.noise_method!r}. Set {drawn}, or "
+                "leave `noise_ascent` at 0."
             )
         self._check_candidates()
         if not isinstance(self.noise_refresh_steps, int) or self.noise_refresh_steps < 1:
@@ -251,12 +235,12 @@ class NullspaceTrainingArguments(TrainingArguments):
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
             raise ValueError(f"`noise_candidates` must be an integer of at least 1, but got {candidates!r}.")
         mixtures = self.noise_convex_combination and bank_size > 1
-        are_endless = self.noise_method == "sample" or self.noise_random_scale or mixtures
+        are_endless = NOISE_METHODS[self.noise_method].is_drawn or self.noise_random_scale or mixtures
         if candidates > bank_size and not are_endless:
             raise ValueError(
                 f"`noise_candidates={candidates}` noises for each image to choose from are more than the "
                 f"`noise_bank_size={bank_size}` that there are. Make the bank as large, or draw at random: "
-                "`noise_method='sample'`, `noise_random_scale`, or `noise_convex_combination` of a larger bank."
+                "`noise_random_scale`, or `noise_convex_combination` of a larger bank."
             )
 
     def draw_options(self) -> dict[str, bool]:

@@ -10,11 +10,9 @@ from torch import nn
 from hf_nullspace import NullspaceConfig, inject_noise
 from hf_nullspace.models.frozen import FrozenClassifier, frozen
 from hf_nullspace.noise.images import read_images
-from hf_nullspace.noise.methods.base import distance_gradient, token_limits
-from hf_nullspace.noise.methods.boundary import boundary_search
-from hf_nullspace.noise.methods.paper import paper_search
-from hf_nullspace.noise.methods.sample import sample_search
+from hf_nullspace.noise.methods import NOISE_METHODS
 from hf_nullspace.noise.methods.scaling import boundary_scale
+from hf_nullspace.noise.methods.steps import distance_gradient, token_limits
 
 
 @pytest.fixture
@@ -27,16 +25,16 @@ def pixels(make_batches):
     return make_batches(32, 32)[0]["pixel_values"]
 
 
-def search(search_noise, model, pixels, batch_size=32, **changes):
+def search(method, model, pixels, batch_size=32, **changes):
     """The noise, its steps, and how often it reported one."""
     reported = []
     with frozen(model):
         classifier = FrozenClassifier(model)
         images = read_images(classifier, [{"pixel_values": chunk} for chunk in pixels.split(batch_size)], len(pixels))
-        noise, steps, _ = search_noise(
+        noise, steps, _ = NOISE_METHODS[method].search(
             classifier,
             images,
-            NullspaceConfig(**changes),
+            NullspaceConfig(method=method, **changes),
             torch.Generator().manual_seed(0),
             lambda: reported.append(1),
         )
@@ -79,7 +77,7 @@ def test_gradient_is_that_of_the_distance(model, pixels):
 @pytest.mark.parametrize("norm_weight", [0.0, 0.05])
 def test_paper_search_equals_the_written_out_loop(model, pixels, norm_weight):
     settings = {"noise_limit": 1.0, "max_steps": 60, "epsilon": 0.003, "norm_weight": norm_weight}
-    noise, steps, reported = search(paper_search, model, pixels, method="paper", **settings)
+    noise, steps, reported = search("paper", model, pixels, **settings)
 
     clean = model(pixels).logits.detach()
     expected, expected_steps = start_of_paper(1.0).requires_grad_(), 0
@@ -97,14 +95,14 @@ def test_paper_search_equals_the_written_out_loop(model, pixels, norm_weight):
 
 
 def test_paper_search_stops_before_its_first_step_within_epsilon(model, pixels):
-    noise, steps, reported = search(paper_search, model, pixels, method="paper", epsilon=2.0)
+    noise, steps, reported = search("paper", model, pixels, epsilon=2.0)
     assert steps == reported == 0
     torch.testing.assert_close(noise, start_of_paper(3.0), rtol=0, atol=1e-6)
 
 
 def test_paper_norm_weight_makes_the_noise_larger(model, pixels):
-    changes = {"method": "paper", "noise_limit": 1.0, "max_steps": 40, "epsilon": 1e-6}
-    plain, large = (search(paper_search, model, pixels, norm_weight=weight, **changes) for weight in (0.0, 3.0))
+    changes = {"noise_limit": 1.0, "max_steps": 40, "epsilon": 1e-6}
+    plain, large = (search("paper", model, pixels, norm_weight=weight, **changes) for weight in (0.0, 3.0))
     assert plain[1] == large[1] == 40
     assert large[0].norm() > 1.2 * plain[0].norm()
 
@@ -112,14 +110,14 @@ def test_paper_norm_weight_makes_the_noise_larger(model, pixels):
 @pytest.mark.parametrize("batch_size", [8, 32])
 @pytest.mark.parametrize("epsilon", [0.003, 0.03])
 def test_boundary_search_ends_near_epsilon(model, pixels, batch_size, epsilon):
-    noise, steps, reported = search(boundary_search, model, pixels, batch_size, max_steps=40, epsilon=epsilon)
+    noise, steps, reported = search("boundary", model, pixels, batch_size, max_steps=40, epsilon=epsilon)
     assert steps == reported == 40
     assert epsilon / 3 <= mse_by_hand(model, pixels, noise) <= 3 * epsilon
     assert noise.mean(-1).abs().max() <= 1e-5 * noise.abs().max()
 
 
 def test_boundary_search_finds_larger_noise_than_it_starts_from(model, pixels):
-    norms = [search(boundary_search, model, pixels, max_steps=steps)[0].norm() for steps in (1, 60)]
+    norms = [search("boundary", model, pixels, max_steps=steps)[0].norm() for steps in (1, 60)]
     assert norms[1] > 2 * norms[0]
 
 
@@ -139,12 +137,10 @@ class HalfBlind(nn.Module):
         return SimpleNamespace(logits=self.head(hidden[:, :16]))
 
 
-@pytest.mark.parametrize(
-    ("search_noise", "method", "share"), [(boundary_search, "boundary", 0.001), (sample_search, "sample", 0.01)]
-)
-def test_noise_avoids_the_directions_that_are_read(pixels, search_noise, method, share):
+@pytest.mark.parametrize(("method", "share"), [("boundary", 0.001), ("sample", 0.01)])
+def test_noise_avoids_the_directions_that_are_read(pixels, method, share):
     model = HalfBlind().eval()
-    noise, _, _ = search(search_noise, model, pixels, method=method)
+    noise, _, _ = search(method, model, pixels)
     read = torch.linalg.qr(model.head.weight.detach().T)[0]
     seen = len(noise[0]) * (noise[..., :16].mean(1) @ read).square().sum()
     # The mean over 4 tokens, in 5 directions of 32: of a random noise, 4 % of its square.
@@ -153,20 +149,20 @@ def test_noise_avoids_the_directions_that_are_read(pixels, search_noise, method,
 
 @pytest.mark.parametrize("ratio", [1.0, 1.5, 4.0])
 def test_boundary_search_limits_tokens(model, pixels, ratio):
-    tokens = search(boundary_search, model, pixels, max_steps=30, max_token_ratio=ratio)[0].norm(dim=-1)
+    tokens = search("boundary", model, pixels, max_steps=30, max_token_ratio=ratio)[0].norm(dim=-1)
     assert tokens.max() <= ratio * tokens.median() * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("head_scale", [0.0, 0.01])
 def test_noise_for_a_model_that_ignores_its_input_stays_in_proportion(model, pixels, head_scale):
     model.classifier.weight.data.mul_(head_scale)
-    noise, _, _ = search(boundary_search, model, pixels, max_steps=5)
+    noise, _, _ = search("boundary", model, pixels, max_steps=5)
     embeddings = model.vit.embeddings.patch_embeddings(pixels)
     assert noise.norm() == pytest.approx(10 * embeddings.square().sum((1, 2)).mean().sqrt().item(), rel=1e-4)
 
 
 def test_an_epsilon_below_precision_gives_vanishing_noise(model, pixels):
-    noise, _, _ = search(boundary_search, model, pixels, epsilon=1e-30, max_steps=5)
+    noise, _, _ = search("boundary", model, pixels, epsilon=1e-30, max_steps=5)
     assert torch.isfinite(noise).all()
     assert noise.norm() < 1e-3
 
@@ -223,6 +219,6 @@ def test_boundary_search_backs_off_from_non_finite_logits(model, pixels, caplog)
         return output.masked_fill(output.abs() > limit, float("inf"))
 
     model.vit.embeddings.patch_embeddings.register_forward_hook(overflow)
-    noise, _, _ = search(boundary_search, model, pixels, max_steps=30, epsilon=1.9)
+    noise, _, _ = search("boundary", model, pixels, max_steps=30, epsilon=1.9)
     assert torch.isfinite(noise).all()
     assert "NaN or infinite logits in" in caplog.text

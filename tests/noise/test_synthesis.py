@@ -14,7 +14,7 @@ from hf_nullspace.models.frozen import FrozenClassifier
 from hf_nullspace.noise.certificate import remove_hidden_mean
 from hf_nullspace.noise.certify import measure_noise
 from hf_nullspace.noise.confidence import betting_upper_bound
-from hf_nullspace.noise.methods import SEARCHES
+from hf_nullspace.noise.methods import NOISE_METHODS
 from hf_nullspace.noise.synthesis import num_held_out
 from hf_nullspace.utils.random import keyed_generator, preserved_random_state
 
@@ -172,7 +172,7 @@ def test_boundary_noise_lies_at_the_boundary(model, batches, on_failure):
 @pytest.mark.parametrize("size", [0.01, 100.0])
 def test_boundary_noise_is_scaled_up_or_down_to_the_boundary(model, batches, monkeypatch, size):
     direction = start_of_paper(settings())
-    monkeypatch.setitem(SEARCHES, "boundary", lambda *args: (size * direction, 1, None))
+    monkeypatch.setattr(NOISE_METHODS["boundary"], "search", lambda *args: (size * direction, 1, None))
     noise = synthesize(model, batches)
     assert 0.9 * 0.2 <= noise.certificate.probability_mse_upper <= 0.2
     cosine = torch.nn.functional.cosine_similarity(noise.tensor.flatten(), direction.flatten(), dim=0)

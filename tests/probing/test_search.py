@@ -6,7 +6,7 @@ import torch
 from hf_nullspace.models.frozen import FrozenClassifier, frozen
 from hf_nullspace.noise.certificate import token_norms
 from hf_nullspace.noise.images import read_images
-from hf_nullspace.noise.methods.base import distance_gradient
+from hf_nullspace.noise.methods.steps import distance_gradient
 from hf_nullspace.probing.search import harmless_search_axes, search_at
 
 

@@ -1,34 +1,48 @@
-"""What the searches for noise share."""
+"""What a method that finds noise is: its name, its defaults, the settings it reads, and its search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
 from ...models.frozen import FrozenClassifier
-from ...models.objectives import logit_distance
-from ..draws import ImageNoise
-from ..images import FrozenBatch, FrozenImages
-from .axes import harmless_axes, hidden_moment
+from ..images import FrozenImages
 
 
-# Adam's moments decay faster than its defaults, since a search takes tens of steps and not thousands.
-BETAS = (0.9, 0.99)
+class SearchSettings(Protocol):
+    """What a method may read of a [`NullspaceConfig`], its own defaults filled in."""
+
+    @property
+    def epsilon(self) -> float: ...
+
+    @property
+    def learning_rate(self) -> Any: ...
+
+    @property
+    def max_token_ratio(self) -> float | None: ...
+
+    @property
+    def noise_limit(self) -> float: ...
+
+    @property
+    def max_steps(self) -> Any: ...
+
+    @property
+    def norm_weight(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
-# Adam's epsilon, as a share of the gradient's root mean square: below it, rounding decides the sign of an element.
-GRADIENT_FLOOR = 0.01
+# Settings that a method names in `settings` if it reads them; all methods read the others.
+OPTIONAL_SETTINGS = ("learning_rate", "max_token_ratio", "noise_limit", "norm_weight")
 
 
-# Share of the error's distance to epsilon, in logarithms, that one step's change of scale closes.
-SCALE_GAIN = 0.3
-
-
-# Largest change of the scale in one step, as a logarithm.
-SCALE_LIMIT = 0.3
+# Attributes of a method that are the defaults of settings.
+DEFAULTS = ("learning_rate", "max_steps", "ascent")
 
 
 class FoundNoise(NamedTuple):
@@ -47,117 +61,147 @@ class FoundNoise(NamedTuple):
     axes: torch.Tensor | None = None
 
 
-class RelativeAdam:
+class NoiseMethod(ABC):
     """
-    Adam (Kingma and Ba, 2015) whose steps are relative to the size of what it moves.
+    A way of finding noise: everything that the package knows of it stands in its class.
 
-    Args:
-        variable (`torch.Tensor`): What is moved; gives shape and device.
+    A module outside the package adds one by deriving a class and decorating it with [`register`]. From then on its name
+    is a value of `NullspaceConfig.method` and of the trainer's `noise_method`, in code and on the command line.
+
+    Attributes:
+        name (`str`): The value of `method`.
+        help (`str`): What it does, in one line of help texts.
+        max_steps (`int`): Default of the setting.
+        learning_rate (`float`, *optional*): Default of the setting, where the method reads it.
+        settings (`tuple[str, ...]`, *optional*): Which of `OPTIONAL_SETTINGS` it reads. Given on a command line to a
+            method that does not, they are refused.
+        is_drawn (`bool`, *optional*, defaults to `False`): Whether every image gets a noise of its own.
+        ascent (`float`, *optional*, defaults to 0.0): Default of the trainer's `noise_ascent`, where it is drawn.
+        scales_up (`bool`, *optional*, defaults to `True`): Whether the noise that was found is scaled to the boundary of
+            epsilon, be it up or down. Otherwise it is only ever scaled down, and under `on_failure="shrink"` alone.
+
+    Example:
+
+    ```python
+    >>> from hf_nullspace.noise.methods import NOISE_METHODS
+
+    >>> NOISE_METHODS["boundary"].max_steps
+    24
+    ```
     """
 
-    def __init__(self, variable: torch.Tensor):
-        self.first, self.second, self.count = torch.zeros_like(variable), torch.zeros_like(variable), 0
+    name: ClassVar[str]
+    help: ClassVar[str]
+    max_steps: ClassVar[int]
+    learning_rate: ClassVar[float | None] = None
+    settings: ClassVar[tuple[str, ...]] = ()
+    is_drawn: ClassVar[bool] = False
+    ascent: ClassVar[float] = 0.0
+    scales_up: ClassVar[bool] = True
 
-    def step(self, variable: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
-        """The variable moved by about `rate` times its root mean square."""
-        self.count += 1
-        self.first.lerp_(gradient, 1 - BETAS[0])
-        self.second.lerp_(gradient.square(), 1 - BETAS[1])
-        size = (self.second / (1 - BETAS[1] ** self.count)).sqrt()
-        floor = GRADIENT_FLOOR * size.square().mean().sqrt() + torch.finfo(size.dtype).tiny
-        direction = self.first / (1 - BETAS[0] ** self.count) / (size + floor)
-        return variable - rate * variable.square().mean().sqrt() * direction
+    def check(self, config: SearchSettings) -> None:
+        """
+        Checks settings beyond the ranges that hold for every method; by default there is nothing to check.
+
+        Args:
+            config ([`NullspaceConfig`]): The settings, within their ranges.
+
+        Raises:
+            `ValueError`: If the method cannot work with them. Names of settings stand in backticks, as in
+                `` `max_steps=3` ``: they are then written as the trainer's arguments, or as flags.
+        """
+        return
+
+    @abstractmethod
+    def search(
+        self,
+        classifier: FrozenClassifier,
+        images: FrozenImages,
+        config: SearchSettings,
+        generator: torch.Generator,
+        on_step: Callable[[], Any],
+    ) -> FoundNoise:
+        """
+        Finds a noise; that it keeps epsilon is measured, and seen to, afterwards.
+
+        Args:
+            classifier ([`FrozenClassifier`]): The model.
+            images ([`FrozenImages`]): The images to search on.
+            config ([`NullspaceConfig`]): The settings.
+            generator (`torch.Generator`): A CPU generator, the source of every random choice.
+            on_step (`Callable`): To be called after each of at most `config.max_steps` steps.
+        """
 
 
-def measured_axes(
-    classifier: FrozenClassifier,
-    batches: Iterable[FrozenBatch],
-    noise: torch.Tensor | ImageNoise,
-    on_step: Callable[[], None],
-) -> torch.Tensor:
-    """Axes of the hidden axis that avoid what moves the logits of these batches under `noise`: see [`harmless_axes`]."""
-    differs = isinstance(noise, ImageNoise)
-    hidden_size = (noise.axes if differs else noise).shape[-1]
-    total = torch.zeros(hidden_size, hidden_size, device=classifier.device)
-    for batch in batches:
-        own = noise(batch.positions) if differs else noise
-        step = distance_gradient(classifier, batch, own)
-        moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(own))))
-        # Every batch counts the same, however large its gradients are; one that is not finite does not count.
-        share = moment.trace().clamp_min(torch.finfo(torch.float32).tiny)
-        total = total + torch.where(step.finite, moment / share, 0.0)
-        on_step()
-    return harmless_axes(total).float()
+# The methods by name.
+NOISE_METHODS: dict[str, NoiseMethod] = {}
 
 
-def endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
-    while True:
-        yield from images.batches(torch.randperm(len(images), generator=generator))
+# Metadata of fields that are about methods, with the setting and the text each begins with; see `method_metadata`.
+_FIELDS: list[tuple[dict[str, Any], str, str]] = []
 
 
-def batch_means(
-    classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean `probability_mse` and `logit_distance` of the global batch."""
-    sums = torch.zeros(2, device=noise.device)
-    if len(batch):
-        noisy_logits = classifier.logits(batch.inputs, noise, batch.embeddings)
-        mse, distance = (
-            classifier.probability_mse(batch.clean_logits, noisy_logits),
-            logit_distance(batch.clean_logits, noisy_logits),
+def register(method_class: type[NoiseMethod]) -> type[NoiseMethod]:
+    """
+    Makes a method known by its name; a decorator of its class.
+
+    Raises:
+        `TypeError`: If it is no class of [`NoiseMethod`], or lacks a part of one.
+        `ValueError`: If another method has the name, or it names settings that there are not.
+    """
+    if not (isinstance(method_class, type) and issubclass(method_class, NoiseMethod)):
+        raise TypeError(f"`register` takes a class derived from `NoiseMethod`, but got {method_class!r}.")
+    missing = [part for part in ("name", "help", "max_steps") if not hasattr(method_class, part)]
+    if missing:
+        raise TypeError(f"`{method_class.__name__}` has no {missing}; see `NoiseMethod` for what a method needs.")
+    known = NOISE_METHODS.get(method_class.name)
+    if known is not None and _place(type(known)) != _place(method_class):  # the same again when reloaded
+        raise ValueError(
+            f"The name {method_class.name!r} of `{method_class.__name__}` is that of `{type(known).__name__}` already. "
+            "Give the method another one."
         )
-        sums = torch.stack([mse.sum(), distance.sum()])
-    mse, distance = classifier.sum_over_processes(sums) / batch.global_size
-    return mse, distance
+    unknown = sorted(set(method_class.settings) - set(OPTIONAL_SETTINGS))
+    if unknown:
+        raise ValueError(
+            f"`{method_class.__name__}` reads the settings {unknown}, which `NullspaceConfig` has not; it may read "
+            f"{list(OPTIONAL_SETTINGS)}, and every method reads the others."
+        )
+    NOISE_METHODS[method_class.name] = method_class()
+    for field in _FIELDS:
+        _write_metadata(*field)
+    return method_class
 
 
-@dataclass
-class DistanceGradient:
+def methods_reading(setting: str) -> tuple[str, ...]:
+    """The methods that read one of `OPTIONAL_SETTINGS`."""
+    return tuple(name for name, method in NOISE_METHODS.items() if setting in method.settings)
+
+
+def method_metadata(setting: str, text: str) -> dict[str, Any]:
     """
-    What one batch says about a noise, over the images of all processes unless it says "local".
+    Metadata of a dataclass field whose help and choices follow from the registered methods, also from later ones.
 
     Args:
-        mse, distance (`torch.Tensor`): Mean `probability_mse` and `logit_distance`.
-        gradient (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Gradient of `distance`, as to a noise that
-            all images share.
-        local_gradients (`torch.Tensor` of shape `(local_images, num_patches, hidden_size)`): The gradients of the
-            distances of this process's images.
-        finite (`torch.Tensor`): Whether everything is finite.
+        setting (`str`): `"method"`, or one of `DEFAULTS` or `OPTIONAL_SETTINGS`.
+        text (`str`): What the help begins with.
     """
-
-    mse: torch.Tensor
-    distance: torch.Tensor
-    gradient: torch.Tensor
-    local_gradients: torch.Tensor
-    finite: torch.Tensor
+    metadata: dict[str, Any] = {}
+    _FIELDS.append((metadata, setting, text))
+    _write_metadata(metadata, setting, text)
+    return metadata
 
 
-def distance_gradient(classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor) -> DistanceGradient:
-    """Runs the batch under `noise` of shape `(1 or local_images, num_patches, hidden_size)`, once there and once back."""
-    precise = _precise_dtype(noise)
-    sums = torch.zeros(2 + noise.shape[1] * noise.shape[2], dtype=precise, device=noise.device)
-    local = noise.new_zeros(0, *noise.shape[1:])
-    if len(batch):
-        variable = noise.detach().expand(len(batch), -1, -1).requires_grad_()
-        noisy_logits = classifier.logits(batch.inputs, variable, batch.embeddings)
-        distance = logit_distance(batch.clean_logits, noisy_logits)
-        (local,) = torch.autograd.grad(distance.sum(), variable)
-        mse = classifier.probability_mse(batch.clean_logits, noisy_logits.detach())
-        parts = (mse.unsqueeze(-1), distance.detach().unsqueeze(-1), local.flatten(1))
-        sums = torch.cat([part.sum(0, dtype=precise) for part in parts])
-    # One reduction for everything: the sums of the processes, divided by the size of the whole batch.
-    sums = classifier.sum_over_processes(sums)
-    means = (sums / batch.global_size).to(noise.dtype)
-    return DistanceGradient(means[0], means[1], means[2:].view(1, *noise.shape[1:]), local, torch.isfinite(sums).all())
+def _write_metadata(metadata: dict[str, Any], setting: str, text: str) -> None:
+    if setting == "method":
+        metadata["choices"] = list(NOISE_METHODS)
+        added = "; ".join(f"`{name}` {method.help}" for name, method in NOISE_METHODS.items())
+    elif setting in DEFAULTS:
+        defaults = {name: getattr(method, setting) for name, method in NOISE_METHODS.items()}
+        added = "By default " + ", ".join(f"{value:g} for `{name}`" for name, value in defaults.items() if value)
+    else:
+        added = "Read by " + " and ".join(f"`{name}`" for name in methods_reading(setting))
+    metadata["help"] = f"{text} {added}.".replace("%", "%%")
 
 
-def _precise_dtype(noise: torch.Tensor) -> torch.dtype:
-    """Double precision, in which the sum of the processes' sums is that of one process, where the device has it."""
-    return torch.float32 if noise.device.type == "mps" else torch.float64
-
-
-def token_limits(noise: torch.Tensor, max_ratio: float) -> torch.Tensor:
-    """For each token the factor, at most 1, that brings its norm to `max_ratio` times the median over the tokens."""
-    norms = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-    limit = max_ratio * norms.median()
-    return (limit / norms.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1.0)
+def _place(method_class: type[NoiseMethod]) -> tuple[str, str]:
+    return method_class.__module__, method_class.__qualname__

@@ -5,25 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers.utils import logging
 
 from ...models.frozen import FrozenClassifier
 from ..certificate import remove_hidden_mean
-from ..config import NullspaceConfig
 from ..images import FrozenImages
-from .base import (
+from .base import FoundNoise, NoiseMethod, SearchSettings, register
+from .scaling import MAX_RELATIVE_NORM, scaled_to_boundary
+from .steps import (
     SCALE_GAIN,
     SCALE_LIMIT,
-    FoundNoise,
     RelativeAdam,
     distance_gradient,
     endless_batches,
     measured_axes,
     token_limits,
 )
-from .scaling import MAX_RELATIVE_NORM, scaled_to_boundary
 
 
 logger = logging.get_logger(__name__)
@@ -33,18 +33,13 @@ logger = logging.get_logger(__name__)
 SENSITIVITY_STEPS = 4
 
 
-def boundary_search(
-    classifier: FrozenClassifier,
-    images: FrozenImages,
-    config: NullspaceConfig,
-    generator: torch.Generator,
-    on_step: Callable[[], None],
-) -> FoundNoise:
+@register
+class BoundaryMethod(NoiseMethod):
     """
     Searches `argmax ||v|| subject to probability_mse(v) <= epsilon` by moving along the boundary.
 
     A random direction is scaled to the boundary. The first steps measure there to which directions of the hidden axis
-    the encoder is sensitive, and give coordinates that avoid those ([`~sensitivity.harmless_axes`]); in these the search
+    the encoder is sensitive, and give coordinates that avoid those ([`~axes.harmless_axes`]); in these the search
     starts anew. Each further step turns the noise down the logarithm of `logit_distance`, keeping its norm, and lets a
     feedback on the measured `probability_mse` change the norm: where turning made the noise more harmless, it grows.
     Sizes are relative to the noise itself, so nothing depends on how large a model's patch embeddings are. A token's
@@ -52,37 +47,54 @@ def boundary_search(
     A step whose logits are not finite makes the noise smaller, and is counted in a warning at the end. These steps need
     no device sync.
     """
-    batches = endless_batches(images, generator)
-    num_measured = min(SENSITIVITY_STEPS, config.max_steps // 2)
-    num_turns = config.max_steps - num_measured
-    coordinates = torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
-    start = scaled_to_boundary(classifier, images, remove_hidden_mean(coordinates), config.epsilon)
-    axes = measured_axes(classifier, itertools.islice(batches, num_measured), start, on_step)
-    noise = scaled_to_boundary(classifier, images, coordinates @ axes, config.epsilon)
-    coordinates = coordinates * (noise.norm() / (coordinates @ axes).norm())
-    adam = RelativeAdam(coordinates)
-    backed_off = torch.zeros((), device=noise.device)
-    for turn, batch in zip(range(num_turns), batches, strict=False):
-        step = distance_gradient(classifier, batch, noise)
-        # Of log(distance), along the sphere of the noise's norm, in units of that norm.
-        gradient = step.gradient / step.distance.clamp_min(1e-30) * noise.norm()
-        gradient = torch.where(step.finite, gradient - noise * (gradient * noise).sum() / noise.square().sum(), 0.0)
-        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * turn / num_turns))
-        coordinates = adam.step(coordinates, gradient @ axes.T, rate)
-        turned = coordinates @ axes
-        if config.max_token_ratio is not None:
-            limits = token_limits(turned, config.max_token_ratio)
-            coordinates, turned = coordinates * limits, turned * limits
-        excess = torch.log(step.mse.clamp_min(1e-12) / config.epsilon)
-        change = torch.where(step.finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
-        norm = (noise.norm() * change.exp()).clamp_max(MAX_RELATIVE_NORM * images.embedding_norm)
-        scale = norm / turned.norm()
-        coordinates, noise = coordinates * scale, turned * scale
-        backed_off += ~step.finite
-        on_step()
-    if backed_off:
-        logger.warning(
-            f"The model gave NaN or infinite logits in {int(backed_off)} of {config.max_steps} synthesis steps; each time "
-            "the noise was made smaller. If there are many, run in bf16 or fp32 instead of fp16."
-        )
-    return FoundNoise(noise, config.max_steps)
+
+    name = "boundary"
+    help = "moves one noise along the boundary of epsilon towards a larger norm"
+    learning_rate = 0.3
+    max_steps = 24
+    settings = ("learning_rate", "max_token_ratio")
+
+    def search(
+        self,
+        classifier: FrozenClassifier,
+        images: FrozenImages,
+        config: SearchSettings,
+        generator: torch.Generator,
+        on_step: Callable[[], Any],
+    ) -> FoundNoise:
+        batches = endless_batches(images, generator)
+        num_measured = min(SENSITIVITY_STEPS, config.max_steps // 2)
+        num_turns = config.max_steps - num_measured
+        coordinates = torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
+        start = scaled_to_boundary(classifier, images, remove_hidden_mean(coordinates), config.epsilon)
+        axes = measured_axes(classifier, itertools.islice(batches, num_measured), start, on_step)
+        noise = scaled_to_boundary(classifier, images, coordinates @ axes, config.epsilon)
+        coordinates = coordinates * (noise.norm() / (coordinates @ axes).norm())
+        adam = RelativeAdam(coordinates)
+        backed_off = torch.zeros((), device=noise.device)
+        for turn, batch in zip(range(num_turns), batches, strict=False):
+            step = distance_gradient(classifier, batch, noise)
+            # Of log(distance), along the sphere of the noise's norm, in units of that norm.
+            gradient = step.gradient / step.distance.clamp_min(1e-30) * noise.norm()
+            gradient = torch.where(
+                step.finite, gradient - noise * (gradient * noise).sum() / noise.square().sum(), 0.0
+            )
+            rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * turn / num_turns))
+            coordinates = adam.step(coordinates, gradient @ axes.T, rate)
+            turned = coordinates @ axes
+            if config.max_token_ratio is not None:
+                limits = token_limits(turned, config.max_token_ratio)
+                coordinates, turned = coordinates * limits, turned * limits
+            excess = torch.log(step.mse.clamp_min(1e-12) / config.epsilon)
+            change = torch.where(step.finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
+            norm = (noise.norm() * change.exp()).clamp_max(MAX_RELATIVE_NORM * images.embedding_norm)
+            scale = norm / turned.norm()
+            coordinates, noise = coordinates * scale, turned * scale
+            backed_off += ~step.finite
+            on_step()
+        if backed_off:
+            logger.warning(
+                f"The model gave NaN or infinite logits in {int(backed_off)} of {config.max_steps} synthesis steps; each time "
+                "the noise was made smaller. If there are many, run in bf16 or fp32 instead of fp16."
+            )
+        return FoundNoise(noise, config.max_steps)

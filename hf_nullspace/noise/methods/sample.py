@@ -4,37 +4,48 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ...models.frozen import FrozenClassifier
 from ..certificate import remove_hidden_mean
-from ..config import NullspaceConfig
 from ..draws import ImageNoise, draw_in_axes
 from ..images import FrozenImages
-from .base import FoundNoise, endless_batches, measured_axes
+from .base import FoundNoise, NoiseMethod, SearchSettings, register
 from .scaling import scaled_to_boundary
+from .steps import endless_batches, measured_axes
 
 
-def sample_search(
-    classifier: FrozenClassifier,
-    images: FrozenImages,
-    config: NullspaceConfig,
-    generator: torch.Generator,
-    on_step: Callable[[], None],
-) -> FoundNoise:
+@register
+class SampleMethod(NoiseMethod):
     """
-    Measures the axes that [`boundary_search`] moves in, and draws in them at random.
+    Measures the axes that [`BoundaryMethod`] moves in, and draws in them at random.
 
     One noise can be learnt by heart, and subtracted; a noise of its own for every image cannot. A random draw is smaller
     than a noise that is searched for, but costs no step of its own.
     """
-    batches, (num_patches, hidden_size) = endless_batches(images, generator), images.tokens_shape
-    equal = remove_hidden_mean(torch.eye(hidden_size, device=classifier.device))
-    random = draw_in_axes(equal, 1, num_patches, images.embedding_norm, generator)
-    norm = scaled_to_boundary(classifier, images, random, config.epsilon).norm().item()
-    # Another noise for each image: under one, an encoder shows the directions that it moves the logits in, and no others.
-    every = ImageNoise(equal, num_patches, norm, ("axes", config.seed))
-    axes = measured_axes(classifier, itertools.islice(batches, config.max_steps), every, on_step)
-    noise = draw_in_axes(axes, 1, num_patches, norm, generator)
-    return FoundNoise(scaled_to_boundary(classifier, images, noise, config.epsilon), config.max_steps, axes)
+
+    name = "sample"
+    help = "draws a noise of its own for every image, in axes that the encoder hardly sees"
+    max_steps = 4
+    is_drawn = True
+    ascent = 3.0
+
+    def search(
+        self,
+        classifier: FrozenClassifier,
+        images: FrozenImages,
+        config: SearchSettings,
+        generator: torch.Generator,
+        on_step: Callable[[], Any],
+    ) -> FoundNoise:
+        batches, (num_patches, hidden_size) = endless_batches(images, generator), images.tokens_shape
+        equal = remove_hidden_mean(torch.eye(hidden_size, device=classifier.device))
+        random = draw_in_axes(equal, 1, num_patches, images.embedding_norm, generator)
+        norm = scaled_to_boundary(classifier, images, random, config.epsilon).norm().item()
+        # Another noise for each image: under one, an encoder shows the directions that it moves the logits in, and no others.
+        every = ImageNoise(equal, num_patches, norm, ("axes", config.seed))
+        axes = measured_axes(classifier, itertools.islice(batches, config.max_steps), every, on_step)
+        noise = draw_in_axes(axes, 1, num_patches, norm, generator)
+        return FoundNoise(scaled_to_boundary(classifier, images, noise, config.epsilon), config.max_steps, axes)

@@ -9,7 +9,7 @@ import torch
 
 from ...models.frozen import FrozenClassifier
 from ..images import FrozenImages
-from .base import batch_means
+from .steps import batch_means
 
 
 # A bisection gives up on scales below this.

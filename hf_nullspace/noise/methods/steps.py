@@ -1,0 +1,146 @@
+"""What searches for noise are built of: batches, gradients, a relative Adam, and the axes that avoid what a model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ...models.frozen import FrozenClassifier
+from ...models.objectives import logit_distance
+from ..draws import ImageNoise
+from ..images import FrozenBatch, FrozenImages
+from .axes import harmless_axes, hidden_moment
+
+
+# Adam's moments decay faster than its defaults, since a search takes tens of steps and not thousands.
+BETAS = (0.9, 0.99)
+
+
+# Adam's epsilon, as a share of the gradient's root mean square: below it, rounding decides the sign of an element.
+GRADIENT_FLOOR = 0.01
+
+
+# Share of the error's distance to epsilon, in logarithms, that one step's change of scale closes.
+SCALE_GAIN = 0.3
+
+
+# Largest change of the scale in one step, as a logarithm.
+SCALE_LIMIT = 0.3
+
+
+class RelativeAdam:
+    """
+    Adam (Kingma and Ba, 2015) whose steps are relative to the size of what it moves.
+
+    Args:
+        variable (`torch.Tensor`): What is moved; gives shape and device.
+    """
+
+    def __init__(self, variable: torch.Tensor):
+        self.first, self.second, self.count = torch.zeros_like(variable), torch.zeros_like(variable), 0
+
+    def step(self, variable: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
+        """The variable moved by about `rate` times its root mean square."""
+        self.count += 1
+        self.first.lerp_(gradient, 1 - BETAS[0])
+        self.second.lerp_(gradient.square(), 1 - BETAS[1])
+        size = (self.second / (1 - BETAS[1] ** self.count)).sqrt()
+        floor = GRADIENT_FLOOR * size.square().mean().sqrt() + torch.finfo(size.dtype).tiny
+        direction = self.first / (1 - BETAS[0] ** self.count) / (size + floor)
+        return variable - rate * variable.square().mean().sqrt() * direction
+
+
+def measured_axes(
+    classifier: FrozenClassifier,
+    batches: Iterable[FrozenBatch],
+    noise: torch.Tensor | ImageNoise,
+    on_step: Callable[[], None],
+) -> torch.Tensor:
+    """Axes of the hidden axis that avoid what moves the logits of these batches under `noise`: see [`harmless_axes`]."""
+    differs = isinstance(noise, ImageNoise)
+    hidden_size = (noise.axes if differs else noise).shape[-1]
+    total = torch.zeros(hidden_size, hidden_size, device=classifier.device)
+    for batch in batches:
+        own = noise(batch.positions) if differs else noise
+        step = distance_gradient(classifier, batch, own)
+        moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(own))))
+        # Every batch counts the same, however large its gradients are; one that is not finite does not count.
+        share = moment.trace().clamp_min(torch.finfo(torch.float32).tiny)
+        total = total + torch.where(step.finite, moment / share, 0.0)
+        on_step()
+    return harmless_axes(total).float()
+
+
+def endless_batches(images: FrozenImages, generator: torch.Generator) -> Iterator[FrozenBatch]:
+    while True:
+        yield from images.batches(torch.randperm(len(images), generator=generator))
+
+
+def batch_means(
+    classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `probability_mse` and `logit_distance` of the global batch."""
+    sums = torch.zeros(2, device=noise.device)
+    if len(batch):
+        noisy_logits = classifier.logits(batch.inputs, noise, batch.embeddings)
+        mse, distance = (
+            classifier.probability_mse(batch.clean_logits, noisy_logits),
+            logit_distance(batch.clean_logits, noisy_logits),
+        )
+        sums = torch.stack([mse.sum(), distance.sum()])
+    mse, distance = classifier.sum_over_processes(sums) / batch.global_size
+    return mse, distance
+
+
+@dataclass
+class DistanceGradient:
+    """
+    What one batch says about a noise, over the images of all processes unless it says "local".
+
+    Args:
+        mse, distance (`torch.Tensor`): Mean `probability_mse` and `logit_distance`.
+        gradient (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Gradient of `distance`, as to a noise that
+            all images share.
+        local_gradients (`torch.Tensor` of shape `(local_images, num_patches, hidden_size)`): The gradients of the
+            distances of this process's images.
+        finite (`torch.Tensor`): Whether everything is finite.
+    """
+
+    mse: torch.Tensor
+    distance: torch.Tensor
+    gradient: torch.Tensor
+    local_gradients: torch.Tensor
+    finite: torch.Tensor
+
+
+def distance_gradient(classifier: FrozenClassifier, batch: FrozenBatch, noise: torch.Tensor) -> DistanceGradient:
+    """Runs the batch under `noise` of shape `(1 or local_images, num_patches, hidden_size)`, once there and once back."""
+    precise = _precise_dtype(noise)
+    sums = torch.zeros(2 + noise.shape[1] * noise.shape[2], dtype=precise, device=noise.device)
+    local = noise.new_zeros(0, *noise.shape[1:])
+    if len(batch):
+        variable = noise.detach().expand(len(batch), -1, -1).requires_grad_()
+        noisy_logits = classifier.logits(batch.inputs, variable, batch.embeddings)
+        distance = logit_distance(batch.clean_logits, noisy_logits)
+        (local,) = torch.autograd.grad(distance.sum(), variable)
+        mse = classifier.probability_mse(batch.clean_logits, noisy_logits.detach())
+        parts = (mse.unsqueeze(-1), distance.detach().unsqueeze(-1), local.flatten(1))
+        sums = torch.cat([part.sum(0, dtype=precise) for part in parts])
+    # One reduction for everything: the sums of the processes, divided by the size of the whole batch.
+    sums = classifier.sum_over_processes(sums)
+    means = (sums / batch.global_size).to(noise.dtype)
+    return DistanceGradient(means[0], means[1], means[2:].view(1, *noise.shape[1:]), local, torch.isfinite(sums).all())
+
+
+def _precise_dtype(noise: torch.Tensor) -> torch.dtype:
+    """Double precision, in which the sum of the processes' sums is that of one process, where the device has it."""
+    return torch.float32 if noise.device.type == "mps" else torch.float64
+
+
+def token_limits(noise: torch.Tensor, max_ratio: float) -> torch.Tensor:
+    """For each token the factor, at most 1, that brings its norm to `max_ratio` times the median over the tokens."""
+    norms = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+    limit = max_ratio * norms.median()
+    return (limit / norms.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1.0)
