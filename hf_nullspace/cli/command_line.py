@@ -107,6 +107,11 @@ class CommandParser(HfArgumentParser):
     ):
         self.words, self.find_defaults, self.rules = list(words), defaults, list(rules)
         self.hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
+        self.removed = {
+            name: sentence
+            for kind in dataclass_types
+            for name, sentence in getattr(kind, "removed_arguments", {}).items()
+        }
         FLAG_NAMES.clear()
         FLAG_NAMES.update(self.hints)
         super().__init__(
@@ -191,6 +196,8 @@ class CommandParser(HfArgumentParser):
         names = [name[2:] for name in self._flags if name.startswith("--") and "-" not in name[2:]]
         names = [name for name in names if name not in ("help", "version")]  # nobody meant these
         word = flag.lstrip("-").replace("-", "_")
+        if word in self.removed:
+            return self.removed[word]
         near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
         guess = near or [name for name in names if name.startswith(word)][:1]
         return f"unknown flag {flag}" + (f", did you mean --{guess[0]}?" if guess else "")
@@ -209,6 +216,8 @@ class CommandParser(HfArgumentParser):
             self.error(f"the file {path!r} must hold one object of settings by name, but holds a {_kind(values)}")
         actions = {action.dest: action for action in self._actions}
         for name, value in values.items():
+            if name in self.removed and name not in self.hints:
+                self.error(f"the file {path!r} has an old setting: {self.removed[name]}")
             if name not in self.hints or name not in actions:
                 known = difflib.get_close_matches(name, self.hints, n=1, cutoff=0.7)
                 self.error(

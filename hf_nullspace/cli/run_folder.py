@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..comparison.runs import differences
 from ..hub.manifest import publishable_files
+from ..training.removed_arguments import check_settings
 from ..utils.files import replaced
 
 
@@ -63,6 +64,7 @@ class RunFolder:
                 "`resume_from_checkpoint` goes on with what `overwrite_output_dir` would delete. Give one of them."
             )
         if resume and record is not None:
+            check_settings(record["settings"], self.folder / RECORD_NAME)
             differing = differences(record["settings"], self.settings)
             if differing:
                 raise ValueError(

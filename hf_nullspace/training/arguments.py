@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -11,6 +12,7 @@ from ..noise.config import NullspaceConfig, metadata_of
 from ..noise.methods import NOISE_METHODS, SampleMethod
 from ..noise.methods.base import method_metadata
 from ..utils.wording import renamed
+from .removed_arguments import REMOVED_ARGUMENTS, check_not_removed
 
 
 # Field of the arguments -> field of the config, where the Trainer already owns the short name.
@@ -58,27 +60,11 @@ class NullspaceTrainingArguments(TrainingArguments):
         noise_forward (`str`, *optional*, defaults to `"concatenated"`):
             `"concatenated"` runs the clean and the noisy images of a step in one forward pass, `"sequential"` in two;
             the loss is the same. Models that mix the images of a batch (BatchNorm) always run two.
-        noise_random_scale (`bool`, *optional*, defaults to `False`):
-            Scale each image's noise by a number uniform in [0, 1].
-        noise_convex_combination (`bool`, *optional*, defaults to `False`):
-            Mix the noises of a bank for each image instead of choosing one.
-        noise_candidates (`int`, *optional*, defaults to 1):
-            Noises drawn for each image, of which it is trained on the one with the largest loss: the hardest of so many
-            draws, or of so many noises of the bank. Each takes a forward pass; 1 takes none. What `noise_ascent` moves
-            is the chosen one. The certificate is of draws that were not chosen.
         noise_ascent (`float`, *optional*):
             Where `noise_method` draws a noise for every image: standard deviations that each image's draw moves up its
             loss, at the same norm and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one
             more pass forward and back; 0 takes none. The certificate is of draws that did not move. By default the
             method's own.
-        noise_in_pixels (`bool`, *optional*, defaults to `False`):
-            Give the noise to the pixels of each image, inside [0, 1], instead of to its patch embeddings; what does not
-            fit into the box is lost. Needs the image processor as `processing_class`, and runs two forward passes.
-        noise_consistency (`float`, *optional*, defaults to 0.0):
-            Weight of a further term of the loss, the divergence `KL(clean || noisy)` of the predictions.
-        epsilon_warmup_steps (`int`, *optional*, defaults to 0):
-            Optimizer steps over which epsilon grows linearly to its value: the noise of a round that ends at step `s`
-            is synthesised for `epsilon * min(1, s / epsilon_warmup_steps)`.
         ema_decay (`float`, *optional*, defaults to 0.0):
             Decay of an exponential moving average of the weights, which takes their place when training ends: 0.99 looks
             back over some 100 steps. Evaluation during training measures the weights that are trained. 0 averages none.
@@ -101,8 +87,11 @@ class NullspaceTrainingArguments(TrainingArguments):
     </Tip>
 
     Raises:
-        `ValueError`: If a value lies outside its range.
+        `ValueError`: If a value lies outside its range, or an argument is of an earlier version; the message says what
+            was measured of it and what to use.
     """
+
+    removed_arguments = REMOVED_ARGUMENTS  # of no type, so that it is no field
 
     epsilon: float = field(
         default=NullspaceConfig.epsilon,
@@ -146,29 +135,9 @@ class NullspaceTrainingArguments(TrainingArguments):
             "choices": list(NOISE_FORWARDS),
         },
     )
-    noise_random_scale: bool = field(
-        default=False, metadata={"help": "Scale each image's noise by a number uniform in [0, 1]."}
-    )
-    noise_convex_combination: bool = field(
-        default=False, metadata={"help": "Mix the noises of a bank for each image instead of choosing one."}
-    )
-    noise_candidates: int = field(
-        default=1,
-        metadata={"help": "Noises drawn for each image, which is trained on the one with the largest loss."},
-    )
     noise_ascent: float | None = field(
         default=None,
         metadata=method_metadata("ascent", "Standard deviations that each image's draw moves up its loss."),
-    )
-    noise_in_pixels: bool = field(
-        default=False,
-        metadata={"help": "Give the noise to the pixels of each image, inside [0, 1], not to its patch embeddings."},
-    )
-    noise_consistency: float = field(
-        default=0.0, metadata={"help": "Weight of the divergence between the clean and the noisy prediction."}
-    )
-    epsilon_warmup_steps: int = field(
-        default=0, metadata={"help": "Optimizer steps over which epsilon grows linearly to its value."}
     )
     ema_decay: float = field(
         default=0.0,
@@ -177,6 +146,10 @@ class NullspaceTrainingArguments(TrainingArguments):
     patch_projection: str | None = field(
         default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
     )
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        check_not_removed(kwargs)
+        return super().__new__(cls)
 
     def __post_init__(self):
         if self.data_seed is None:
@@ -199,7 +172,7 @@ class NullspaceTrainingArguments(TrainingArguments):
         method = NOISE_METHODS[self.noise_method]
         if self.noise_ascent == self._default_ascent:
             self.noise_ascent = self._default_ascent = method.ascent
-        for name in ("noise_weight", "noise_ascent", "noise_consistency"):
+        for name in ("noise_weight", "noise_ascent"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
@@ -209,17 +182,12 @@ class NullspaceTrainingArguments(TrainingArguments):
                 f"`noise_ascent` moves the draws of {drawn}, but the method is {self.noise_method!r}. Set {drawn}, or "
                 "leave `noise_ascent` at 0."
             )
-        self._check_candidates()
         if not isinstance(self.noise_refresh_steps, int) or self.noise_refresh_steps < 1:
             raise ValueError(
                 f"`noise_refresh_steps` must be an integer of at least 1, but got {self.noise_refresh_steps!r}."
             )
         if self.noise_batch_size is not None and self.noise_batch_size < 1:
             raise ValueError(f"`noise_batch_size` must be at least 1, but got {self.noise_batch_size!r}.")
-        if not isinstance(self.epsilon_warmup_steps, int) or self.epsilon_warmup_steps < 0:
-            raise ValueError(
-                f"`epsilon_warmup_steps` must be an integer of at least 0, but got {self.epsilon_warmup_steps!r}."
-            )
         if not (isinstance(self.ema_decay, (int, float)) and 0 <= self.ema_decay < 1):
             raise ValueError(f"`ema_decay` must lie in [0, 1), but got {self.ema_decay!r}.")
         if self.ema_decay and self.load_best_model_at_end:
@@ -230,48 +198,14 @@ class NullspaceTrainingArguments(TrainingArguments):
         if self.noise_forward not in NOISE_FORWARDS:
             raise ValueError(f"`noise_forward` must be one of {list(NOISE_FORWARDS)}, but got {self.noise_forward!r}.")
 
-    def _check_candidates(self) -> None:
-        candidates, bank_size = self.noise_candidates, self.noise_bank_size
-        if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
-            raise ValueError(f"`noise_candidates` must be an integer of at least 1, but got {candidates!r}.")
-        mixtures = self.noise_convex_combination and bank_size > 1
-        are_endless = NOISE_METHODS[self.noise_method].is_drawn or self.noise_random_scale or mixtures
-        if candidates > bank_size and not are_endless:
-            raise ValueError(
-                f"`noise_candidates={candidates}` noises for each image to choose from are more than the "
-                f"`noise_bank_size={bank_size}` that there are. Make the bank as large, or draw at random: "
-                "`noise_random_scale`, or `noise_convex_combination` of a larger bank."
-            )
-
-    def draw_options(self) -> dict[str, bool]:
-        """How noise is drawn from a bank: arguments of [`NullspaceNoise.draws`]."""
-        return {"random_scale": self.noise_random_scale, "convex_combination": self.noise_convex_combination}
-
-    def nullspace_schedule(self) -> dict[str, float | bool]:
+    def nullspace_schedule(self) -> dict[str, float]:
         """How the noise is used, beside how it is made."""
-        schedule = {"noise_weight": self.noise_weight, "noise_refresh_steps": self.noise_refresh_steps}
-        names = (
-            "noise_candidates",
-            "noise_ascent",
-            "noise_in_pixels",
-            "noise_consistency",
-            "epsilon_warmup_steps",
-            "ema_decay",
-        )
-        return {**schedule, **self.draw_options(), **{name: getattr(self, name) for name in names}}
+        names = ("noise_weight", "noise_refresh_steps", "noise_ascent", "ema_decay")
+        return {name: getattr(self, name) for name in names}
 
-    def nullspace_config(self, step: int | None = None) -> NullspaceConfig:
-        """
-        The synthesis settings among these arguments.
-
-        Args:
-            step (`int`, *optional*): The optimizer step that the noise is made at, if epsilon shall be that of its round.
-        """
+    def nullspace_config(self) -> NullspaceConfig:
+        """The synthesis settings among these arguments."""
         try:
-            config = NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
+            return NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
         except ValueError as error:
             raise ValueError(in_arguments(str(error))) from None
-        if step is None or not self.epsilon_warmup_steps:
-            return config
-        round_end = (step // self.noise_refresh_steps + 1) * self.noise_refresh_steps
-        return replace(config, epsilon=self.epsilon * min(1.0, round_end / self.epsilon_warmup_steps))

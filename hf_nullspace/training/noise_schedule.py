@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +42,15 @@ class NoiseSchedule:
     Args:
         refresh_steps (`int`): Optimizer steps in a round.
         seed (`int`): Seed of the draws from the bank.
-        draw_options (`dict`, *optional*): Further arguments of [`NullspaceNoise.draws`].
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current bank.
         history (`list[dict]`): One row for each round.
     """
 
-    def __init__(self, refresh_steps: int, seed: int, draw_options: dict[str, bool] | None = None):
+    def __init__(self, refresh_steps: int, seed: int):
         self.refresh_steps = refresh_steps
         self.seed = seed
-        self.draw_options = draw_options or {}
         self.reset()
 
     def reset(self) -> None:
@@ -102,11 +99,11 @@ class NoiseSchedule:
         self._places = (step, self._places[1] + 1 if self._places[0] == step else 0)
         return self._places
 
-    def draws(
-        self, step: int, batch_size: int, process_index: int, device: torch.device | str = "cpu", count: int = 1
-    ) -> Iterator[torch.Tensor] | None:
+    def draw(
+        self, step: int, batch_size: int, process_index: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor | None:
         """
-        `count` noises for each image of one micro-batch, or `None` in a round without noise to train on.
+        The noise of each image of one micro-batch, or `None` in a round without noise to train on.
 
         What is drawn depends on the seed, the step, the place of the micro-batch in the step and the process alone, so a
         resumed run draws what the uninterrupted one would have.
@@ -114,7 +111,7 @@ class NoiseSchedule:
         if not self.is_in_use:
             return None
         generator = keyed_generator("draw", self.seed, *self.next_place(step), process_index)
-        return self.noise.draws(count, batch_size, generator, device=device, **self.draw_options)
+        return self.noise.draw(batch_size, generator, device=device)
 
     def save(self, directory: str) -> None:
         """Writes the noise and the history into a checkpoint."""
@@ -125,13 +122,13 @@ class NoiseSchedule:
         with replaced(Path(directory, SCHEDULE_NAME)) as path:
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
-    def load(self, directory: str, config_of: Callable[[int], NullspaceConfig]) -> None:
+    def load(self, directory: str, config: NullspaceConfig) -> None:
         """
         Restores noise and history from a checkpoint.
 
         Args:
             directory (`str`): The checkpoint.
-            config_of (`Callable`): Gives the settings that this run would make the noise of an optimizer step with.
+            config ([`NullspaceConfig`]): The settings that this run makes its noise with.
 
         Raises:
             `FileNotFoundError`: If the checkpoint holds none.
@@ -163,7 +160,7 @@ class NoiseSchedule:
                 f"The noise in {directory} is of round {noise.round_index}, but its history is of round {round_index}. "
                 f"{REMEDY}"
             )
-        then, now = noise.config.to_dict(), config_of(round_index * refresh_steps).to_dict()
+        then, now = noise.config.to_dict(), config.to_dict()
         changed = [name for name, value in now.items() if then[name] != value]
         if changed:
             before, after = ({name: values[name] for name in changed} for values in (then, now))

@@ -19,7 +19,7 @@ from ..hub.training_facts import collect_training_facts
 from ..models.frozen import frozen
 from ..models.injection import NoiseInjector
 from ..models.model_inputs import forward_parameters
-from ..models.objectives import is_multi_label, kl_divergence, largest_probability_mse, probability_mse, read_logits
+from ..models.objectives import is_multi_label, largest_probability_mse, probability_mse, read_logits
 from ..models.soft_labels import SoftLabelSmoother, classification_loss, knows_no_soft_labels, settle_problem_type
 from ..noise.certificate import Certificate
 from ..noise.certify import measure_noise
@@ -40,12 +40,11 @@ from .checks import (
 )
 from .distributed import check_averageable, check_backend
 from .evaluation_loss import exact_loss
-from .hardest_noise import ImageLosses, Loss, hardest
 from .images import StreamReader, check_enough, check_example, draw_images, is_stream
 from .noise_forward import ForwardPlan, check_not_checkpointed, loss_function_replaced
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
-from .pixel_noise import NoisyPictures
 from .publishing import PublishingTrainer
+from .removed_arguments import check_checkpoint
 from .weight_average import WeightAverage
 
 
@@ -81,8 +80,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
-        `TypeError`: If `args` is no [`NullspaceTrainingArguments`], or `noise_in_pixels` is set and `processing_class`
-            no image processor.
+        `TypeError`: If `args` is no [`NullspaceTrainingArguments`].
         `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
             its images do not fit the model, a transform needs columns that are removed, a weight is trained that an
             adapter's checkpoints would not hold, `neftune_noise_alpha` finds no embeddings, FSDP1 or ZeRO-3 is asked for, one process has several devices, or a
@@ -124,7 +122,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         args = NullspaceTrainingArguments("tmp_trainer") if args is None else args
         if not isinstance(args, NullspaceTrainingArguments):
             raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
-        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed, args.draw_options())
+        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
         self.weight_average: WeightAverage | None = None
         self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
@@ -239,13 +237,13 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The clean loss and the weighted noisy one, where `own` computes the loss of a batch as `compute_loss` does."""
-        candidates = self._draw_candidates(len(inputs["pixel_values"])) if self.args.noise_weight else None
+        noise = self._draw_noise(len(inputs["pixel_values"])) if self.args.noise_weight else None
         options = {"num_items_in_batch": num_items_in_batch}
-        asks_for_outputs = return_outputs or self.args.noise_consistency or not self._has_own_loss()
-        if candidates is None:
+        asks_for_outputs = return_outputs or not self._has_own_loss()
+        if noise is None:
             return own(model, copy(inputs), **({"return_outputs": True} if return_outputs else {}), **options)
 
-        def loss_of(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        def loss_of(model: nn.Module) -> tuple[torch.Tensor, Any]:
             # Labels are popped from what is given.
             if asks_for_outputs:
                 return own(model, copy(inputs), return_outputs=True, **options)
@@ -253,62 +251,35 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
         self._is_in_own_loss, outer = True, self._is_in_own_loss
         try:
-            (loss, outputs), (noisy_loss, noisy_outputs) = self._clean_and_noisy(loss_of, model, inputs, candidates)
+            (loss, outputs), (noisy_loss, noisy_outputs) = self._clean_and_noisy(loss_of, model, noise)
         finally:
             self._is_in_own_loss = outer
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         self._buffer_noisy_error(outputs, noisy_outputs)
         loss = loss + self.args.noise_weight * noisy_loss
-        if self.args.noise_consistency:
-            divergence = kl_divergence(read_logits(outputs), read_logits(noisy_outputs))
-            loss = loss + self.args.noise_consistency * self._reduce(divergence, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _clean_and_noisy(
-        self,
-        loss_of: Callable[[nn.Module, dict[str, Any]], tuple[torch.Tensor, Any]],
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
-        candidates: Iterator[torch.Tensor],
+        self, loss_of: Callable[[nn.Module], tuple[torch.Tensor, Any]], model: nn.Module, noise: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, Any], tuple[torch.Tensor, Any]]:
-        """Loss and outputs of a micro-batch without noise and with it, on its embeddings or in its pixels."""
+        """Loss and outputs of a micro-batch without noise and with it."""
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        noise = self._choose(unwrapped, candidates, inputs, lambda model, inputs: loss_of(model, inputs)[0])
         if self.args.noise_ascent:
-            noise = self._ascend(unwrapped, noise, lambda model: loss_of(model, inputs)[0])
-        if self._noisy_pictures is None:
-            return self._forward_plan.losses(
-                lambda model: loss_of(model, inputs), model, unwrapped, self.injector, noise
-            )
-        pictures = self._noisy_pictures.make(unwrapped, inputs["pixel_values"], noise)
-        return loss_of(model, inputs), loss_of(model, {**inputs, "pixel_values": pictures})
-
-    def _reduce(
-        self, values: torch.Tensor, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor:
-        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or its share of the whole batch's."""
-        if num_items_in_batch is None:
-            return values.mean()
-        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        # `num_items_in_batch` counts the labels of the whole batch, of which an image of a segmentation has many.
-        items_of_each = inputs["labels"].ne(-100).sum() / len(values)
-        return values.sum() * items_of_each * scale / num_items_in_batch
+            noise = self._ascend(unwrapped, noise, lambda model: loss_of(model)[0])
+        return self._forward_plan.losses(loss_of, model, unwrapped, self.injector, noise)
 
     def _read_settings(self) -> None:
         """What depends on the arguments, made of them anew: a search sets other ones before each of its trials."""
         args = self.args
-        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed, args.draw_options())
+        self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
         if self.weight_average is not None:
             self.remove_callback(self.weight_average)
         self.weight_average = WeightAverage(args.ema_decay) if args.ema_decay else None
         if self.weight_average is not None:
             check_averageable(self.accelerator)
             self.add_callback(self.weight_average)
-        self._noisy_pictures = None
         if args.noise_weight:
             self._attach_noise(self.model)
-            if args.noise_in_pixels:
-                self._noisy_pictures = NoisyPictures(self.model, self.processing_class, args.patch_projection)
 
     def _attach_noise(self, model: nn.Module) -> None:
         """Puts the injector on a model, and finds out how its two passes can run."""
@@ -316,7 +287,6 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         reason = None
         if self._has_own_loss():
             reason = f"`compute_loss` of {type(self).__name__} may run the model in any way"
-        self._image_losses = ImageLosses(shares_pass=None if reason is None else False)
         told = self._forward_plan.reason if self._forward_plan is not None else None
         self._forward_plan = ForwardPlan(self.args.noise_forward, model, reason, told)
         check_not_checkpointed(model, self.injector.projection, self._checkpoints_activations())
@@ -327,21 +297,9 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         names = ("activation_checkpointing", "gradient_checkpointing")
         return any(getattr(self.args, name, False) for name in names)
 
-    def _draw_candidates(self, batch_size: int) -> Iterator[torch.Tensor] | None:
+    def _draw_noise(self, batch_size: int) -> torch.Tensor | None:
         args = self.args
-        return self.noise_schedule.draws(
-            self.state.global_step, batch_size, args.process_index, args.device, args.noise_candidates
-        )
-
-    def _choose(
-        self, unwrapped: nn.Module, candidates: Iterator[torch.Tensor], inputs: dict[str, Any], loss_of: Loss
-    ) -> torch.Tensor:
-        """For each image its hardest candidate, by its loss on the unwrapped model in evaluation mode."""
-        if self.args.noise_candidates == 1:
-            return next(candidates)
-        with frozen(unwrapped), torch.no_grad(), self.accelerator.autocast():
-            losses_of = partial(self._image_losses, loss_of, unwrapped, inputs, self.injector)
-            return hardest(candidates, losses_of)
+        return self.noise_schedule.draw(self.state.global_step, batch_size, args.process_index, args.device)
 
     def _ascend(
         self, unwrapped: nn.Module, noise: torch.Tensor, loss_of: Callable[[nn.Module], torch.Tensor]
@@ -358,7 +316,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""
         step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
-        config = self.args.nullspace_config(step)
+        config = self.args.nullspace_config()
         announce(
             f"Round {round_index} at step {step}: synthesising noise on {config.num_images} images, measuring it on "
             f"{config.wanted_certificate_images(self._largest_error)} more ..."
@@ -377,7 +335,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         return synthesize_noise(
             model,
             self._noise_dataloader(round_index),
-            self.args.nullspace_config(self.state.global_step),
+            self.args.nullspace_config(),
             accelerator=self.accelerator,
             round_index=round_index,
             patch_projection=self.args.patch_projection,
@@ -386,13 +344,13 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _noise_dataloader(self, round_index: int) -> DataLoader:
         """Global batches of training images, the same on every process."""
-        images = self._noise_images(round_index, self._num_noise_images(round_index))
+        images = self._noise_images(round_index, self._num_noise_images())
         _, collator = self._as_trained_on(self.train_dataset, "noise synthesis")
         return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=collator)
 
-    def _num_noise_images(self, round_index: int) -> int:
+    def _num_noise_images(self) -> int:
         """Images that a round reads: those of the search and those of the certificate."""
-        config = self.args.nullspace_config(round_index * self.args.noise_refresh_steps)
+        config = self.args.nullspace_config()
         return config.num_images + config.wanted_certificate_images(self._largest_error)
 
     def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
@@ -400,8 +358,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if is_stream(dataset):
             if self._noise_stream is None or self._noise_stream.dataset is not dataset:
                 self._noise_stream = StreamReader(dataset)
-            start = sum(self._num_noise_images(earlier) for earlier in range(round_index))
-            return self._noise_stream.read(start, num_images)
+            return self._noise_stream.read(round_index * self._num_noise_images(), num_images)
         return draw_images(dataset, num_images, self.args.seed, round_index)
 
     def _as_trained_on(self, dataset, description: str) -> tuple[Any, Callable[[list], dict[str, Any]]]:
@@ -629,6 +586,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
+        if resume_from_checkpoint is not None:
+            check_checkpoint(resume_from_checkpoint)
         self._read_settings()
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -655,7 +614,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.noise_weight:
-            self.noise_schedule.load(checkpoint, self.args.nullspace_config)
+            self.noise_schedule.load(checkpoint, self.args.nullspace_config())
         if checkpoint is not None and self.weight_average is not None:
             self.weight_average.load(checkpoint, self.model)
 

@@ -80,12 +80,10 @@ def test_the_levers_beside_the_example_differ_from_its_methods_in_one_thing():
     rows = plan_rows(list(METHODS), METHODS, read_variants(path))
     changed = {row.name: row.arguments for row in rows if row.name not in METHODS}
     assert changed["one-round"] == {"noise_refresh_steps": 120}
-    assert changed["bank-5"] == {**changed["boundary"], "noise_bank_size": 5, "noise_random_scale": True}
-    assert changed["bank-5-hardest"] == {**changed["boundary"], "noise_bank_size": 5, "noise_candidates": 5}
+    assert changed["bank-5"] == {**changed["boundary"], "noise_bank_size": 5}
     limits = {"no-token-limit": None, "token-limit-1.5": 1.5, "token-limit-1": 1.0}
     for name, limit in limits.items():
         assert changed[name] == {**changed["boundary"], "noise_max_token_ratio": limit}
-    assert {**changed["draws"], "noise_candidates": 4} == changed["hardest-of-4-draws"]
     assert [row.name for row in rows if row.start == "pgd-2"] == ["pgd-2+plain", "pgd-2+nullspace"]
     for row in rows:  # with the other flags of the command on the page
         common = {"noise_method": "sample", "noise_ascent": 3.0, "epsilon": 0.3, "noise_weight": 2.0}

@@ -51,7 +51,6 @@ def test_training_reads_grey_pictures(model, processor, dataset, tmp_path):
         noise_max_steps=2,
         noise_num_images=8,
         noise_num_certificate_images=8,
-        noise_in_pixels=True,
         remove_unused_columns=False,
         report_to="none",
         use_cpu=True,
