@@ -336,8 +336,19 @@ class TradesTrainer(AdversarialTrainer):
         unlabelled = {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
         adversarial = model(**{**unlabelled, "pixel_values": examples})
         divergence = kl_divergence(read_logits(outputs), read_logits(adversarial))
-        loss = loss + self.args.trades_beta * self._reduce(divergence, {"labels": labels}, num_items_in_batch)
+        loss = loss + self.args.trades_beta * self._reduce(divergence, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _reduce(
+        self, values: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or its share of the whole batch's."""
+        if num_items_in_batch is None:
+            return values.mean()
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        # `num_items_in_batch` counts the labels of the whole batch, of which an image of a segmentation has many.
+        items_of_each = labels.ne(-100).sum() / len(values)
+        return values.sum() * items_of_each * scale / num_items_in_batch
 
     def _method_in_words(self) -> str:
         return (
