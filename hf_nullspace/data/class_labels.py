@@ -62,7 +62,7 @@ def imagenet_labels(
         wrong = [label for label in names if label != str(int(label)) or int(label) >= NUM_CLASSES]
         if wrong:
             raise ValueError(f"{title}'s classes are named '0' to '999', unpadded, but got {wrong[:5]}.")
-        indices = [int(label) for label in names]
+        indices = {place: int(label) for place, label in enumerate(names)}
     else:
         needed = sorted(set(labels))  # a name that no picture has may stand for anything
         chosen = needed if len(names) != NUM_CLASSES else range(NUM_CLASSES)
@@ -128,7 +128,11 @@ def translate_labels(
     """
     Labels in the model's order, and the logits that compete: all (`None`), or those of the classes of a published `rule`.
     """
-    places = {index: [index] for index in range(NUM_CLASSES)} if id2label is None else _model_places(id2label)
+    if id2label is None:
+        id2label = dict(enumerate(imagenet_wnids()))
+        places = {index: [index] for index in range(NUM_CLASSES)}
+    else:
+        places = _model_places(id2label)
     if not any(index in places for index in classes):
         raise ValueError(f"The model has none of the {len(classes)} classes of {title}; see its `id2label`.")
     labels = list(dataset["label"])
@@ -147,8 +151,7 @@ def translate_labels(
     if rule is None:
         return dataset, None
     competing = sorted({place for index in rule for place in places.get(index, ())})
-    num_logits = NUM_CLASSES if id2label is None else len(id2label)
-    return dataset, None if len(competing) == num_logits else tuple(competing)
+    return dataset, None if len(competing) == len(id2label) else tuple(competing)
 
 
 def model_labels(names: Sequence[str], needed: Collection[int], id2label: Mapping[int, str]) -> dict[int, int]:

@@ -56,7 +56,7 @@ def read_table(path: str, flag: str, image_column_name: str = "image", **load_kw
         raise ValueError(f"`--{flag}` takes a file of {', '.join(BUILDERS)}, but got {str(path)!r}.")
     if not is_address and file.stat().st_size == 0:
         raise ValueError(f"The file {str(path)!r} (`--{flag}`) is empty.")
-    options = {"sep": "\t"} if file.suffix.lower() == ".tsv" else {}
+    options: dict[str, Any] = {"sep": "\t"} if file.suffix.lower() == ".tsv" else {}
     if builder == "csv":
         options |= {"keep_default_na": False, "na_values": [""]}  # a class may be called "None" or "NA"
     source = path if is_address else _as_pattern(file)

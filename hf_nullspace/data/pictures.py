@@ -110,7 +110,8 @@ def read_pictures(
     if seed is not None:
         order = torch.randperm(len(paths), generator=keyed_generator("pictures", seed))
         paths = [paths[index] for index in order]
-    pictures, unreadable = [], []
+    pictures: list[Image.Image] = []
+    unreadable: list[str] = []
     for path in paths:
         if max_images is not None and len(pictures) == max_images:
             break
@@ -144,7 +145,7 @@ def sample_photographs() -> list[Image.Image]:
 
 def _file(source: str | os.PathLike | bytes | Mapping[str, Any]) -> str | os.PathLike | io.BytesIO:
     if isinstance(source, Mapping):
-        source = source["path"] if source["bytes"] is None else source["bytes"]
+        return _file(source["path"] if source["bytes"] is None else source["bytes"])
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 

@@ -74,7 +74,7 @@ def load_image_splits(
         splits = read_dataset(dataset_name, dataset_config_name, image_column_name, label_column_name, **load_kwargs)
     elif train_dir is not None:
         splits = DatasetDict(train=read_folder(train_dir, "train_dir", **columns, **load_kwargs))
-    else:
+    elif train_file is not None:
         splits = DatasetDict(train=read_table(train_file, "train_file", image_column_name, **load_kwargs))
     if validation is not None:
         splits["validation"] = validation

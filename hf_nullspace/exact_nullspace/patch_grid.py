@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -82,7 +80,10 @@ class PatchGrid:
 
     def num_patches(self, image_size: tuple[int, int] | None = None) -> int:
         """Patches of an image; pixels beyond the last whole patch belong to none."""
-        return math.prod(side // patch for side, patch in zip(self._size(image_size), self.patch_size, strict=True))
+        if self.patch_size is None:
+            raise ValueError(f"The projection {self.projection_name!r} is linear: images come to it as patches.")
+        (height, width), (patch_height, patch_width) = self._size(image_size), self.patch_size
+        return (height // patch_height) * (width // patch_width)
 
     def _size(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         size = image_size or self.image_size

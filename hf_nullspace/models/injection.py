@@ -102,15 +102,15 @@ def resize_noise(noise: torch.Tensor, grid: tuple[int, int], old_grid: tuple[int
         if len(tuple(value)) != 2 or not all(isinstance(side, int) and side > 0 for side in value):
             raise ValueError(f"`{name}` must be (rows, columns), two integers of at least 1, but got {value!r}.")
     side = math.isqrt(noise.shape[1])
-    old_grid = tuple(old_grid or (side, side))
+    old_grid = old_grid or (side, side)
     if math.prod(old_grid) != noise.shape[1]:
         raise ValueError(
             f"Noise of shape {tuple(noise.shape)} is no grid of {old_grid[0]} x {old_grid[1]} patches. Pass the "
             "`(height, width)` in patches that it was synthesised for as `old_grid` of `resize_noise`."
         )
-    if old_grid == tuple(grid):
+    if tuple(old_grid) == tuple(grid):
         return noise
-    pixels = noise.transpose(1, 2).unflatten(2, old_grid)
+    pixels = noise.transpose(1, 2).unflatten(2, tuple(old_grid))
     return nn.functional.interpolate(pixels, size=tuple(grid), mode="bicubic").flatten(2).transpose(1, 2)
 
 

@@ -100,8 +100,12 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
     """
     if args.model_name_or_path is None:
         return build_digits_model(labels or [str(digit) for digit in range(10)], args.image_size or 32)
-    hub = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
-    hub["trust_remote_code"] = args.trust_remote_code
+    hub = {
+        "cache_dir": args.cache_dir,
+        "revision": args.model_revision,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code,
+    }
     head = {}
     if labels is not None:
         head = {

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .soft_labels import are_distributions
+
 
 Objective = Callable[[Any], torch.Tensor]
 
@@ -73,13 +75,9 @@ def is_multi_label(model: nn.Module, labels: torch.Tensor | None = None, logits:
             "labels; for independent yes-or-no outputs set `model.config.problem_type = "
             "'multi_label_classification'`; to train without noise set `noise_weight=0`."
         )
-    is_open = problem_type is None and isinstance(labels, torch.Tensor) and labels.dim() == 2
-    return is_open and labels.is_floating_point() and not _are_distributions(labels)
-
-
-def _are_distributions(labels: torch.Tensor) -> bool:
-    """Whether each row is a soft label of one class, as Mixup makes them, rather than several labels."""
-    return bool(((labels >= 0).all() & ((labels.float().sum(-1) - 1).abs() <= 1e-2).all()).item())
+    if problem_type is not None or not isinstance(labels, torch.Tensor) or labels.dim() != 2:
+        return False
+    return labels.is_floating_point() and not are_distributions(labels)
 
 
 def probabilities(logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:

@@ -97,7 +97,7 @@ class Preprocessing:
     @classmethod
     def of(cls, image_processor: Callable | Preprocessing, num_channels: int | None = None) -> Preprocessing:
         """That of an image processor; a preprocessing as it is, if it gives as many channels."""
-        if not isinstance(image_processor, cls):
+        if not isinstance(image_processor, Preprocessing):
             return cls(image_processor, num_channels)
         if num_channels not in (None, image_processor.num_channels):
             return cls(image_processor.image_processor, num_channels)
@@ -173,7 +173,7 @@ class Preprocessing:
 
     def _find_mode(self, num_channels: int | None) -> tuple[str, tuple[int, int], torch.Tensor]:
         """Mode and size of pictures that the processor takes, and what it makes of a black one."""
-        failures = {}
+        failures: dict[str, Exception] = {}
         modes = [MODES[num_channels]] if num_channels else ["RGB", "L"]
         for size, mode in itertools.product(PROBE_SIZES, modes):
             try:
@@ -184,15 +184,15 @@ class Preprocessing:
             if values.dim() == 3 or values.shape[1] == len(mode):
                 return mode, size, values[0]
             failures[mode] = ValueError(f"it gives {values.shape[1]} channels for pictures of {len(mode)}")
-        mode, error = next(iter(failures.items()))
+        mode, failure = next(iter(failures.items()))
         if num_channels is None:
-            raise ValueError(f"{self.name} cannot process a plain {WORDS[mode]} picture: {error}") from error
+            raise ValueError(f"{self.name} cannot process a plain {WORDS[mode]} picture: {failure}") from failure
         wanted = "Pictures are read as RGB by most image processors; this" if mode == "L" else "This"
         raise ValueError(
             f"{wanted} model reads {num_channels} channel{'s' * (mode != 'L')}, but {self.name} cannot process a "
-            f"{WORDS[mode]} picture: {error}. Pass the image processor that the model was trained with, with "
+            f"{WORDS[mode]} picture: {failure}. Pass the image processor that the model was trained with, with "
             f"{len(mode)} value{'s' * (mode != 'L')} in `image_mean` and `image_std`."
-        ) from error
+        ) from failure
 
     def _process(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
         output = self.image_processor(pictures, return_tensors="pt")
@@ -207,7 +207,7 @@ class Preprocessing:
 
     def _culprit(self, pictures: list[Image.Image], names: list[str]) -> str | None:
         """Which picture a batch fails for, and why."""
-        shapes = {}
+        shapes: dict[tuple[int, ...], str] = {}
         for picture, name in zip(pictures, names, strict=True):
             try:
                 shape = tuple(self._process([picture])["pixel_values"].shape[1:])

@@ -32,10 +32,9 @@ def knows_no_soft_labels(model: nn.Module) -> bool:
 def settle_problem_type(model: nn.Module, labels: Any) -> None:
     """Before the first batch: what [`classification_loss`] would make of `config.problem_type` with these labels."""
     config = getattr(without_adapters(model), "config", None)
-    is_open = (
-        config is not None and config.problem_type is None and config.num_labels > 1 and knows_no_soft_labels(model)
-    )
-    if is_open and _are_rows(labels, config.num_labels) and _are_distributions(labels):
+    if config is None or config.problem_type is not None or config.num_labels <= 1 or not knows_no_soft_labels(model):
+        return
+    if _are_rows(labels, config.num_labels) and are_distributions(labels):
         config.problem_type = "single_label_classification"
 
 
@@ -59,7 +58,7 @@ def classification_loss(labels: torch.Tensor, pooled_logits: torch.Tensor, confi
         "single_label_classification",
     ):
         return ForSequenceClassificationLoss(labels, pooled_logits, config, **kwargs)
-    if not _are_distributions(labels):
+    if not are_distributions(labels):
         if config.problem_type is None:
             return ForSequenceClassificationLoss(labels, pooled_logits, config, **kwargs)
         raise ValueError(
@@ -96,7 +95,7 @@ class SoftLabelSmoother(LabelSmoother):
 
     def __call__(self, model_output, labels, shift_labels=False, num_items_in_batch=None):
         logits = model_output["logits"] if isinstance(model_output, dict) else model_output[0]
-        if logits.dim() == 2 and _are_rows(labels, logits.shape[1]) and _are_distributions(labels):
+        if logits.dim() == 2 and _are_rows(labels, logits.shape[1]) and are_distributions(labels):
             return soft_cross_entropy(logits, labels, num_items_in_batch, self.epsilon)
         return super().__call__(model_output, labels, shift_labels, num_items_in_batch=num_items_in_batch)
 
@@ -106,5 +105,6 @@ def _are_rows(labels: Any, num_labels: int) -> bool:
     return is_float and labels.dim() == 2 and labels.shape[1] == num_labels
 
 
-def _are_distributions(labels: torch.Tensor) -> bool:
+def are_distributions(labels: torch.Tensor) -> bool:
+    """Whether each row is a soft label of one class, as Mixup makes them, rather than several labels."""
     return bool(((labels >= 0).all() & ((labels.float().sum(-1) - 1).abs() <= SUM_TOLERANCE).all()).item())

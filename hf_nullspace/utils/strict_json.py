@@ -68,11 +68,10 @@ def expect(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
         [`DamagedFileError`]: If it is of another kind.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join("nothing" if each is type(None) else each.__name__ for each in kinds)
         raise DamagedFileError(f"{what} should be {expected}, but is {plain_text(repr(value), 60)}")
-    if is_number and not math.isfinite(value):
+    if isinstance(value, (int, float)) and not math.isfinite(value):
         raise DamagedFileError(f"{what} is not finite")
     return value
 

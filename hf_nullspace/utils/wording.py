@@ -60,9 +60,9 @@ def worded(translate: Callable[[str], str]) -> Iterator[None]:
     finally:
         _translations.pop()
         if not _translations:
-            for logger in logging.root.manager.loggerDict.values():
-                if isinstance(logger, logging.Logger):
-                    logger.removeFilter(_translate)
+            for each in logging.root.manager.loggerDict.values():
+                if isinstance(each, logging.Logger):
+                    each.removeFilter(_translate)
 
 
 def _translate(record: logging.LogRecord) -> bool:
