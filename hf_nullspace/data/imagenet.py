@@ -39,30 +39,31 @@ NUM_CLASSES = 1000
 
 
 @lru_cache(maxsize=1)
-def _classes() -> dict:
+def imagenet_classes() -> dict:
+    """The table of ImageNet's classes, as the package keeps it: `"classes"` has the synonyms of each WordNet id."""
     return json.loads(Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8"))
 
 
 def imagenet_wnids() -> tuple[str, ...]:
     """The WordNet ids of ImageNet's classes, sorted: a class's index is its place in this list."""
-    return tuple(_classes()["classes"])
+    return tuple(imagenet_classes()["classes"])
 
 
 def imagenet_a_indices() -> tuple[int, ...]:
     """The indices of the 200 classes of ImageNet-A (Hendrycks et al., 2021, arXiv 1907.07174)."""
-    return tuple(_classes()["imagenet_a"])
+    return tuple(imagenet_classes()["imagenet_a"])
 
 
 def imagenet_r_indices() -> tuple[int, ...]:
     """The indices of the 200 classes of ImageNet-R (Hendrycks et al., 2021, arXiv 2006.16241)."""
-    return tuple(_classes()["imagenet_r"])
+    return tuple(imagenet_classes()["imagenet_r"])
 
 
 @lru_cache(maxsize=1)
 def _candidates() -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """The classes by WordNet id or all synonyms, and by first synonym."""
     full, first = defaultdict(list), defaultdict(list)
-    for index, (wnid, synonyms) in enumerate(_classes()["classes"].items()):
+    for index, (wnid, synonyms) in enumerate(imagenet_classes()["classes"].items()):
         full[wnid].append(index)
         full[synonyms.lower()].append(index)
         first[synonyms.split(",")[0].lower()].append(index)

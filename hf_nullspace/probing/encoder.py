@@ -160,7 +160,7 @@ def probe_encoder(
             middle = config.lambdas[len(config.lambdas) // 2]
             axes = harmless_search_axes(classifier, training, middle, config.max_steps, config.seed, progress.update)
             sweep, noises = lambda_sweep(classifier, training, axes, unseen, config, progress.update)
-            chosen = _largest_agreeing(sweep, config.min_agreement)
+            chosen = largest_agreeing(sweep, config.min_agreement)
             noise, norm_weight = noises[chosen], config.lambdas[chosen]
             generator = keyed_generator("second noise", config.seed)
             settings = (2 * config.max_steps, config.learning_rate, config.max_token_ratio)
@@ -234,7 +234,7 @@ def _grid(noise: torch.Tensor, image_shape: Sequence[int]) -> tuple[int, int]:
     return 1, num_patches
 
 
-def _largest_agreeing(sweep: list[dict[str, float]], min_agreement: float) -> int:
+def largest_agreeing(sweep: list[dict[str, float]], min_agreement: float) -> int:
     """Index of the largest noise that agrees often enough; of the one that agrees most often if none does."""
     agreeing = [index for index, row in enumerate(sweep) if row["agreement"] >= min_agreement]
     if agreeing:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hf_nullspace.data.imagenet import (
-    _classes,
     imagenet_a_indices,
     imagenet_class_indices,
+    imagenet_classes,
     imagenet_r_indices,
     imagenet_wnids,
 )
@@ -47,7 +47,7 @@ def test_cranes_are_told_apart_by_their_order():
 
 
 def test_first_synonyms():
-    names = [synonyms.split(",")[0] for synonyms in _classes()["classes"].values()]
+    names = [synonyms.split(",")[0] for synonyms in imagenet_classes()["classes"].values()]
     assert imagenet_class_indices(names) == list(range(1000))
     assert imagenet_class_indices(["tench", "maillot", "cardigan"]) == [0, 638, 474]
 

@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from hf_nullspace.data.imagenet import _classes, imagenet_a_indices, imagenet_r_indices, imagenet_wnids
+from hf_nullspace.data.imagenet import imagenet_a_indices, imagenet_classes, imagenet_r_indices, imagenet_wnids
 from hf_nullspace.data.robustness_datasets import (
     RobustnessDataset,
     dataset_for_model,
@@ -373,7 +373,7 @@ def test_letter_case_tells_classes_apart_where_it_has_to():
 
 def imagenet_names():
     """`id2label` of the usual ImageNet classifier: first synonyms, of which "crane" is there twice."""
-    return {index: synonyms.split(",")[0] for index, synonyms in enumerate(_classes()["classes"].values())}
+    return {index: synonyms.split(",")[0] for index, synonyms in enumerate(imagenet_classes()["classes"].values())}
 
 
 def test_a_standard_classifier_takes_pictures_of_any_class_but_crane_by_name():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from hf_nullspace.probing.encoder import EncoderProbeConfig, _largest_agreeing, probe_encoder
+from hf_nullspace.probing.encoder import EncoderProbeConfig, largest_agreeing, probe_encoder
 
 
 CONFIG = EncoderProbeConfig(lambdas=(0.02, 0.05, 0.2), max_steps=40, max_images=48, scales=(0.0, 0.5, 1.0, 4.0))
@@ -83,9 +83,9 @@ def test_largest_agreeing_noise_is_taken_on(caplog):
     sweep = [
         {"lambda": weight, "norm": 10 * weight, "agreement": share} for weight, share in ((1, 1.0), (2, 0.9), (3, 0.5))
     ]
-    assert _largest_agreeing(sweep, 0.8) == 1
+    assert largest_agreeing(sweep, 0.8) == 1
     assert not caplog.text
-    assert _largest_agreeing(sweep[1:], 0.98) == 0
+    assert largest_agreeing(sweep[1:], 0.98) == 0
     assert "No lambda" in caplog.text and "the closest, 2, left 90 %" in caplog.text
 
 

@@ -135,7 +135,7 @@ def test_convolution_is_scipys():
 
 @pytest.mark.parametrize("radius", [0.4, 1.0, 3.0, 10.0])
 def test_disc_has_the_spread_of_a_disc(radius):
-    kernel = blur._disc_kernel(radius)
+    kernel = blur.disc_kernel(radius)
     rows = np.arange(len(kernel))[:, None] - len(kernel) // 2
     assert kernel.sum() == pytest.approx(1, abs=1e-5)
     assert np.abs(kernel - kernel.T).max() < 1e-6
@@ -161,7 +161,7 @@ def test_streak_is_a_half_gaussian_in_its_direction():
 @pytest.mark.parametrize("reach, rounds", [(0.3, 1), (1.0, 1), (1.6, 2), (3.0, 1)])
 def test_glass_swaps_pixels_with_the_spread_of_its_reach(reach, rounds):
     shape = (120, 90)
-    places = blur._swapped_places(shape, reach, rounds, np.random.default_rng(0))
+    places = blur.swapped_places(shape, reach, rounds, np.random.default_rng(0))
     assert (np.sort(places) == np.arange(places.size)).all()
     moved = np.abs(places.reshape(shape) // 90 - np.arange(120)[:, None])[20:-20, 20:-20]
     # Uniform on -n..n has variance n * (n + 1) / 3; each pixel takes part in two swaps of a round, its own and another's.
@@ -201,7 +201,7 @@ def test_contrast_keeps_the_mean_and_scales_the_rest(picture):
 
 def test_elastic_displacement_has_its_size():
     for scale in (1 / 7, 1.0):
-        field = digital._smooth_field((64, 80), scale, np.random.default_rng(0))
+        field = digital.smooth_field((64, 80), scale, np.random.default_rng(0))
         assert np.sqrt((field**2).mean()) == pytest.approx(1, abs=1e-5)
     ramp = np.tile(np.arange(224, dtype=np.float32)[:, None, None] / 255, (1, 224, 3))
     moved = (digital.elastic_transform(ramp, 5, np.random.default_rng(0)) - ramp)[20:-20] * 255
@@ -230,7 +230,7 @@ def test_fog_keeps_the_brightest_value(picture):
 
 @pytest.mark.parametrize("smoothness, roughness", [(1.4, 0.11), (2.0, 0.03)])
 def test_plasma_is_smoother_with_smoothness(smoothness, roughness):
-    cloud = weather._plasma((100, 224), smoothness, np.random.default_rng(0))
+    cloud = weather.plasma((100, 224), smoothness, np.random.default_rng(0))
     assert (cloud.shape, cloud.min(), cloud.max()) == ((100, 224), 0, 1)
     assert np.abs(np.diff(cloud, axis=1)).mean() < roughness
 

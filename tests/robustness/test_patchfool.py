@@ -31,7 +31,7 @@ from transformers import (
 
 from hf_nullspace.models.pixel_model import PixelModel
 from hf_nullspace.robustness.attacks import patchfool
-from hf_nullspace.robustness.attacks.patchfool import _early_half, _gradient
+from hf_nullspace.robustness.attacks.patchfool import early_half, gradient_towards_attention
 
 
 TINY = {
@@ -193,14 +193,14 @@ def test_gradient_without_what_opposes_it():
     main = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
     side = torch.tensor([[-1.0, 3.0], [1.0, 3.0], [1.0, 1.0]])
     attention = (variable * side).sum(1).exp().view(3, 1).expand(3, 7)
-    gradient = _gradient(variable, (variable * main).sum(1), [attention, attention], 0.5)
+    gradient = gradient_towards_attention(variable, (variable * main).sum(1), [attention, attention], 0.5)
     torch.testing.assert_close(gradient, torch.tensor([[2.0, 3.0], [3.0, 3.0], [1.0, 1.0]]))
-    assert torch.equal(_gradient(variable, (variable * main).sum(1), [attention], 0.0), main)
+    assert torch.equal(gradient_towards_attention(variable, (variable * main).sum(1), [attention], 0.0), main)
 
 
 @pytest.mark.parametrize("blocks, expected", [(1, [0]), (3, [0, 1, 2]), (4, [1]), (12, [1, 2, 3, 4, 5])])
 def test_attention_of_early_blocks_counts(blocks, expected):
-    assert _early_half(list(range(blocks))) == expected
+    assert early_half(list(range(blocks))) == expected
 
 
 @pytest.mark.parametrize(

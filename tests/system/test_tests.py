@@ -74,8 +74,8 @@ def test_tests_use_public_names():
 def test_a_private_name_is_found():
     text = """
 import pytest
-from hf_nullspace.noise import draws
-from hf_nullspace.noise.draws import _draw, Draws
+from PACKAGE.noise import draws
+from PACKAGE.noise.draws import _draw, Draws
 def test_it(monkeypatch):
     monkeypatch.setattr("PACKAGE.noise.draws._step", None)
     monkeypatch.setattr(draws, "_size", 3)
@@ -85,8 +85,8 @@ def test_it(monkeypatch):
     assert sorted(private_names(text)) == [
         "draws._scale",
         "draws._size",
-        "hf_nullspace.noise.draws._draw",
-        "hf_nullspace.noise.draws._step",
+        f"{PACKAGE.name}.noise.draws._draw",
+        f"{PACKAGE.name}.noise.draws._step",
     ]
 
 

@@ -100,9 +100,9 @@ def patchfool(
                 break
             received = [
                 attention.gather(2, chosen.unsqueeze(1).expand(-1, attention.shape[1], -1)).sum(2)
-                for attention in _early_half(attentions)
+                for attention in early_half(attentions)
             ]
-            gradient = _gradient(variable, cross_entropy(logits, labels), received, attention_weight)
+            gradient = gradient_towards_attention(variable, cross_entropy(logits, labels), received, attention_weight)
             variable = _keep_rows(optimizer, keep)
             variable.grad = usable_gradient(gradient[keep], best.active)
             clean, labels, chosen, mask = clean[keep], labels[keep], chosen[keep], mask[keep]
@@ -133,12 +133,12 @@ def _patch_mask(model: PixelModel, pixels: torch.Tensor, chosen: torch.Tensor) -
     return torch.nn.functional.pad(mask, margins)
 
 
-def _early_half(attentions: list[torch.Tensor]) -> list[torch.Tensor]:
+def early_half(attentions: list[torch.Tensor]) -> list[torch.Tensor]:
     """The first half of the blocks without the very first; all of them where that leaves none."""
     return attentions[1 : len(attentions) // 2] or attentions
 
 
-def _gradient(
+def gradient_towards_attention(
     variable: torch.Tensor, loss: torch.Tensor, received: list[torch.Tensor], attention_weight: float
 ) -> torch.Tensor:
     """Gradient of the loss plus that of the attention received, the latter without what opposes the former."""

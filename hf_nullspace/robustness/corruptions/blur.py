@@ -32,11 +32,11 @@ ZOOMS = (
 @corruption(SCIPY)
 def defocus_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Spreads every pixel over a disc, as a lens out of focus does."""
-    return convolve(pixels, _disc_kernel(DISC_RADII[severity - 1] * length_scale(pixels)))
+    return convolve(pixels, disc_kernel(DISC_RADII[severity - 1] * length_scale(pixels)))
 
 
 @lru_cache(maxsize=64)
-def _disc_kernel(radius: float) -> np.ndarray:
+def disc_kernel(radius: float) -> np.ndarray:
     steps = max(16, int(2 * radius) + 1)
     grid = np.stack(np.meshgrid(*[np.arange(-steps, steps + 1)] * 2, indexing="ij"), -1).reshape(-1, 2)
     inside = grid[(grid**2).sum(-1) <= steps**2]
@@ -51,12 +51,12 @@ def glass_blur(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> n
     scale = length_scale(pixels)
     sigmas = (sigma * scale, sigma * scale, 0)
     blurred = gaussian_filter(pixels, sigmas)
-    places = _swapped_places(pixels.shape[:2], reach * scale, rounds, rng)
+    places = swapped_places(pixels.shape[:2], reach * scale, rounds, rng)
     swapped = blurred.reshape(-1, 3)[places].reshape(pixels.shape)
     return gaussian_filter(swapped, sigmas)
 
 
-def _swapped_places(shape: tuple[int, int], reach: float, rounds: int, rng: np.random.Generator) -> np.ndarray:
+def swapped_places(shape: tuple[int, int], reach: float, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """
     Where the pixel that ends at each flat place comes from, after every pixel was swapped with a random neighbour.
 

@@ -51,14 +51,14 @@ def elastic_transform(pixels: np.ndarray, severity: int, rng: np.random.Generato
     scale = length_scale(pixels)
     height, width = pixels.shape[:2]
     size = ELASTIC_DISPLACEMENTS[severity - 1] * scale
-    rows = np.arange(height, dtype=np.float32)[:, None] + size * _smooth_field((height, width), scale, rng)
-    columns = np.arange(width, dtype=np.float32) + size * _smooth_field((height, width), scale, rng)
+    rows = np.arange(height, dtype=np.float32)[:, None] + size * smooth_field((height, width), scale, rng)
+    columns = np.arange(width, dtype=np.float32) + size * smooth_field((height, width), scale, rng)
     sample = import_scipy("ndimage").map_coordinates
     channels = [sample(channel, (rows, columns), order=1, mode="reflect") for channel in np.moveaxis(pixels, -1, 0)]
     return np.stack(channels, -1)
 
 
-def _smooth_field(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
+def smooth_field(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
     """A Gaussian-filtered random field of root mean square 1."""
     noise = rng.random(shape, dtype=np.float32) * 2 - 1
     field = import_scipy("ndimage").gaussian_filter(noise, ELASTIC_SIGMA * scale, mode="reflect")

@@ -57,7 +57,7 @@ def frost(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
 
 def _ice(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A sheet of ice in [0, 1]: bright needles on a clouded ground, thicker where the plasma is high."""
-    thickness = _plasma(shape, 1.6, rng)
+    thickness = plasma(shape, 1.6, rng)
     needles = np.zeros(shape, dtype=np.float32)
     for angle in rng.uniform(0, 360, ICE_NEEDLES):
         seeds = (rng.random(shape, dtype=np.float32) < 0.02).astype(np.float32)
@@ -70,12 +70,12 @@ def _ice(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 def fog(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Adds a cloud of plasma and darkens the sum back to the brightness of the picture."""
     thickness, smoothness = FOG[severity - 1]
-    cloud = resize_layer(_plasma(layer_shape(pixels), smoothness, rng), pixels.shape[:2])
+    cloud = resize_layer(plasma(layer_shape(pixels), smoothness, rng), pixels.shape[:2])
     brightest = pixels.max()
     return (pixels + thickness * cloud[..., None]) * (brightest / (brightest + thickness))
 
 
-def _plasma(shape: tuple[int, int], smoothness: float, rng: np.random.Generator) -> np.ndarray:
+def plasma(shape: tuple[int, int], smoothness: float, rng: np.random.Generator) -> np.ndarray:
     """A fractal cloud in [0, 1] by the diamond-square algorithm; each octave is `smoothness ** 2` times fainter."""
     side = 1 << max(1, int(np.ceil(np.log2(max(shape)))))
     cloud = np.zeros((side, side), dtype=np.float32)
