@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging as python_logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -252,8 +253,8 @@ def distinct_names(models: Sequence[str]) -> list[str]:
     names: list[str] = []
     for model in models:
         name = public_name(model)
-        same = [other for other in names if other == name or other.startswith(f"{name}-")]
-        names.append(f"{name}-{len(same) + 1}" if name in names else name)
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        names.append(name if name not in names else next(other for other in numbered if other not in names))
     return names
 
 

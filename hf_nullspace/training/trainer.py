@@ -203,6 +203,10 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             return parent(model, copy(inputs), return_outputs, num_items_in_batch)
         return self._loss_of_both(parent, model, inputs, return_outputs, num_items_in_batch)
 
+    def _labels_of(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        """The labels of a batch, by whichever name."""
+        return next((batch[name] for name in (*self.label_names, "labels") if batch.get(name) is not None), None)
+
     def _has_own_loss(self) -> bool:
         """Whether a subclass, or whoever holds this trainer, computes the loss of a batch in a way of its own."""
         return type(self).compute_loss is not NullspaceTrainer.compute_loss or "compute_loss" in vars(self)
@@ -255,7 +259,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         finally:
             self._is_in_own_loss = outer
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
-        self._buffer_noisy_error(outputs, noisy_outputs)
+        self._buffer_noisy_error(outputs, noisy_outputs, self._labels_of(inputs))
         loss = loss + self.args.noise_weight * noisy_loss
         return (loss, outputs) if return_outputs else loss
 
@@ -346,7 +350,12 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         """Global batches of training images, the same on every process."""
         images = self._noise_images(round_index, self._num_noise_images())
         _, collator = self._as_trained_on(self.train_dataset, "noise synthesis")
-        return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=collator)
+
+        def collate(examples: list) -> dict[str, Any]:
+            batch = collator(examples)
+            return {**batch, "labels": self._labels_of(batch)}  # what the logits mean may depend on them
+
+        return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=collate)
 
     def _num_noise_images(self) -> int:
         """Images that a round reads: those of the search and those of the certificate."""
@@ -402,7 +411,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             needs_labels = self.compute_loss_func is None and not self._has_own_loss()
             names = {*self.label_names, "labels"} & {*self.label_names, *forward_parameters(self.model)}
             check_example(batch, self.model, sorted(names) if needs_labels else [])
-            settle_problem_type(self.model, batch.get("labels"))
+            settle_problem_type(self.model, self._labels_of(batch))
             self._check_certifiable(batch)
             unlabelled = {name: value for name, value in batch.items() if name not in {*self.label_names, "labels"}}
             unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -425,7 +434,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _check_certifiable(self, batch: dict[str, Any]) -> None:
         """That there are class probabilities for epsilon to bound, and a bound that excludes some noise."""
-        multi_label = is_multi_label(self.model, batch.get("labels"))
+        multi_label = is_multi_label(self.model, self._labels_of(batch))
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", 2)
         self._largest_error = largest_probability_mse(num_labels, multi_label)
         if self.args.epsilon >= self._largest_error:
@@ -520,13 +529,13 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             loss = loss / self.current_gradient_accumulation_steps
         self._noisy_loss = loss if self._noisy_loss is None else self._noisy_loss + loss
 
-    def _buffer_noisy_error(self, outputs: Any, noisy_outputs: Any) -> None:
+    def _buffer_noisy_error(self, outputs: Any, noisy_outputs: Any, labels: torch.Tensor | None) -> None:
         """Adds what the noise trained on does to a micro-batch's probabilities; chosen and ascended, it does more."""
-        logits = [getattr(each, "logits", None) for each in (outputs, noisy_outputs)]
-        if not all(isinstance(each, torch.Tensor) for each in logits):  # no classifier's outputs, or a loss of its own
+        try:
+            clean, noisy = (read_logits(each).detach().float() for each in (outputs, noisy_outputs))
+        except ValueError:  # a loss of its own that hands out no outputs, or others
             return
-        clean, noisy = (read_logits(each).detach().float() for each in (outputs, noisy_outputs))
-        multi_label = is_multi_label(self.model, logits=clean)
+        multi_label = is_multi_label(self.model, labels, clean)
         error = probability_mse(clean, noisy, multi_label)
         sums = torch.stack([error.sum(), error.new_tensor(len(error))])
         self._noisy_error = sums if self._noisy_error is None else self._noisy_error + sums

@@ -71,7 +71,31 @@ def test_own_profile_and_dataset(folders, tmp_path):
     assert RobustnessReport.load(tmp_path / "out").columns["weak"]["count"] == 9
 
 
+def test_a_second_model_that_does_not_fit_is_refused_before_any_image_is_measured(
+    folders, make_vit, tmp_path, capsys, monkeypatch
+):
+    """Whether its classes are wrong or its channels."""
+
+    def measured(*args):
+        raise AssertionError("an image was measured")
+
+    monkeypatch.setattr("hf_nullspace.robustness.shards.ShardRunner.measure", measured)
+    few, grey = (tmp_path / name for name in ("few classes", "grey"))
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    make_vit(num_labels=3).save_pretrained(few), processor.save_pretrained(few)
+    make_vit(num_channels=4).save_pretrained(grey), processor.save_pretrained(grey)
+    for second, words in ((few, "few classes: "), (grey, "grey: .*4 channels")):
+        out = tmp_path / f"out {second.name}"
+        options = ["--images", str(folders / "pictures"), "--profile", "preview", "--output_dir", str(out), *QUIET]
+        with pytest.raises(SystemExit) as stopped:
+            main(["evaluate", str(folders / "one"), str(second), *options])
+        assert stopped.value.code == 2
+        assert re.search(words, capsys.readouterr().err)
+        assert not list(out.rglob("robustness.json"))
+
+
 def test_models_of_one_name_are_told_apart():
+    assert distinct_names(["/a/model-3", "/b/model", "/c/model"]) == ["model-3", "model", "model-2"]
     assert distinct_names(["/a/model", "google/vit", "/b/model", "/c/model"]) == [
         "model",
         "google/vit",

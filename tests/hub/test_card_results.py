@@ -160,3 +160,13 @@ def test_a_card_gives_the_reason_that_is_one():
     assert "On evaluation images the noise is not certified, since the model tells its images apart by 0.025 only" in (
         render_section(facts)
     )
+
+
+def test_the_table_of_rounds_marks_those_that_are_not_certified():
+    facts = json.loads((CARDS / "digits" / TRAINING_NAME).read_text())
+    facts["rounds"] = [{**facts["rounds"][0], "round": index} for index in range(3)]
+    facts["rounds"][1] |= {**FEW_IMAGES, "in_use": True}
+    rows = [line.split(" | ")[0] for line in render_section(facts).split("### Rounds")[1].splitlines() if "|" in line]
+    assert rows[2:5] == ["| 0", "| 1 (not certified)", "| 2"]
+    facts["rounds"][1] = facts["rounds"][0]
+    assert "(not certified)" not in render_section(facts)

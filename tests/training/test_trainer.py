@@ -445,3 +445,54 @@ def test_non_finite_logits_stop_the_run_before_a_step(model, examples, tmp_path)
     with pytest.raises(ValueError, match="NaN or infinite logits"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+# ---- What is logged ---------------------------------------------------------------------------------------------
+
+
+class Pooled(torch.nn.Module):
+    """Without a bend: noise moves its logits by `weight @ mean(noise)`, whatever the image."""
+
+    def __init__(self, output, loss):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.head = torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Linear(8, 5)
+        self.output, self.loss = output, loss
+
+    def forward(self, pixel_values, labels=None, targets=None):
+        logits = self.head(self.patches(pixel_values).flatten(2).mean(2))
+        labels = labels if targets is None else targets
+        if labels is None:
+            return {"logits": logits} if self.output == "dict" else (logits,)
+        loss = self.loss(logits, labels)
+        return {"loss": loss, "logits": logits} if self.output == "dict" else (loss, logits)
+
+
+@pytest.mark.parametrize("output", ["dict", "tuple"])
+@pytest.mark.parametrize("label_name", ["labels", "targets"])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_logged_error_of_the_noise_trained_on_is_its_closed_form(examples, tmp_path, output, label_name, several):
+    """The mean over the images since the last log; of several labels an image, of the sigmoids."""
+    model = Pooled(output, torch.nn.functional.binary_cross_entropy_with_logits if several else cross_entropy)
+    rows = [{"pixel_values": 3 * row["pixel_values"], label_name: row["label"]} for row in examples[:24]]
+    if several:
+        rows = [{**row, label_name: torch.tensor([1.0, 1.0, 0.0, 1.0, index % 2])} for index, row in enumerate(rows)]
+
+    def collate(chosen):
+        return {name: torch.stack([torch.as_tensor(row[name]) for row in chosen]) for name in chosen[0]}
+
+    changes = {"max_steps": 3, "logging_steps": 3, "learning_rate": 0.0, "gradient_accumulation_steps": 2}
+    changes |= {"per_device_train_batch_size": 4, "noise_num_images": 8, "label_names": [label_name]}
+    trainer = NullspaceTrainer(
+        model, arguments(tmp_path, **changes, remove_unused_columns=False), collate, train_dataset=rows
+    )
+    trainer.train()
+    probabilities = torch.sigmoid if several else functools.partial(torch.softmax, dim=-1)
+    with torch.no_grad():
+        clean = model.head(model.patches(torch.stack([row["pixel_values"] for row in rows])).flatten(2).mean(2))
+        moved = clean + model.head.weight @ trainer.noise.tensor[0].mean(0)
+        expected = (probabilities(moved) - probabilities(clean)).square().sum(-1).mean().item()
+    logged = [row["noise/trained_probability_mse"] for row in trainer.state.log_history if "loss" in row]
+    assert logged == [pytest.approx(expected, rel=1e-4)] and expected > 1e-4
+    # The certificate is of the same probabilities, on some of the same images.
+    assert trainer.noise.certificate.probability_mse == pytest.approx(expected, rel=0.5)
