@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import set_seed
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, measure_noise, synthesize_noise
-from hf_nullspace.cli.command_line import CommandParser, run_command
+from hf_nullspace.cli.command_line import run_command
 from hf_nullspace.cli.digits import train_digits_model
+from hf_nullspace.cli.parser import CommandParser
 from hf_nullspace.data.loading import DATA_RULES, SOURCES, DataArguments, load_data
 from hf_nullspace.models.frozen import FrozenClassifier, frozen
 from hf_nullspace.models.loading import ModelArguments, load_model

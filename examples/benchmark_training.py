@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
-from hf_nullspace.cli.command_line import CommandParser, run_command
+from hf_nullspace.cli.command_line import run_command
+from hf_nullspace.cli.parser import CommandParser
 from hf_nullspace.models.digits_vit import build_digits_model
 
 

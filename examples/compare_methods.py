@@ -31,7 +31,7 @@ from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments, Robu
 from hf_nullspace.baselines import METHODS
 from hf_nullspace.cli.arguments import DIGITS_BASE, DIGITS_TRAINING, parse_arguments
 from hf_nullspace.cli.command_line import run_command
-from hf_nullspace.cli.evaluate import dataset_locations
+from hf_nullspace.cli.commands.evaluate import dataset_locations
 from hf_nullspace.comparison.figure import plot_methods
 from hf_nullspace.comparison.plan import Row, plan_rows, read_variants
 from hf_nullspace.comparison.report import (

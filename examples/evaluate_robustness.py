@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from hf_nullspace import RobustnessReport
 from hf_nullspace.cli.command_line import run_command
-from hf_nullspace.cli.evaluate import evaluate_models, parse_evaluate_arguments
+from hf_nullspace.cli.commands.evaluate import evaluate_models, parse_evaluate_arguments
 
 
 def main(argv: list[str]) -> list[RobustnessReport]:

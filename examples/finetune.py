@@ -15,7 +15,7 @@ import sys
 from accelerate import PartialState
 
 from hf_nullspace.cli.command_line import run_command
-from hf_nullspace.cli.finetune import main
+from hf_nullspace.cli.commands.finetune import main
 
 
 if __name__ == "__main__":

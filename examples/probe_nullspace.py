@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_nullspace import PatchNullspace, ProbeReport, probe
 from hf_nullspace.cli.command_line import run_command
-from hf_nullspace.cli.probe import load_probe_inputs, parse_probe_arguments
+from hf_nullspace.cli.commands.probe import load_probe_inputs, parse_probe_arguments
 from hf_nullspace.models.preprocessing import Preprocessing
 from hf_nullspace.probing.exact import predict, relative_logit_change, watermark
 

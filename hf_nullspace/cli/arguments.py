@@ -1,22 +1,18 @@
-"""The model and data flags of the examples and the command line, and what they load."""
+"""What commands do alike: the model and data flags, which of them fit together, and the digits where none is given."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..data.loading import DATA_RULES, SOURCES
 from ..models.loading import DEFAULT_MODEL
 from ..noise.methods import BoundaryMethod
 from ..noise.methods.base import OPTIONAL_SETTINGS, methods_reading
 from ..utils.flags import FlagRule
-from .command_line import CommandParser
-
-
-if TYPE_CHECKING:
-    pass
+from .parser import CommandParser
 
 
 # Finetunes the digits model in a minute; what scripts use where neither a model nor a dataset is named.

@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import difflib
 import sys
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 
-from accelerate import PartialState
-
+from . import commands  # noqa: F401 (registers those of the package)
+from .command import COMMANDS
 from .command_line import run_command
-from .evaluate import evaluate
-from .finetune import main as run_finetune
-from .hub import push, verify
-from .probe import probe
-from .synthesize import synthesize
 
 
-def finetune(argv: list[str]) -> None:
-    """Finetune a classifier on its own nullspace noise, and save it with the noise: `finetune [MODEL] [--train_dir DIR]`."""
-    run_finetune(argv, "hf-nullspace finetune")
-    PartialState().destroy_process_group()  # or a launched run may abort when Python ends
-
-
-COMMANDS = {command.__name__: command for command in (evaluate, finetune, probe, push, synthesize, verify)}
-
-
-LISTED_COMMANDS = "\n".join(f"  {name:12}{command.__doc__}" for name, command in COMMANDS.items())
-
-
-USAGE = f"""usage: hf-nullspace COMMAND [options]
-
-{LISTED_COMMANDS}
-
-hf-nullspace COMMAND --help lists its options. --version prints the version, and --debug the traceback of an error."""
+# Entry points of other packages: modules that register a command, a noise method, a way of finetuning and so on.
+PLUGINS = "hf_nullspace.plugins"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,15 +22,48 @@ def main(argv: list[str] | None = None) -> None:
     argv = argv[len(debug) :]
     if argv[:1] == ["--version"]:
         print(f"hf-nullspace {version('hf_nullspace')}")
-    elif argv[:1] in (["-h"], ["--help"]):
-        print(USAGE)
+        return
+    run_command("hf-nullspace", lambda _: load_plugins(), debug)
+    if argv[:1] in (["-h"], ["--help"]):
+        print(usage())
     elif not argv:
-        print(f"hf-nullspace: error: no command; one of {', '.join(COMMANDS)} (`--help` lists them)", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"no command; one of {', '.join(COMMANDS)} (`--help` lists them)")
     elif argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f", did you mean {near[0]}?" if near else f"; the commands are {', '.join(COMMANDS)}"
-        print(f"hf-nullspace: error: unknown command {argv[0]!r}{hint}", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"unknown command {argv[0]!r}{hint}")
     else:
-        run_command(f"hf-nullspace {argv[0]}", COMMANDS[argv[0]], [*argv[1:], *debug])
+        run_command(f"hf-nullspace {argv[0]}", COMMANDS[argv[0]].run, [*argv[1:], *debug])
+
+
+def load_plugins() -> None:
+    """
+    Imports the modules that installed packages name as entry points of the group `hf_nullspace.plugins`.
+
+    Raises:
+        `ImportError`: If one cannot be imported; the package is named.
+    """
+    for plugin in entry_points(group=PLUGINS):
+        try:
+            plugin.load()
+        except Exception as error:
+            raise ImportError(
+                f"The plugin {plugin.name!r} ({plugin.value}) cannot be imported: {type(error).__name__}: {error}. "
+                "Mend or uninstall the package that brings it."
+            ) from error
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    listed = "\n".join(f"  {command.name:12}{command.summary}" for command in COMMANDS.values())
+    return f"""usage: hf-nullspace COMMAND [options]
+
+{listed}
+
+hf-nullspace COMMAND --help lists its options. --version prints the version, and --debug the traceback of an error."""
+
+
+def fail(message: str) -> None:
+    """Prints an error of the command line itself and exits with code 2."""
+    print(f"hf-nullspace: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

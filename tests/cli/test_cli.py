@@ -4,7 +4,8 @@ import pytest
 
 import hf_nullspace
 from hf_nullspace import NullspaceNoise
-from hf_nullspace.cli.main import COMMANDS, main
+from hf_nullspace.cli.command import COMMANDS
+from hf_nullspace.cli.main import main
 
 
 QUICK = ["--digits_max_steps", "5", "--max_steps", "2", "--num_images", "32", "--num_certificate_images", "16"]

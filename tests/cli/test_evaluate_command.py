@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from hf_nullspace import RobustnessReport
-from hf_nullspace.cli.evaluate import distinct_names, parse_evaluate_arguments
+from hf_nullspace.cli.commands.evaluate import distinct_names, parse_evaluate_arguments
 from hf_nullspace.cli.main import main
 
 

@@ -14,8 +14,10 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.utils import logging as logging_of_transformers
 
 from hf_nullspace import NullspaceTrainer
-from hf_nullspace.cli import finetune as finetune_command
-from hf_nullspace.cli.finetune import FinetuneRun, main, parse_finetune_arguments, predicted_classes
+from hf_nullspace.cli import finetune_run
+from hf_nullspace.cli.commands.finetune import main
+from hf_nullspace.cli.finetune_arguments import parse_finetune_arguments
+from hf_nullspace.cli.finetune_run import FinetuneRun, predicted_classes
 from hf_nullspace.cli.main import main as cli
 from hf_nullspace.hub.manifest import compare_with_manifest
 
@@ -107,7 +109,7 @@ def test_without_training_a_model_is_measured_and_nothing_claims_more(run, tmp_p
     ],
 )
 def test_flags_that_do_not_fit_are_refused_before_anything_is_read(run, tmp_path, monkeypatch, flags, message):
-    monkeypatch.setattr(finetune_command, "load_data", lambda *args, **kwargs: pytest.fail("images were read"))
+    monkeypatch.setattr(finetune_run, "load_data", lambda *args, **kwargs: pytest.fail("images were read"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(*flags)
     assert not (tmp_path / "out").exists()
@@ -261,7 +263,7 @@ def test_a_figure_that_fails_costs_no_results(run, tmp_path, monkeypatch, capsys
     def fail(*args):
         raise AttributeError("a broken drawing package")
 
-    monkeypatch.setattr(finetune_command, "plot_noise_history", fail)
+    monkeypatch.setattr(finetune_run, "plot_noise_history", fail)
     assert list(run()) == ["nullspace"]
     assert "noise_norm.png is not drawn. AttributeError: a broken drawing package" in capsys.readouterr().err
     assert (tmp_path / "out" / "robustness_results.json").is_file()

@@ -5,10 +5,10 @@ from dataclasses import fields, replace
 import pytest
 from PIL import Image
 
-from hf_nullspace.cli.evaluate import parse_evaluate_arguments
-from hf_nullspace.cli.finetune import parse_finetune_arguments
-from hf_nullspace.cli.probe import parse_probe_arguments
-from hf_nullspace.cli.synthesize import parse_synthesize_arguments
+from hf_nullspace.cli.commands.evaluate import parse_evaluate_arguments
+from hf_nullspace.cli.commands.probe import parse_probe_arguments
+from hf_nullspace.cli.commands.synthesize import parse_synthesize_arguments
+from hf_nullspace.cli.finetune_arguments import parse_finetune_arguments
 from hf_nullspace.data.loading import DataArguments, load_data
 from hf_nullspace.models.loading import DEFAULT_MODEL, ModelArguments, check_model_name
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hf_nullspace import evaluate_robustness
-from hf_nullspace.cli.evaluate import parse_evaluate_arguments
+from hf_nullspace.cli.commands.evaluate import parse_evaluate_arguments
 from hf_nullspace.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from hf_nullspace.robustness.packages import check_packages
 from hf_nullspace.robustness.profiles import IMAGENET_C, PREVIEW, PROFILES, Column, Profile

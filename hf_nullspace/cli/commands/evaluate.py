@@ -1,4 +1,4 @@
-"""`hf-nullspace evaluate` and its example: the robustness of one or several models on one dataset."""
+"""Measure the robustness of classifiers: `evaluate [MODEL ...] [--images DIR] [--profile quick]`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator, PartialState
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.digits import load_digits_splits
-from ..data.image_tables import check_dataset_name, read_dataset, read_folder
-from ..data.imagenet import imagenet_wnids
-from ..data.robustness_datasets import RobustnessDataset, load_robustness_dataset
-from ..data.splits import draw_images
-from ..models.digits_vit import build_digits_model
-from ..models.loading import ModelArguments, check_model_name, load_model
-from ..robustness.comparison import compare_reports
-from ..robustness.evaluation import evaluate_robustness, public_name
-from ..robustness.packages import check_packages
-from ..robustness.picture_check import check_pictures
-from ..robustness.preparation import prepare_evaluation
-from ..robustness.profiles import describe_columns, resolve_profile
-from ..robustness.report import REPORT_NAME, RobustnessReport, draw_figure
-from ..utils.files import write_text
-from ..utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
-from ..utils.phases import announced, logged_to_terminal
-from .arguments import model_rules
-from .command_line import CommandParser
-from .digits import train_digits_model
+from ...data.digits import load_digits_splits
+from ...data.image_tables import check_dataset_name, read_dataset, read_folder
+from ...data.imagenet import imagenet_wnids
+from ...data.robustness_datasets import RobustnessDataset, load_robustness_dataset
+from ...data.splits import draw_images
+from ...models.digits_vit import build_digits_model
+from ...models.loading import ModelArguments, check_model_name, load_model
+from ...robustness.comparison import compare_reports
+from ...robustness.evaluation import evaluate_robustness, public_name
+from ...robustness.packages import check_packages
+from ...robustness.picture_check import check_pictures
+from ...robustness.preparation import prepare_evaluation
+from ...robustness.profiles import describe_columns, resolve_profile
+from ...robustness.report import REPORT_NAME, RobustnessReport, draw_figure
+from ...utils.files import write_text
+from ...utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
+from ...utils.phases import announced, logged_to_terminal
+from ..arguments import model_rules
+from ..digits import train_digits_model
+from ..parser import CommandParser
 
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ def _load(
     return load_model(replace(model_args, model_name_or_path=source))
 
 
-def evaluate(argv: list[str]) -> None:
-    """Measure the robustness of classifiers: `evaluate [MODEL ...] [--images DIR] [--profile quick]`."""
+def run(argv: list[str]) -> None:
     model_args, args = parse_evaluate_arguments(argv, "hf-nullspace evaluate")
     reports = evaluate_models(model_args, args)
     if PartialState().is_main_process:

@@ -1,4 +1,4 @@
-"""`hf-nullspace probe`: what a classifier does not see."""
+"""Measure the exact and the approximate nullspace of a classifier: `probe [MODEL] [--images DIR]`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.digits import load_digits_splits
-from ..data.image_folders import check_path
-from ..data.pictures import read_pictures, sample_photographs
-from ..models.loading import ModelArguments, load_model
-from ..probing.encoder import EncoderProbeConfig
-from ..probing.report import probe as probe_model
-from ..utils.flags import check_at_least, check_output_dir, expand_paths
-from .arguments import DIGITS_STEPS, model_rules
-from .command_line import CommandParser
-from .digits import train_digits_model
+from ...data.digits import load_digits_splits
+from ...data.image_folders import check_path
+from ...data.pictures import read_pictures, sample_photographs
+from ...models.loading import ModelArguments, load_model
+from ...probing.encoder import EncoderProbeConfig
+from ...probing.report import probe
+from ...utils.flags import check_at_least, check_output_dir, expand_paths
+from ..arguments import DIGITS_STEPS, model_rules
+from ..digits import train_digits_model
+from ..parser import CommandParser
 
 
 @dataclass
@@ -54,11 +54,10 @@ class ProbeArguments:
         )
 
 
-def probe(argv: list[str]) -> None:
-    """Measure the exact and the approximate nullspace of a classifier: `probe [MODEL] [--images DIR]`."""
+def run(argv: list[str]) -> None:
     model_args, probe_args = parse_probe_arguments(argv, "hf-nullspace probe")
     model, processor, pictures = load_probe_inputs(model_args, probe_args)
-    report = probe_model(model, processor, pictures, probe_args.config(), batch_size=probe_args.batch_size)
+    report = probe(model, processor, pictures, probe_args.config(), batch_size=probe_args.batch_size)
     report.save(probe_args.output_dir)
     print(f"{report.to_markdown()}\n\nTables and figures are in {probe_args.output_dir}")
 

@@ -1,14 +1,10 @@
-"""`hf-nullspace finetune`: finetune a classifier on its own nullspace noise."""
+"""One run of `hf-nullspace finetune`, phase by phase: trained, measured, reported and published."""
 
 from __future__ import annotations
 
 import copy
-import logging as python_logging
 import shutil
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +28,14 @@ from ..models.preprocessing import image_transform
 from ..robustness.evaluation import evaluate_robustness
 from ..robustness.outcomes import model_fingerprint
 from ..robustness.report import RobustnessReport
-from ..training.arguments import NullspaceTrainingArguments
 from ..training.checkpoints import check_whole, last_whole_checkpoint
 from ..training.data_collator import NullspaceDataCollator
 from ..training.figure import plot_noise_history
 from ..training.trainer import NullspaceTrainer
 from ..utils.figures import optional_figure
-from ..utils.flags import check_output_dir
-from ..utils.phases import PhaseCallback, announced, logged_to_terminal, without_bars
-from ..utils.wording import as_flags, worded
-from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_arguments
+from ..utils.phases import PhaseCallback, announced
+from .arguments import DIGITS_BASE
+from .finetune_arguments import FinetuneArguments, FinetuneTrainingArguments
 from .run_folder import RunFolder
 
 
@@ -62,118 +56,8 @@ MEASURING_FOLDER = ".measuring"
 REPORT_PASSES = 8
 
 
-# What differs from the arguments' own defaults when neither a model nor a dataset is named.
-DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
-
-
 # Of the base model and of the control no run makes a choice of its own here, and nobody publishes them.
 UNPUBLISHED = {"push_to_hub": False, "resume_from_checkpoint": None}
-
-
-@dataclass
-class FinetuneArguments:
-    """What the command does beside finetuning."""
-
-    plain_control: bool = field(
-        default=False, metadata={"help": "Also finetune without noise for as many steps, and compare."}
-    )
-    base_max_steps: int = field(
-        default=DIGITS_BASE["max_steps"], metadata={"help": "Steps that the digits model is trained for first."}
-    )
-    max_robustness_samples: int = field(
-        default=500, metadata={"help": "Images of the validation split that robustness is measured on."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete the files of another run in the output folder first."}
-    )
-
-
-@dataclass
-class FinetuneTrainingArguments(NullspaceTrainingArguments):
-    """[`NullspaceTrainingArguments`] of a command that trains and evaluates unless it is told not to."""
-
-    do_train: bool = field(
-        default=True, metadata={"help": "Finetune. Without it a model is evaluated and measured as it is."}
-    )
-    do_eval: bool = field(default=True, metadata={"help": "Evaluate on the validation split at the end."})
-
-    def __post_init__(self):
-        if self.disable_tqdm is None:
-            self.disable_tqdm = not sys.stderr.isatty()  # a bar fills a log with its every state
-        super().__post_init__()
-
-
-ARGUMENT_TYPES = (ModelArguments, DataArguments, FinetuneArguments, FinetuneTrainingArguments)
-
-
-FLAGS = frozenset(item.name for arguments in ARGUMENT_TYPES for item in fields(arguments))
-
-
-def main(argv: Sequence[str], prog: str = "finetune.py") -> dict[str, dict[str, float]]:
-    """
-    Runs the command: `[FILE.json] [MODEL] [flags]`.
-
-    Args:
-        argv (`Sequence[str]`): The command line without the program.
-        prog (`str`, *optional*, defaults to `"finetune.py"`): Name of the command in its help and errors.
-
-    Returns:
-        `dict[str, dict[str, float]]`: Accuracy in per cent by model (`"base"` and `"plain"` where there is a control,
-        and `"nullspace"`) and column.
-
-    Raises:
-        `ValueError`: If flags do not fit together or `output_dir` holds another run, before anything is read; if model
-            and images do not fit, before anything is trained.
-    """
-    with worded(partial(as_flags, names=FLAGS)):
-        model_args, data_args, finetune_args, args = parse_finetune_arguments(argv, prog)
-        level = args.get_process_log_level() if args.log_level != "passive" else python_logging.INFO
-        level = level if args.should_log else python_logging.WARNING
-        with logged_to_terminal(level), without_bars(args.disable_tqdm):
-            return FinetuneRun(model_args, data_args, finetune_args, args).run()
-
-
-def parse_finetune_arguments(
-    argv: Sequence[str], prog: str
-) -> tuple[ModelArguments, DataArguments, FinetuneArguments, FinetuneTrainingArguments]:
-    """
-    The flags, after those of a JSON file where one comes first; the model may come before them, without its flag.
-
-    Raises:
-        `ValueError`: If flags do not fit together.
-    """
-    rules = method_rules("noise_")
-    parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
-    model_args, data_args, finetune_args, args = parsed
-    check_output_dir(args.output_dir)
-    args.remove_unused_columns = False  # the transform reads the image column
-    if args.do_predict:
-        raise ValueError("`do_predict` has no images to predict. Measure a model with `hf-nullspace evaluate`.")
-    if not args.do_train:
-        _check_without_training(model_args, data_args, finetune_args, args)
-    if finetune_args.plain_control and not args.noise_weight:
-        logger.warning("Without noise the run itself is plain finetuning: no control is trained.")
-        finetune_args.plain_control = False
-    return parsed
-
-
-def _check_without_training(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    finetune_args: FinetuneArguments,
-    args: FinetuneTrainingArguments,
-) -> None:
-    """Refuses what needs a training where none was asked for."""
-    if model_args.model_name_or_path is None:
-        raise ValueError("Without `do_train` there must be a trained model: name it with `model_name_or_path`.")
-    asked = {
-        "plain_control": finetune_args.plain_control,
-        "push_to_hub": args.push_to_hub,
-        "resume_from_checkpoint": args.resume_from_checkpoint,
-    }
-    names = [f"`{name}`" for name, value in asked.items() if value]
-    if names:
-        raise ValueError(f"{', '.join(names)} and no `do_train` do not fit together: nothing is trained.")
 
 
 class FinetuneRun:

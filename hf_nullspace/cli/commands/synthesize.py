@@ -1,4 +1,4 @@
-"""`hf-nullspace synthesize`: noise and its certificate for a classifier."""
+"""Synthesise and certify noise for a classifier, and save it: `synthesize [MODEL] [--train_dir DIR]`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
-from ..data.loading import DATA_RULES, SOURCES, DataArguments, load_data
-from ..models.loading import ModelArguments, load_model
-from ..models.patch_projection import channels_of
-from ..models.preprocessing import image_transform
-from ..noise.config import NullspaceConfig
-from ..noise.synthesis import synthesize_noise
-from ..training.data_collator import NullspaceDataCollator
-from ..utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
-from .arguments import DIGITS_STEPS, method_rules, model_rules
-from .command_line import CommandParser
-from .digits import train_digits_model
+from ...data.loading import DATA_RULES, SOURCES, DataArguments, load_data
+from ...models.loading import ModelArguments, load_model
+from ...models.patch_projection import channels_of
+from ...models.preprocessing import image_transform
+from ...noise.config import NullspaceConfig
+from ...noise.synthesis import synthesize_noise
+from ...training.data_collator import NullspaceDataCollator
+from ...utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
+from ..arguments import DIGITS_STEPS, method_rules, model_rules
+from ..digits import train_digits_model
+from ..parser import CommandParser
 
 
 @dataclass
@@ -34,8 +34,7 @@ class OutputArguments:
         check_output_dir(self.output_dir)
 
 
-def synthesize(argv: list[str]) -> None:
-    """Synthesise and certify noise for a classifier, and save it: `synthesize [MODEL] [--train_dir DIR]`."""
+def run(argv: list[str]) -> None:
     model_args, data_args, config, output = parse_synthesize_arguments(argv, "hf-nullspace synthesize")
     set_seed(config.seed)
     splits, _ = load_data(data_args, config.seed, cache_dir=model_args.cache_dir, token=model_args.token)

@@ -1,0 +1,101 @@
+"""The flags of `hf-nullspace finetune`, and which of them fit together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers.utils import logging
+
+from ..data.loading import DataArguments
+from ..models.loading import ModelArguments
+from ..training.arguments import NullspaceTrainingArguments
+from ..utils.flags import check_output_dir
+from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_arguments
+
+
+logger = logging.get_logger(__name__)
+
+
+# What differs from the arguments' own defaults when neither a model nor a dataset is named.
+DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
+
+
+@dataclass
+class FinetuneArguments:
+    """What the command does beside finetuning."""
+
+    plain_control: bool = field(
+        default=False, metadata={"help": "Also finetune without noise for as many steps, and compare."}
+    )
+    base_max_steps: int = field(
+        default=DIGITS_BASE["max_steps"], metadata={"help": "Steps that the digits model is trained for first."}
+    )
+    max_robustness_samples: int = field(
+        default=500, metadata={"help": "Images of the validation split that robustness is measured on."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the files of another run in the output folder first."}
+    )
+
+
+@dataclass
+class FinetuneTrainingArguments(NullspaceTrainingArguments):
+    """[`NullspaceTrainingArguments`] of a command that trains and evaluates unless it is told not to."""
+
+    do_train: bool = field(
+        default=True, metadata={"help": "Finetune. Without it a model is evaluated and measured as it is."}
+    )
+    do_eval: bool = field(default=True, metadata={"help": "Evaluate on the validation split at the end."})
+
+    def __post_init__(self):
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()  # a bar fills a log with its every state
+        super().__post_init__()
+
+
+ARGUMENT_TYPES = (ModelArguments, DataArguments, FinetuneArguments, FinetuneTrainingArguments)
+
+
+def parse_finetune_arguments(
+    argv: Sequence[str], prog: str
+) -> tuple[ModelArguments, DataArguments, FinetuneArguments, FinetuneTrainingArguments]:
+    """
+    The flags, after those of a JSON file where one comes first; the model may come before them, without its flag.
+
+    Raises:
+        `ValueError`: If flags do not fit together.
+    """
+    rules = method_rules("noise_")
+    parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
+    model_args, data_args, finetune_args, args = parsed
+    check_output_dir(args.output_dir)
+    args.remove_unused_columns = False  # the transform reads the image column
+    if args.do_predict:
+        raise ValueError("`do_predict` has no images to predict. Measure a model with `hf-nullspace evaluate`.")
+    if not args.do_train:
+        _check_without_training(model_args, data_args, finetune_args, args)
+    if finetune_args.plain_control and not args.noise_weight:
+        logger.warning("Without noise the run itself is plain finetuning: no control is trained.")
+        finetune_args.plain_control = False
+    return parsed
+
+
+def _check_without_training(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    finetune_args: FinetuneArguments,
+    args: FinetuneTrainingArguments,
+) -> None:
+    """Refuses what needs a training where none was asked for."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("Without `do_train` there must be a trained model: name it with `model_name_or_path`.")
+    asked = {
+        "plain_control": finetune_args.plain_control,
+        "push_to_hub": args.push_to_hub,
+        "resume_from_checkpoint": args.resume_from_checkpoint,
+    }
+    names = [f"`{name}`" for name, value in asked.items() if value]
+    if names:
+        raise ValueError(f"{', '.join(names)} and no `do_train` do not fit together: nothing is trained.")
