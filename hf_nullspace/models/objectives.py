@@ -136,8 +136,10 @@ def similarity_objective(
     Example:
 
     ```python
-    >>> objective = similarity_objective(text_embeds, 1 / clip.logit_scale.exp().item())  # doctest: +SKIP
-    >>> noise = synthesize_noise(vision_model, dataloader, objective=objective)  # doctest: +SKIP
+    >>> from hf_nullspace import similarity_objective, synthesize_noise
+
+    >>> objective = similarity_objective(text_embeds, 1 / clip.logit_scale.exp().item())
+    >>> noise = synthesize_noise(vision_model, dataloader, objective=objective)
     ```
     """
     if references.dim() != 2 or len(references) < 2:

@@ -45,7 +45,7 @@ class PixelModel(nn.Module):
     Example:
 
     ```python
-    >>> logits = PixelModel(model, image_processor)(pixels)  # doctest: +SKIP
+    >>> logits = PixelModel(model, image_processor)(pixels)
     ```
     """
 

@@ -43,7 +43,7 @@ def inject_noise(
     Example:
 
     ```python
-    >>> with inject_noise(model, noise):  # doctest: +SKIP
+    >>> with inject_noise(model, noise):
     ...     logits = model(pixel_values).logits
     ```
     """

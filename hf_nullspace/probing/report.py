@@ -197,10 +197,12 @@ def probe(
     Example:
 
     ```python
-    >>> report = probe(model, image_processor, read_pictures("photos", seed=0))  # doctest: +SKIP
-    >>> report.exact["dimension"], report.exact["relative_logit_change"]  # doctest: +SKIP
-    (204, 5.6e-07)
-    >>> report.save("outputs/probe")  # doctest: +SKIP
+    >>> from hf_nullspace.data.pictures import read_pictures
+
+    >>> report = probe(model, image_processor, read_pictures("photos", seed=0))
+    >>> report.exact["dimension"]  # 3 * 8 * 8 values of a patch, of which 32 filters see 32 directions
+    160
+    >>> report.save("outputs/probe")
     ```
     """
     is_multi_label(model)  # raises for a model without class probabilities, whose predictions would always "agree"

@@ -107,9 +107,10 @@ def evaluate_robustness(
     Example:
 
     ```python
-    >>> report = evaluate_robustness(model, image_processor, dataset, profile="quick")  # doctest: +SKIP
-    >>> print(report.to_markdown())  # doctest: +SKIP
-    >>> report.save("outputs/robustness")  # doctest: +SKIP
+    >>> report = evaluate_robustness(model, image_processor, dataset, profile="preview")
+    >>> list(report.columns)
+    ['clean', 'gaussian_noise_3', 'contrast_3', 'jpeg_compression_3', 'fgsm']
+    >>> report.save("outputs/robustness")
     ```
     """
     accelerator = accelerator or Accelerator()

@@ -91,15 +91,18 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     Example:
 
     ```python
-    >>> trainer = NullspaceTrainer(  # doctest: +SKIP
+    >>> from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+
+    >>> trainer = NullspaceTrainer(
     ...     model=model,
-    ...     args=NullspaceTrainingArguments("out", epsilon=0.03),
+    ...     args=NullspaceTrainingArguments("out", epsilon=0.03, max_steps=50),
     ...     data_collator=NullspaceDataCollator(),
     ...     train_dataset=train_dataset,
     ...     processing_class=image_processor,
     ... )
-    >>> trainer.train()  # doctest: +SKIP
-    >>> trainer.noise.certificate.norm  # doctest: +SKIP
+    >>> result = trainer.train()
+    >>> [row["round"] for row in trainer.noise_history]
+    [0, 1]
     ```
     """
 
