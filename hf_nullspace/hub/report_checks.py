@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..robustness.outcomes import FIELDS, Outcomes, model_fingerprint
+from ..robustness.outcomes import Outcomes, model_fingerprint
 from ..robustness.preparation import describe_preprocessing
 from ..robustness.profiles import EVALUATION_SET, PROFILES
 from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME, RobustnessReport
@@ -249,15 +249,12 @@ def _known_to(expected: Any, found: Any, depth: int = 0) -> Any:
 
 
 def _impossible(outcomes: Outcomes, num_labels: int) -> str:
-    values = outcomes.values
-    prediction, correct, confidence = (values[:, FIELDS.index(name)] for name in FIELDS[:3])
-    if not bool(values.isfinite().all()):
+    if not all(bool(value.isfinite().all()) for value in outcomes.named.values()):
         return "numbers that are not finite"
-    if not bool(((correct == 0) | (correct == 1)).all()):
-        return "neither right nor wrong"
-    if not bool(((prediction >= 0) & (prediction < num_labels) & (prediction == prediction.round())).all()):
+    if not bool(((outcomes.prediction >= 0) & (outcomes.prediction < num_labels)).all()):
         return "predictions that are no class"
-    if not bool(((confidence > 0) & (confidence <= 1 + 1e-6) & (values[:, 3:].amin(1) >= 0)).all()):
+    is_share = (outcomes.confidence > 0) & (outcomes.confidence <= 1 + 1e-6)
+    if not bool((is_share & (outcomes.l2 >= 0) & (outcomes.linf >= 0)).all()):
         return "impossible probabilities or distances"
     return ""
 

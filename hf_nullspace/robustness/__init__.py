@@ -4,7 +4,7 @@ from ..data.imagenet import imagenet_wnids
 from ..data.robustness_datasets import RobustnessDataset, dataset_for_model, load_robustness_dataset
 from ..models.frozen import frozen
 from ..models.pixel_model import PixelModel, masked_logits
-from .attacks import ATTACKS, autoattack, fgsm, patchfool
+from .attacks import ATTACKS, Attack, autoattack, fgsm, patchfool, register_attack
 from .attacks.autoattack import AutoAttackReport, run_autoattack
 from .attacks.cw import cw_l2
 from .attacks.epsilon import parse_epsilon

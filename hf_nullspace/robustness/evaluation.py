@@ -16,7 +16,7 @@ from ..data.robustness_datasets import RobustnessDataset
 from ..models.frozen import frozen
 from ..utils.processes import on_main_process
 from ..utils.random import preserved_random_state
-from .outcomes import Outcomes, ShardStore, check_manifest
+from .outcomes import ShardStore, check_manifest
 from .picture_check import check_pictures
 from .preparation import prepare_evaluation
 from .profiles import Profile
@@ -152,8 +152,7 @@ def evaluate_robustness(
     shards = plan_shards(profile, evaluation.sources, batch_size, left_out)
     with preserved_random_state(), frozen(model):
         runner = ShardRunner(evaluation.pixel_model, evaluation.images, accelerator, num_workers, disable_tqdm)
-        values, seconds = runner.run(shards, store, {"profile": profile.hash, **run})
-    outcomes = outcomes_by_column(shards, values)
+        outcomes, seconds = runner.run(shards, store, {"profile": profile.hash, **run})
     rows = score_columns(profile.columns, outcomes)
     bars = summarize_columns(profile.columns, rows, outcomes)
     report = RobustnessReport(
@@ -196,17 +195,6 @@ def _finished_report(
     if values is None:
         return None
     return loaded[0] if accelerator.is_main_process else RobustnessReport.from_dict(values)
-
-
-def outcomes_by_column(shards: list[Shard], values: torch.Tensor) -> dict[str, Outcomes]:
-    """The rows of the table of all images, column by column."""
-    indices: dict[str, list[int]] = {}
-    for shard in shards:
-        indices.setdefault(shard.column.name, []).extend(shard.indices)
-    parts = values.split([len(places) for places in indices.values()])
-    return {
-        name: Outcomes(part, torch.tensor(places)) for (name, places), part in zip(indices.items(), parts, strict=True)
-    }
 
 
 def seconds_by_column(shards: list[Shard], seconds: torch.Tensor) -> dict[str, float]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +27,75 @@ from ..utils.strict_json import DamagedFileError
 logger = logging.get_logger(__name__)
 
 
-# One number per image each; `l2` and `linf` are the distance of an attacked picture from the clean one, in pixels, and
-# `warnings` has a bit for each kind of warning that the attack gave.
-# The prediction is `NO_ANSWER` where a logit was not finite.
-FIELDS = ("prediction", "correct", "confidence", "l2", "linf", "warnings")
+# What is known of each image of every column, and the kind of number that it is.
+KINDS = {
+    "prediction": torch.int64,
+    "correct": torch.bool,
+    "confidence": torch.float32,
+    "l2": torch.float32,
+    "linf": torch.float32,
+}
 
 
+# The prediction where a logit was not finite.
 NO_ANSWER = -1
+
+
+# How version 0.1.0 wrote them: `KINDS` as columns of one table, and a sixth with a bit for each of these.
+TABLE, FLAGS_OF_0_1_0 = (
+    "values",
+    ("looks_randomized", "looks_like_probabilities", "looks_dynamic", "has_zero_gradients", "square_helps"),
+)
+
+
+# Name of the time that a shard took, among its outcomes.
+SECONDS = "seconds"
 
 
 @dataclass
 class Outcomes:
     """
-    The outcomes of the images of one column.
+    What happened to the images of one column, each a tensor of shape `(num_images,)`.
 
     Args:
-        values (`torch.Tensor` of shape `(num_images, 6)`): `FIELDS` of each image, in float32.
-        indices (`torch.Tensor` of shape `(num_images,)`): Places of the images in their dataset.
+        indices (`torch.Tensor`): Places of the images in their dataset.
+        prediction (`torch.Tensor`): The class that each is taken for; `NO_ANSWER` where a logit is not finite.
+        correct (`torch.Tensor`): Whether it is the right one.
+        confidence (`torch.Tensor`): Its probability.
+        l2, linf (`torch.Tensor`): Distance of the attacked picture from the clean one, in pixel units.
+        others (`dict[str, torch.Tensor]`, *optional*): What the attack reports, by name; see [`Attack.measure`].
     """
 
-    values: torch.Tensor
     indices: torch.Tensor
+    prediction: torch.Tensor
+    correct: torch.Tensor
+    confidence: torch.Tensor
+    l2: torch.Tensor
+    linf: torch.Tensor
+    others: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.indices)
 
-    def __getattr__(self, name: str) -> torch.Tensor:
-        if name not in FIELDS:
-            raise AttributeError(name)
-        value = self.values[:, FIELDS.index(name)]
-        return value.bool() if name == "correct" else value.long() if name in ("prediction", "warnings") else value
+    @property
+    def named(self) -> dict[str, torch.Tensor]:
+        """All of them but the places, by name."""
+        return {name: getattr(self, name) for name in KINDS} | self.others
+
+    @classmethod
+    def of(cls, indices: torch.Tensor, named: Mapping[str, torch.Tensor]) -> Outcomes:
+        """What [`Outcomes.named`] gave, and the places; numbers are brought to their kinds."""
+        others = {name: value for name, value in named.items() if name not in KINDS}
+        return cls(indices, **{name: named[name].to(kind) for name, kind in KINDS.items()}, others=others)
 
 
 def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> None:
     """Writes the outcomes of all columns as one safetensors file, which appears whole or not at all."""
-    tensors = {}
-    for column, images in outcomes.items():
-        tensors[f"{column}.values"] = images.values.contiguous()
-        tensors[f"{column}.indices"] = images.indices.contiguous()
+    tensors = {
+        f"{column}.{name}": value.clone()  # parts of one table share its memory
+        for column, images in outcomes.items()
+        for name, value in {**images.named, "indices": images.indices}.items()
+    }
     _save_tensors(tensors, Path(path))
 
 
@@ -82,27 +113,49 @@ def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:
     """
     Reads what [`save_outcomes`] wrote, in no particular order of columns.
 
+    Files of version 0.1.0 are read too.
+
     Raises:
-        [`DamagedFileError`]: If the file is no such file, or values and places do not belong together.
+        [`DamagedFileError`]: If the file is no such file, or outcomes and places do not belong together.
     """
     path = Path(path)
+    columns: dict[str, dict[str, torch.Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            columns = [name.removesuffix(".values") for name in file.keys() if name.endswith(".values")]
-            outcomes = {
-                column: Outcomes(file.get_tensor(f"{column}.values"), file.get_tensor(f"{column}.indices"))
-                for column in columns
-            }
+            for key in file.keys():
+                column, _, name = key.rpartition(".")
+                columns.setdefault(column, {})[name] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
         raise DamagedFileError(f"{path.name} is damaged: {plain_text(error, 200)}.") from None
-    for column, images in outcomes.items():
-        count = images.indices.numel()
-        if images.indices.shape != (count,) or images.values.shape != (count, len(FIELDS)) or not count:
-            shapes = f"{tuple(images.values.shape)} and {tuple(images.indices.shape)}"
-            raise DamagedFileError(f"{path.name} is damaged: column {plain_text(column, 60)} has the shapes {shapes}.")
-        if images.indices.dtype != torch.int64 or not images.values.is_floating_point():
-            raise DamagedFileError(f"{path.name} is damaged: column {plain_text(column, 60)} holds other kinds.")
+    outcomes = {}
+    for column, tensors in columns.items():
+        where = f"{path.name} is damaged: column {plain_text(column, 60)}"
+        indices = tensors.pop("indices", torch.empty(0))
+        count = indices.numel()
+        if indices.shape != (count,) or indices.dtype != torch.int64 or not count:
+            raise DamagedFileError(f"{where} has no list of images.")
+        if TABLE in tensors:
+            tensors = _named_columns(tensors[TABLE], where)
+        for name in {**KINDS, **tensors}:
+            kind, value = KINDS.get(name), tensors.get(name)
+            if value is None or value.shape != (count,) or kind not in (None, value.dtype):
+                raise DamagedFileError(f"{where} holds no {plain_text(name, 60)} of {count} images.")
+        outcomes[column] = Outcomes.of(indices, tensors)
     return outcomes
+
+
+def _named_columns(table: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
+    """The outcomes in a table that version 0.1.0 wrote; flags that no image has are left out."""
+    if table.dim() != 2 or table.shape[1] != len(KINDS) + 1 or not table.is_floating_point():
+        raise DamagedFileError(f"{where} has a table of shape {tuple(table.shape)} and dtype {table.dtype}.")
+    named = {name: table[:, place].contiguous() for place, name in enumerate(KINDS)}
+    whole, bits = named["prediction"], table[:, -1]
+    is_right = named["correct"]
+    if not (bits.isfinite().all() and (whole == whole.round()).all() and (is_right == is_right.bool()).all()):
+        raise DamagedFileError(f"{where} has numbers that are no outcomes.")
+    flags = {name: (bits.long() >> bit & 1).bool() for bit, name in enumerate(FLAGS_OF_0_1_0)}
+    named = {name: value.to(KINDS[name]) for name, value in named.items()}
+    return named | {name: value for name, value in flags.items() if value.any()}
 
 
 class ShardStore:
@@ -158,36 +211,39 @@ class ShardStore:
             return False
         return True
 
-    def save(self, name: str, values: torch.Tensor, seconds: float) -> None:
+    def save(self, name: str, named: Mapping[str, torch.Tensor], seconds: float) -> None:
         """
-        Keeps the outcomes of one shard, of shape `(num_images, 6)`, and the time that it took.
+        Keeps the outcomes of the images of one shard, by name, and the time that it took.
 
         Raises:
             `OSError`: If the disk is full; what was kept before stays.
         """
         path = self.folder / f"{name}.safetensors"
-        tensors = {"values": values.contiguous(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+        tensors = {name: value.contiguous() for name, value in named.items()}
+        tensors[SECONDS] = torch.tensor(seconds, dtype=torch.float64)
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)  # a node that does not share the main process's disk
             _save_tensors(tensors, path, metadata={"sha256": _shard_hash(name, tensors)})
 
-    def load(self, name: str) -> tuple[torch.Tensor, float]:
+    def load(self, name: str) -> tuple[dict[str, torch.Tensor], float]:
         """
         What [`ShardStore.save`] kept.
 
         Raises:
-            `ValueError`: If the file is damaged.
+            `ValueError`: If the file is damaged, or of another version of the package.
         """
         path = self.folder / f"{name}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in ("values", "seconds")}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
                 expected = (file.metadata() or {}).get("sha256")
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} is damaged ({error}).") from error
         if expected != _shard_hash(name, tensors):
             raise ValueError(f"{str(path)!r} is damaged: its contents are not those that were written.")
-        return tensors["values"], tensors["seconds"].item()
+        if not {*KINDS, SECONDS} <= set(tensors):
+            raise ValueError(f"{str(path)!r} has only {sorted(tensors)}: another version of the package wrote it.")
+        return tensors, tensors.pop(SECONDS).item()
 
     def remove(self) -> None:
         """Deletes the files of the evaluation and the folder, the manifest last; what cannot be deleted stays."""

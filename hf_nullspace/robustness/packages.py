@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from .attacks import ATTACKS
 from .corruptions import CORRUPTIONS
 from .profiles import Profile
 
@@ -15,8 +16,11 @@ def needed_packages(profile: Profile) -> dict[tuple[str, str], list[str]]:
         if column.is_generated:
             for need in CORRUPTIONS[column.corruption].packages.items():
                 needs.setdefault(need, []).append(column.name)
-    attacked = [column.name for column in profile.columns if column.attack == "autoattack"]
-    return needs | ({("pyautoattack", "hf_nullspace[attacks]"): attacked} if attacked else {})
+    for column in profile.columns:
+        if column.attack is not None:
+            for need in ATTACKS[column.attack].packages.items():
+                needs.setdefault(need, []).append(column.name)
+    return needs
 
 
 def check_packages(profile: Profile) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,11 @@ PACKAGES = ("hf_nullspace", "torch", "transformers", "accelerate", "datasets", "
 
 
 # What an image processor does to a picture, where it says so.
-PROCESSOR_FIELDS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_normalize", "image_mean")
+PROCESSOR_FIELDS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_normalize", "image_mean", "image_std"),
+    *("do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct", "do_pad", "pad_size"),
+    *("do_flip_channel_order", "data_config"),
+)
 
 
 # Pictures that a model is tried on, and among how many of the first they are looked for.
@@ -220,11 +224,8 @@ def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSo
 
 def package_versions(profile: Profile) -> dict[str, str]:
     """Versions of Python and of all packages that can change a number of the profile, where they are installed."""
-    names = [*PACKAGES, *dict.fromkeys(name for name, _ in needed_packages(profile) if find_spec(name))]
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-PROCESSOR_FIELDS += ("image_std", "do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct")
-
-
-PROCESSOR_FIELDS += ("do_pad", "pad_size", "do_flip_channel_order", "data_config")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    for package, _ in needed_packages(profile):
+        if find_spec(package):
+            versions[package] = version(packages_distributions().get(package, [package])[0])
+    return versions

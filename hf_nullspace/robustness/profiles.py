@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from ..data.imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES
 from ..data.robustness_datasets import ROBUSTNESS_DATASETS
 from ..utils.files import json_hash
 from .attacks import ATTACKS
-from .attacks.epsilon import parse_epsilon
-from .attacks.released_fgsm import released_fgsm
 from .corruptions import CORRUPTIONS
 
 
@@ -25,9 +21,6 @@ EVALUATION_SET = "evaluation"
 
 # The dataset whose columns are published corruptions.
 IMAGENET_C = "imagenet-c"
-
-
-COLUMN_ATTACKS = {**ATTACKS, "released_fgsm": released_fgsm}
 
 
 @dataclass(frozen=True)
@@ -94,11 +87,10 @@ class Column:
             )
         if self.dataset == IMAGENET_C and self.corruption is None:
             raise ValueError(f"{where} is of {IMAGENET_C!r}, so it must say which corruption and severity.")
-        if self.attack is not None and self.attack not in COLUMN_ATTACKS:
-            raise ValueError(
-                f"{where} has the unknown attack {self.attack!r}; expected one of {sorted(COLUMN_ATTACKS)}."
-            )
-        self._check_settings(where)
+        if self.attack is not None:  # which would refuse settings too, but only when its turn comes
+            ATTACKS.find(self.attack, where).check(self.settings, where)
+        elif self.settings:
+            raise ValueError(f"{where} has no attack, so its settings {sorted(self.settings)} are unknown.")
         if self.max_images is not None and (type(self.max_images) is not int or self.max_images < 1):
             raise ValueError(f"{where} must have `max_images` of 1 or more, but got {self.max_images!r}.")
 
@@ -106,20 +98,6 @@ class Column:
     def is_generated(self) -> bool:
         """Whether its corruption is generated here, and not one that its images were published with."""
         return self.corruption is not None and self.dataset != IMAGENET_C
-
-    def _check_settings(self, where: str) -> None:
-        """An attack would refuse them too, but only when its turn comes."""
-        if self.attack is None:
-            known = []
-        else:
-            given = ("model", "pixels", "labels", "seed", "indices")
-            known = [name for name in signature(COLUMN_ATTACKS[self.attack]).parameters if name not in given]
-        unknown = sorted(set(self.settings) - set(known))
-        if unknown:
-            raise ValueError(f"{where} has the unknown attack settings {unknown}; {self.attack!r} takes {known}.")
-        if "epsilon" in self.settings:
-            is_l2 = self.attack == "pgd_l2" or self.settings.get("norm") == "L2"
-            parse_epsilon(self.settings["epsilon"], largest=math.inf if is_l2 else 1.0)
 
 
 @dataclass(frozen=True)
@@ -234,9 +212,10 @@ def corruption_columns(
 
 
 def describe_columns() -> str:
-    """What a column of a profile may name, each in a line."""
-    lines = [f"  {record.name}: {record.help}" for record in CORRUPTIONS.values()]
-    return "\n".join(["Corruptions that a profile may name:", *lines])
+    """What a column of a profile may name, in sentences."""
+    corruptions = " ".join(f"{record.name}: {record.help}" for record in CORRUPTIONS.values())
+    attacks = " ".join(record.description for record in ATTACKS.values())
+    return f"What a column of a profile may name: CORRUPTIONS. {corruptions} ATTACKS. {attacks}"
 
 
 PIXEL_RADIUS = {"epsilon": "8/255"}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from inspect import signature
 from typing import Any
 
 import torch
 
 from ..models.pixel_model import PixelModel
-from .profiles import COLUMN_ATTACKS, Column, Profile
+from .attacks import ATTACKS
+from .profiles import Column, Profile
 from .sources import ImageSource, corrupt_pixels
 
 
@@ -50,18 +50,11 @@ def rehearse(model: PixelModel, profile: Profile, sources: dict[str, ImageSource
 
 
 def _rehearse_attack(column: Column, model: PixelModel, pixels: torch.Tensor, seed: int) -> None:
-    attack = COLUMN_ATTACKS[column.attack]
     with torch.no_grad():
         logits = model(pixels)
-    predicted = logits.argmax(-1)
     settings: dict[str, Any] = {**column.settings, "seed": seed, "indices": range(len(pixels))}
-    # Pictures that are misclassified already are left alone, at no cost; every setting is checked.
-    attack(model, pixels, (predicted + 1) % logits.shape[1], **settings)
-    if column.attack == "autoattack":  # takes thousands of passes, however few pictures there are
-        return
-    short = {"steps": 1} if "steps" in signature(attack).parameters else {}
     try:
-        attack(model, pixels, predicted, **{**settings, **short})
+        ATTACKS[column.attack].rehearse(model, pixels, logits, settings)
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise

@@ -69,8 +69,8 @@ class Repetition:
         with preserved_random_state(), frozen(self.model):
             images = ColumnImages({column.name: self.source}, self.preprocessing, self.profile.seed)
             runner = ShardRunner(PixelModel(self.model, self.preprocessing), images, Accelerator(), disable_tqdm=True)
-            values, _ = runner.run([shard], None, {})
-        return Outcomes(values, torch.tensor(indices))
+            outcomes, _ = runner.run([shard], None, {})
+        return outcomes[column.name]
 
     def _pixels(self, places: Sequence[int]) -> torch.Tensor:
         return to_pixels(self.source.read(places), self.preprocessing, self.source.preprocessing)

@@ -62,7 +62,8 @@ class RobustnessReport:
     @property
     def warnings(self) -> list[str]:
         """What makes a number say less than it seems to, a sentence for each column and kind."""
-        return [text for name, row in self.columns.items() for text in row_warnings(name, row)]
+        measured = [column for column in self.profile.columns if column.name in self.columns]
+        return [text for column in measured for text in row_warnings(column, self.columns[column.name])]
 
     @property
     def accuracies(self) -> dict[str, float]:

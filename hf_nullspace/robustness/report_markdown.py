@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.imagenet import IMAGENET_C_CORRUPTIONS
 from ..utils.escaping import escaped_strings, markdown_text
+from .attacks import ATTACKS
 from .profiles import IMAGENET_C, PROFILES, Column, Profile
 
 
@@ -92,8 +93,8 @@ def _column_row(column: Column, row: dict[str, Any]) -> dict[str, str]:
     for key, title in named.items():
         if row.get(key) is not None:
             cells[title] = f"{row[key]:.4f}" if key.startswith("mean") else f"{row[key]:.2f}"
-    if "tier" in row:
-        cells["tier"], cells["warnings"] = row["tier"], ", ".join(row["warnings"]) or "none"
+    if column.attack is not None:
+        cells |= {markdown_text(title): text for title, text in ATTACKS[column.attack].cells(row).items()}
     if column.settings:
         cells["settings"] = markdown_text(", ".join(f"{name} {value}" for name, value in column.settings.items()))
     return cells
@@ -130,16 +131,10 @@ def _named_corruptions(names: Sequence[str]) -> str:
     return " and ".join(part for part, found in zip(parts, (known, others), strict=True) if found)
 
 
-def row_warnings(name: str, row: dict[str, Any]) -> list[str]:
+def row_warnings(column: Column, row: dict[str, Any]) -> list[str]:
     """What makes the number of a column say less than it seems to."""
-    found = []
-    if row.get("zero_gradients"):
-        found.append(
-            f"{name}: the attack found no gradient (zero or not finite) for {row['zero_gradients']} of {row['count']} "
-            "images, so it says little of them; the model may look more robust than it is."
-        )
-    elif "has_zero_gradients" in row.get("warnings", ()):
-        found.append(f"{name}: AutoAttack found zero gradients; the model may look more robust than it is.")
+    name = column.name
+    found = [] if column.attack is None else ATTACKS[column.attack].warnings(name, row)
     if row.get("no_answer"):
         found.append(
             f"{name}: the model's logits are not finite for {row['no_answer']} of {row['count']} images, which count as "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..data.imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES
-from .attacks.autoattack import WARNINGS
+from .attacks import ATTACKS
 from .metrics import (
     PAPER_COLUMNS,
     attack_success,
@@ -25,9 +25,6 @@ from .profiles import IMAGENET_C, Column
 
 # The bar that all corruptions of one kind share.
 GENERATED, PUBLISHED = "corruptions", IMAGENET_C
-
-
-ZERO_GRADIENT = list(WARNINGS).index("has_zero_gradients")
 
 
 def score_columns(columns: Sequence[Column], outcomes: dict[str, Outcomes]) -> dict[str, dict[str, Any]]:
@@ -61,12 +58,8 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
     row |= {"correct": correct, "count": count}
     if column.calibration:
         row["ece"] = calibration_error(outcomes.confidence.double().numpy(), outcomes.correct.numpy())
-    if column.attack == "autoattack":
-        row["tier"] = column.settings.get("tier", "standard")
-        row["warnings"] = _warnings(outcomes)
-    elif (kinds := _warnings(outcomes)) and column.attack is not None:
-        row["warnings"] = kinds
-        row["zero_gradients"] = int((outcomes.warnings >> ZERO_GRADIENT & 1).sum())
+    if column.attack is not None:
+        row |= ATTACKS[column.attack].row(column.settings, outcomes.others)
     if lost := int((outcomes.prediction == NO_ANSWER).sum()):
         row["no_answer"] = lost
     if column.attack is None or clean is None:
@@ -78,10 +71,6 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
         success = attack_success(before, outcomes.correct.int(), right, outcomes.l2, outcomes.linf)
         row |= {name: None if math.isnan(value) else value for name, value in success.items()}
     return row
-
-
-def _warnings(outcomes: Outcomes) -> list[str]:
-    return [kind for bit, kind in enumerate(WARNINGS) if (outcomes.warnings >> bit & 1).any()]
 
 
 def summarize_columns(

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,11 +18,10 @@ from ..models.pixel_model import PixelModel
 from ..utils.phases import ESTIMATE_SECONDS, in_words
 from ..utils.processes import on_main_process
 from ..utils.random import keyed_generator
-from .attacks.autoattack import WARNINGS, run_autoattack
-from .attacks.search import is_right, watched_gradients
-from .outcomes import FIELDS, NO_ANSWER, ShardStore
-from .profiles import COLUMN_ATTACKS, Column, Profile
-from .scoring import ZERO_GRADIENT
+from .attacks import ATTACKS
+from .attacks.search import is_right
+from .outcomes import KINDS, NO_ANSWER, Outcomes, ShardStore
+from .profiles import Column, Profile
 from .sources import ColumnBatch, ColumnImages, ImageSource, column_loader
 
 
@@ -33,10 +31,6 @@ logger = logging.get_logger(__name__)
 # A shard is an eighth of a column, so that several processes share small columns, but not more than this many batches,
 # so that little is lost when a long evaluation is stopped.
 SHARDS_PER_COLUMN, MAX_BATCHES = 8, 16
-
-
-# Steps of AutoAttack on an image that withstands it: targeted APGD and FAB for 9 classes, APGD-CE, and Square.
-AUTOATTACK_STEPS = 100 + 900 + 900 + 5000 // 3
 
 
 @dataclass(frozen=True)
@@ -71,11 +65,7 @@ def passes_per_image(column: Column) -> int:
 
     The remaining time is estimated from them: an attack takes hundreds of times as long as a clean column.
     """
-    if column.attack is None:
-        return 1
-    steps = signature(COLUMN_ATTACKS[column.attack]).parameters.get("steps")
-    default = AUTOATTACK_STEPS if column.attack == "autoattack" else steps.default if steps is not None else 1
-    return 2 + 3 * column.settings.get("steps", default)
+    return 1 if column.attack is None else ATTACKS[column.attack].passes(column.settings)
 
 
 def choose_images(count: int, max_images: int | None, seed: int) -> list[int]:
@@ -145,7 +135,7 @@ class ShardRunner:
 
     def run(
         self, shards: Sequence[Shard], store: ShardStore | None, manifest: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[dict[str, Outcomes], torch.Tensor]:
         """
         Measures the shards that `store` does not hold yet.
 
@@ -155,54 +145,64 @@ class ShardRunner:
             manifest (`dict`): Says what is evaluated; one that differs from that of `store` is refused.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: The `FIELDS` of every image, of shape `(num_images, 6)`, and the seconds
-            that each shard took, of shape `(num_shards,)`; the same on every process.
+            `tuple[dict[str, Outcomes], torch.Tensor]`: The outcomes of each column, and the seconds that each shard took,
+            of shape `(num_shards,)`; the same on every process.
         """
         finished = set()
         if store is not None:
             finished = set(on_main_process(self.accelerator, lambda: store.open(manifest)))
-        values = torch.zeros(shards[-1].first + len(shards[-1].indices), len(FIELDS))
+        count = shards[-1].first + len(shards[-1].indices)
+        table = {name: torch.zeros(count) for shard in shards for name in outcome_names(shard.column)}
         seconds = torch.zeros(len(shards))
         places = {shard.name: place for place, shard in enumerate(shards)}
+
+        def insert(shard: Shard, named: Mapping[str, torch.Tensor], elapsed: float) -> None:
+            for name, value in named.items():
+                table[name][shard.first : shard.first + len(value)] = value.float()
+            seconds[places[shard.name]] = elapsed
+
         if self.accelerator.is_main_process:
             for shard in shards:
                 if shard.name in finished:
-                    part, elapsed = store.load(shard.name)
-                    _insert(values, shard, part)
-                    seconds[places[shard.name]] = elapsed
+                    insert(shard, *store.load(shard.name))
+            columns = len({shard.column.name for shard in shards})
+            kept = f", of which {len(finished)} of {len(shards)} parts are finished" if finished else ""
+            logger.info(f"Measuring {columns} column{'s' * (columns > 1)}, {count} images in all{kept} ...")
         remaining = [shard for shard in shards if shard.name not in finished]
         mine = remaining[self.accelerator.process_index :: self.accelerator.num_processes]
-        batches = [ColumnBatch(shard.column, indices) for shard in mine for indices in shard.batches]
-        loaded = iter(column_loader(self.images, batches, self.num_workers))
-        disable = self.disable_tqdm or not self.accelerator.is_main_process
-        total = sum(len(batch.indices) * passes_per_image(batch.column) for batch in batches)
-        begun = time.perf_counter()
-        if self.accelerator.is_main_process:
-            columns, images = len({shard.column.name for shard in shards}), shards[-1].first + len(shards[-1].indices)
-            kept = f", of which {len(finished)} of {len(shards)} parts are finished" if finished else ""
-            logger.info(f"Measuring {columns} column{'s' * (columns > 1)}, {images} images in all{kept} ...")
-        self._estimate_from, self._passes_done, self._passes = begun + ESTIMATE_SECONDS, 0, total
-        with tqdm(total=total, unit="pass", unit_scale=True, disable=disable) as progress:
-            for shard in mine:
-                begun = time.perf_counter()
-                part = self._measure_shard(shard, loaded, progress)
-                elapsed = time.perf_counter() - begun
-                _insert(values, shard, part)
-                seconds[places[shard.name]] = elapsed
-                if store is not None:
-                    store.save(shard.name, part, elapsed)
+        for shard, named, elapsed in self._measured(mine):
+            insert(shard, named, elapsed)
+            if store is not None:
+                store.save(shard.name, named, elapsed)
         # Each row was filled by one process and is zero on the others, so the sum is exact.
-        device = self.accelerator.device
-        return tuple(self.accelerator.reduce(table.to(device), "sum").cpu() for table in (values, seconds))
+        seconds, table = self._summed(seconds), {name: self._summed(value) for name, value in table.items()}
+        return outcomes_by_column(shards, table), seconds
 
-    def _measure_shard(self, shard: Shard, loaded: Iterator, progress: tqdm) -> torch.Tensor:
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, on the CPU."""
+        return self.accelerator.reduce(values.to(self.accelerator.device), "sum").cpu()
+
+    def _measured(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, dict[str, torch.Tensor], float]]:
+        """The outcomes of the images of each shard, and the seconds that it took, as they are finished."""
+        batches = [ColumnBatch(shard.column, indices) for shard in shards for indices in shard.batches]
+        loaded = iter(column_loader(self.images, batches, self.num_workers))
+        total = sum(len(batch.indices) * passes_per_image(batch.column) for batch in batches)
+        self._estimate_from, self._passes_done, self._passes = time.perf_counter() + ESTIMATE_SECONDS, 0, total
+        disable = self.disable_tqdm or not self.accelerator.is_main_process
+        with tqdm(total=total, unit="pass", unit_scale=True, disable=disable) as progress:
+            for shard in shards:
+                begun = time.perf_counter()
+                named = self._measure_shard(shard, loaded, progress)
+                yield shard, named, time.perf_counter() - begun
+
+    def _measure_shard(self, shard: Shard, loaded: Iterator, progress: tqdm) -> dict[str, torch.Tensor]:
         progress.set_description(shard.column.name)
         parts = []
         for indices in shard.batches:
             parts.append(self.measure(shard.column, *next(loaded), indices))
             progress.update(len(indices) * passes_per_image(shard.column))
             self._estimate(len(indices) * passes_per_image(shard.column))
-        return torch.cat(parts)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _estimate(self, passes: int) -> None:
         """Once some seconds have passed, says how long the rest takes at the pace so far."""
@@ -217,9 +217,9 @@ class ShardRunner:
 
     def measure(
         self, column: Column, pixels: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]
-    ) -> torch.Tensor:
+    ) -> dict[str, torch.Tensor]:
         """
-        The `FIELDS` of the images of one batch, of shape `(batch_size, 6)`, on the CPU.
+        The outcomes of the images of one batch by name, each of shape `(batch_size,)`, on the CPU.
 
         Args:
             column ([`Column`]): Names the attack.
@@ -233,12 +233,12 @@ class ShardRunner:
             places = {label: place for place, label in enumerate(classes)}
             labels = torch.tensor([places[label] for label in labels.tolist()])
         pixels, labels = pixels.to(self.model.mean.device), labels.to(self.model.mean.device)
-        attacked, warnings = pixels, torch.zeros(len(pixels), dtype=torch.long)
+        attacked, others = pixels, {}
         # What is found in float32 is judged in float32: an attack stops at the border, which rounding moves.
         with self.accelerator.autocast() if column.attack is None else full_precision(self.model):
             if column.attack is not None:
                 settings = {**column.settings, "seed": self.images.seed, "indices": indices}
-                attacked, warnings = attack_pixels(column.attack, self.model, pixels, labels, settings)
+                attacked, others = ATTACKS[column.attack].measure(self.model, pixels, labels, settings)
             with torch.no_grad():
                 logits = self.model(attacked)
         confidence, prediction = logits.softmax(-1).max(-1)
@@ -249,23 +249,42 @@ class ShardRunner:
         prediction = prediction.masked_fill(no_answer, NO_ANSWER)
         confidence = confidence.masked_fill(no_answer, 0.0)
         change = (attacked - pixels).flatten(1)
-        fields = (prediction, correct, confidence, change.norm(dim=1), change.abs().amax(1), warnings)
-        return torch.stack([value.float().cpu() for value in fields], dim=1)
+        named = {
+            "prediction": prediction,
+            "correct": correct,
+            "confidence": confidence,
+            "l2": change.norm(dim=1),
+            "linf": change.abs().amax(1),
+            **others,
+        }
+        return {name: value.detach().cpu() for name, value in named.items()}
 
 
-def attack_pixels(
-    name: str, model: PixelModel, pixels: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The attacked pixels, and for each picture a bit for each kind of `WARNINGS`; AutoAttack gives them for a batch."""
-    if name != "autoattack":
-        with watched_gradients() as without:
-            attacked = COLUMN_ATTACKS[name](model, pixels, labels, **settings).detach()
-        bit = 1 << ZERO_GRADIENT
-        return attacked, torch.tensor([bit if place in without else 0 for place in range(len(pixels))])
-    attacked, report = run_autoattack(model, pixels, labels, **settings)
-    bits = sum(getattr(report, kind) << bit for bit, kind in enumerate(WARNINGS))
-    return attacked.detach(), torch.full((len(pixels),), bits)
+def outcome_names(column: Column) -> list[str]:
+    """What is known of each image of a column."""
+    if column.attack is None:
+        return list(KINDS)
+    attack = ATTACKS[column.attack]
+    return [*KINDS, *attack.flags, *attack.reports]
 
 
-def _insert(values: torch.Tensor, shard: Shard, part: torch.Tensor) -> None:
-    values[shard.first : shard.first + len(part)] = part
+def outcomes_by_column(shards: Sequence[Shard], table: Mapping[str, torch.Tensor]) -> dict[str, Outcomes]:
+    """
+    The outcomes of each column.
+
+    Args:
+        shards (`Sequence[Shard]`): All shards, those of a column one after the other.
+        table (`Mapping[str, torch.Tensor]`): The numbers of the images of all shards, by name.
+    """
+    parts: dict[str, list[Shard]] = {}
+    for shard in shards:
+        parts.setdefault(shard.column.name, []).append(shard)
+    outcomes = {}
+    for name, own in parts.items():
+        indices = torch.tensor([index for shard in own for index in shard.indices])
+        rows = slice(own[0].first, own[0].first + len(indices))
+        column = own[0].column
+        flags = () if column.attack is None else ATTACKS[column.attack].flags
+        named = {key: table[key][rows].bool() if key in flags else table[key][rows] for key in outcome_names(column)}
+        outcomes[name] = Outcomes.of(indices, named)
+    return outcomes

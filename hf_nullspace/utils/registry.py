@@ -41,7 +41,8 @@ class Registry(dict[str, Record]):
                 f"but got {name!r}."
             )
         if name in self:
-            raise ValueError(f"There is a {self.kind} {name!r} already ({self[name]}). Choose another name.")
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise ValueError(f"There is already {article} {self.kind} {name!r}: {self[name]}. Choose another name.")
         self[name] = record
         return record
 

@@ -1,10 +1,10 @@
 """The tables of a comparison, from outcomes whose means are known."""
 
 import pytest
-import torch
+from made_outcomes import made_outcomes
 
 from hf_nullspace.comparison.report import accuracy_table, cost_table, difference_table, norm_growth, summarize_methods
-from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
+from hf_nullspace.robustness.outcomes import Outcomes
 from hf_nullspace.robustness.profiles import Column
 
 
@@ -19,9 +19,7 @@ def run(*correct: int) -> dict[str, Outcomes]:
     """So many of ten images right in each column."""
     outcomes = {}
     for column, count in zip(COLUMNS, correct, strict=True):
-        values = torch.zeros(10, len(FIELDS))
-        values[:count, FIELDS.index("correct")] = 1
-        outcomes[column.name] = Outcomes(values, torch.arange(10))
+        outcomes[column.name] = made_outcomes([place < count for place in range(10)])
     return outcomes
 
 

@@ -2,25 +2,17 @@
 
 import numpy as np
 import pytest
-import torch
+from made_outcomes import made_outcomes
 
 from hf_nullspace.comparison.statistics import column_groups, mean_accuracies, paired_difference
 from hf_nullspace.robustness.metrics import paired_bootstrap
-from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
 from hf_nullspace.robustness.profiles import QUICK, Column
-
-
-def outcomes(correct, indices=None) -> Outcomes:
-    correct = torch.as_tensor(np.asarray(correct), dtype=torch.float32)
-    values = torch.zeros(len(correct), len(FIELDS))
-    values[:, FIELDS.index("correct")] = correct
-    return Outcomes(values, torch.arange(len(correct)) if indices is None else torch.tensor(indices))
 
 
 def random_runs(num_seeds, num_images, seed, accuracy=0.6):
     rng = np.random.default_rng(seed)
     return [
-        {name: outcomes(rng.random(num_images) < accuracy) for name in ("clean", "fog", "fgsm")}
+        {name: made_outcomes(rng.random(num_images) < accuracy) for name in ("clean", "fog", "fgsm")}
         for _ in range(num_seeds)
     ]
 
@@ -34,7 +26,10 @@ def test_groups_of_the_quick_profile():
 
 
 def test_means_are_plain_means_over_columns():
-    runs = [{"clean": outcomes([1, 1, 0, 1]), "fgsm": outcomes([0, 1], [2, 3])}, {"clean": outcomes([0] * 4)}]
+    runs = [
+        {"clean": made_outcomes([1, 1, 0, 1]), "fgsm": made_outcomes([0, 1], [2, 3])},
+        {"clean": made_outcomes([0] * 4)},
+    ]
     assert mean_accuracies(runs[:1], ["clean", "fgsm"]) == [62.5]
     assert mean_accuracies(runs, ["clean"]) == [75.0, 0.0]
 
@@ -46,7 +41,7 @@ def test_identical_runs_differ_by_exactly_nothing():
 
 
 def test_what_every_image_gains_has_no_interval():
-    wrong, right = [{"clean": outcomes([0] * 40)}] * 3, [{"clean": outcomes([1] * 40)}] * 3
+    wrong, right = [{"clean": made_outcomes([0] * 40)}] * 3, [{"clean": made_outcomes([1] * 40)}] * 3
     found = paired_difference(right, wrong, ["clean"])
     np.testing.assert_allclose([found.difference, found.low, found.high], 100.0)
     found = paired_difference(wrong, right, ["clean"])
@@ -55,7 +50,7 @@ def test_what_every_image_gains_has_no_interval():
 
 def test_seeds_alone_give_the_quantiles_of_their_mean():
     """No image differs from another, so the distribution is that of the mean of three draws from 0, 0 and 100."""
-    wrong, right = {"clean": outcomes([0] * 20)}, {"clean": outcomes([1] * 20)}
+    wrong, right = {"clean": made_outcomes([0] * 20)}, {"clean": made_outcomes([1] * 20)}
     found = paired_difference([wrong, wrong, right], [wrong] * 3, ["clean"], num_resamples=20_000)
     assert found.per_seed == (0.0, 0.0, pytest.approx(100.0))
     # P(mean = 0) = 8/27 and P(mean = 100) = 1/27, both more than 2.5 %.
@@ -89,8 +84,8 @@ def test_columns_of_the_same_images_are_not_taken_for_more_images():
 def test_a_column_of_some_images_keeps_its_number_of_images():
     """Half of the images are in both columns; all of `fgsm` differ, so that its part of the mean is always 50 points."""
     some = list(range(0, 40, 2))
-    ours = [{"clean": outcomes([1] * 40), "fgsm": outcomes([1] * 20, some)}]
-    theirs = [{"clean": outcomes([1] * 40), "fgsm": outcomes([0] * 20, some)}]
+    ours = [{"clean": made_outcomes([1] * 40), "fgsm": made_outcomes([1] * 20, some)}]
+    theirs = [{"clean": made_outcomes([1] * 40), "fgsm": made_outcomes([0] * 20, some)}]
     found = paired_difference(ours, theirs, ["clean", "fgsm"])
     np.testing.assert_allclose([found.difference, found.low, found.high], 50.0)
 
@@ -119,7 +114,7 @@ def test_coverage(spread, lowest, highest):
             for is_better, of_seed in runs.items():
                 chance = difficulty + is_better * truth + rng.normal(0, spread)
                 draws = np.where(rng.random(num_images) < 0.5, shared, rng.random(num_images))
-                of_seed.append({"clean": outcomes(draws < chance)})
+                of_seed.append({"clean": made_outcomes(draws < chance)})
         found = paired_difference(runs[True], runs[False], ["clean"], num_resamples=400)
         inside += found.low <= 100 * truth <= found.high
     assert lowest <= inside / num_trials <= highest
@@ -133,11 +128,14 @@ def test_coverage(spread, lowest, highest):
         ({"columns": ["clean", "snow"]}, "'snow' was not measured in 4 of 4 runs"),
         ({"confidence": 1.0}, "`confidence`.*1.0"),
         ({"num_resamples": 0}, "`num_resamples`.*0"),
-        ({"other_runs": [{"clean": outcomes([1, 0], [0, 2])}] * 2}, "different images"),
-        ({"runs": [{"clean": outcomes([], [])}] * 2, "other_runs": [{"clean": outcomes([], [])}] * 2}, "must have"),
+        ({"other_runs": [{"clean": made_outcomes([1, 0], [0, 2])}] * 2}, "different images"),
+        (
+            {"runs": [{"clean": made_outcomes([], [])}] * 2, "other_runs": [{"clean": made_outcomes([], [])}] * 2},
+            "must have",
+        ),
     ],
 )
 def test_bad_input_is_refused(changes, message):
-    runs = [{"clean": outcomes([1, 0])}] * 2
+    runs = [{"clean": made_outcomes([1, 0])}] * 2
     with pytest.raises(ValueError, match=message):
         paired_difference(**{"runs": runs, "other_runs": runs, "columns": ["clean"], **changes})

@@ -4,13 +4,12 @@ import copy
 import json
 
 import pytest
-import torch
+from made_outcomes import made_outcomes
 from page_checks import CARDS
 
 from hf_nullspace.hub import card_results
 from hf_nullspace.hub.card_results import undecided
 from hf_nullspace.hub.model_card import TEMPLATE, TRAINING_NAME, markdown_table, render_section
-from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
 from hf_nullspace.robustness.profiles import EVALUATION_SET, PREVIEW
 from hf_nullspace.robustness.report import RobustnessReport
 from hf_nullspace.robustness.scoring import score_columns
@@ -21,9 +20,7 @@ NAMES = [column.name for column in PREVIEW.columns]
 
 def make_report(name: str, hits: list[bool]) -> RobustnessReport:
     """A report with the same answers in every column."""
-    values = torch.zeros(len(hits), len(FIELDS))
-    values[:, FIELDS.index("correct")] = torch.tensor(hits, dtype=torch.float32)
-    outcomes = {column: Outcomes(values, torch.arange(len(hits))) for column in NAMES}
+    outcomes = {column: made_outcomes(hits) for column in NAMES}
     run = {"num_images": {EVALUATION_SET: len(hits)}}
     return RobustnessReport(name, PREVIEW, score_columns(PREVIEW.columns, outcomes), {}, {}, {}, run, {}, outcomes)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made_outcomes import made_outcomes
 
 from hf_nullspace.hub.certificate_claims import compare_certificates
 from hf_nullspace.hub.claims import Claim, Estimate, claims_table, compare_estimates, compare_values
@@ -95,9 +96,8 @@ def test_bounds_of_few_and_of_many_images_are_compared(make_certificate, error):
 
 
 def outcomes_of(correct: torch.Tensor, confidence: float = 0.8, linf: float = 0.03) -> Outcomes:
-    values = torch.zeros(len(correct), 6)
-    values[:, 1], values[:, 2], values[:, 3], values[:, 4] = correct.float(), confidence, 10 * linf, linf
-    return Outcomes(values, torch.arange(len(correct)))
+    constants = {"confidence": confidence, "l2": 10 * linf, "linf": linf}
+    return made_outcomes(correct, **{name: torch.full((len(correct),), value) for name, value in constants.items()})
 
 
 @pytest.mark.parametrize(("differing", "holds"), [(0, True), (2, True), (3, False)])

@@ -167,7 +167,7 @@ def indices(forger):
 
 
 def impossible_confidence(forger):
-    forger.outcomes(lambda outcomes: outcomes["clean"].values[:, 2].fill_(7.0))
+    forger.outcomes(lambda outcomes: outcomes["clean"].confidence.fill_(7.0))
 
 
 def noise_tensor(forger):
@@ -306,7 +306,7 @@ def predictions_too(forger):
 
     def change(outcomes):
         all_right(outcomes, "fgsm", 59)
-        outcomes["fgsm"].values[:, 0] = torch.where(outcomes["fgsm"].correct, labels, (labels + 1) % 10).float()
+        outcomes["fgsm"].prediction = torch.where(outcomes["fgsm"].correct, labels, (labels + 1) % 10)
 
     forger.outcomes(change)
     derive_again(forger)
@@ -496,10 +496,12 @@ def test_outcomes_of_other_shapes(forger):
     path = forger.folder / "outcomes.safetensors"
     good = load_file(path)
     for change in (
-        {"clean.values": torch.zeros(3, 2), "clean.indices": torch.arange(3)},
-        {"clean.values": torch.zeros(3, 6), "clean.indices": torch.arange(4)},
-        {"clean.values": torch.zeros(0, 6), "clean.indices": torch.arange(0)},
-        {"clean.values": torch.zeros(60, 6, dtype=torch.int64), "clean.indices": torch.arange(60)},
+        {"clean.l2": torch.zeros(3)},
+        {"clean.indices": torch.arange(4)},
+        {f"clean.{name}": torch.zeros(0) for name in ("indices", "correct", "prediction")},
+        {"clean.confidence": torch.zeros(60, dtype=torch.int64)},
+        {"clean.linf": torch.full((60,), torch.nan)},
+        {"clean.values": torch.zeros(3, 2), "clean.indices": torch.arange(3)},  # as version 0.1.0 wrote them
         {"clean.values": torch.full((60, 6), torch.nan), "clean.indices": torch.arange(60)},
     ):
         save_file({**good, **change}, path)

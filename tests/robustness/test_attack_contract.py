@@ -13,7 +13,6 @@ from hf_nullspace.models.full_precision import full_precision
 from hf_nullspace.models.pixel_model import PixelModel
 from hf_nullspace.robustness.attacks import ATTACKS
 from hf_nullspace.robustness.attacks.search import is_right, watched_gradients
-from hf_nullspace.robustness.profiles import COLUMN_ATTACKS
 
 
 SETTINGS = {
@@ -56,11 +55,20 @@ def losses(model, pixels, labels):
 
 
 def test_names():
-    assert list(ATTACKS) == [*SETTINGS, "autoattack"]
-    for attack in ATTACKS.values():
-        parameters = inspect.signature(attack).parameters
+    assert set(ATTACKS) == {*SETTINGS, "autoattack", "released_fgsm"}
+    for name, attack in ATTACKS.items():
+        assert attack.name == name and attack.help.endswith(".")
+        parameters = inspect.signature(attack.function).parameters
         assert list(parameters)[:3] == ["model", "pixels", "labels"]
         assert (parameters["seed"].default, parameters["indices"].default) == (42, None)
+
+
+def test_default_radii_are_those_of_the_functions():
+    for name, norms in {"fgsm": ["Linf"], "pgd_linf": ["Linf"], "pgd_l2": ["L2"]}.items():
+        attack = ATTACKS[name]
+        assert list(attack.radii) == norms
+        assert list(attack.radii.values()) == [inspect.signature(attack.function).parameters["epsilon"].default]
+    assert ATTACKS["autoattack"].radii == {"Linf": 8 / 255, "L2": 0.5} and ATTACKS["cw_l2"].radii == {}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -158,11 +166,11 @@ def test_labels_that_do_not_fit_are_refused(model, pixels, labels, indices, text
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_gradients_are_switched_on_inside(model, pixels, labels, name, context):
     settings = SETTINGS.get(name, {})
-    expected = COLUMN_ATTACKS[name](model, pixels, labels, **settings)
+    expected = ATTACKS[name](model, pixels, labels, **settings)
     with context():
         built_inside = PixelModel(model.model, ViTImageProcessorPil(size={"height": 16, "width": 16}))
-        assert torch.equal(COLUMN_ATTACKS[name](model, pixels, labels, **settings), expected)
-        assert torch.equal(COLUMN_ATTACKS[name](built_inside, pixels.clone(), labels.clone(), **settings), expected)
+        assert torch.equal(ATTACKS[name](model, pixels, labels, **settings), expected)
+        assert torch.equal(ATTACKS[name](built_inside, pixels.clone(), labels.clone(), **settings), expected)
         assert not torch.is_grad_enabled()
 
 
@@ -244,4 +252,4 @@ def test_models_of_other_tasks_are_refused(model, pixels, labels, name, problem_
     other = copy.deepcopy(model)
     other.model.config.problem_type = problem_type
     with pytest.raises(ValueError, match=f"problem_type='{problem_type}'.*not one class"):
-        COLUMN_ATTACKS[name](other, pixels, labels, **SETTINGS.get(name, {}))
+        ATTACKS[name](other, pixels, labels, **SETTINGS.get(name, {}))

@@ -10,7 +10,7 @@ from altered_logits import AlteredLogits
 from transformers import ViTImageProcessorPil
 
 from hf_nullspace.models.pixel_model import PixelModel
-from hf_nullspace.robustness.attacks import autoattack
+from hf_nullspace.robustness.attacks import ATTACKS, autoattack
 from hf_nullspace.robustness.attacks.autoattack import AutoAttackReport, run_autoattack
 
 
@@ -148,5 +148,25 @@ def test_settings_are_checked(package, model, pixels, labels, options, text):
 
 def test_too_few_classes_are_refused(package, make_vit, pixels):
     model = PixelModel(make_vit(num_labels=3), ViTImageProcessorPil(size={"height": 16, "width": 16}))
-    with pytest.raises(ValueError, match="four classes, but the model has 3"):
+    with pytest.raises(ValueError, match="4 classes, but the model has 3"):
         autoattack(model, pixels, torch.zeros(4, dtype=torch.long))
+
+
+def test_warnings_become_flags_of_each_picture(monkeypatch):
+    """The package is an extra that takes minutes; its warnings are those of its own report."""
+    report = AutoAttackReport("fast", ("apgd-ce",), 0.03, "Linf", 4, "package", has_zero_gradients=True)
+    report.looks_randomized = True
+    monkeypatch.setattr(
+        sys.modules["hf_nullspace.robustness.attacks.autoattack"],
+        "run_autoattack",
+        lambda model, pixels, labels, **settings: (pixels, report),
+    )
+    pixels = torch.rand(2, 3, 4, 4)
+    attacked, flags = ATTACKS["autoattack"].measure(None, pixels, torch.tensor([0, 1]), {"tier": "fast"})
+    assert torch.equal(attacked, pixels)
+    assert [name for name, values in flags.items() if values.all()] == ["looks_randomized", "has_zero_gradients"]
+    assert [name for name, values in flags.items() if not values.any()] == [
+        "looks_like_probabilities",
+        "looks_dynamic",
+        "square_helps",
+    ]

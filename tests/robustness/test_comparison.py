@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from made_outcomes import made_outcomes
 
 from hf_nullspace.robustness.comparison import compare_reports
-from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
 from hf_nullspace.robustness.profiles import Column, Profile
 from hf_nullspace.robustness.report import RobustnessReport
 
@@ -16,12 +16,10 @@ PROFILE = Profile("mine", (Column("clean"),))
 
 
 def make_report(name, correct):
-    values = torch.zeros(COUNT, len(FIELDS))
-    values[:, FIELDS.index("correct")] = correct
     accuracy = 100 * correct.mean().item()
     row = {"accuracy": accuracy, "low": accuracy - 7, "high": accuracy + 7, "correct": 0, "count": COUNT}
     run = {"datasets": {"evaluation": "abc"}}
-    outcomes = {"clean": Outcomes(values, torch.arange(COUNT))}
+    outcomes = {"clean": made_outcomes(correct)}
     return RobustnessReport(name, PROFILE, {"clean": row}, {}, {}, {"mean_accuracy": accuracy}, run, {}, outcomes)
 
 

@@ -258,7 +258,7 @@ def test_lengths_scale_with_the_shorter_side(name):
 @pytest.mark.parametrize(
     "name, severity, message",
     [
-        ("gaussian_blur", 3, r"'gaussian_blur'.*\['gaussian_noise', 'shot_noise'"),
+        ("gaussian_blur", 3, r"'gaussian_blur'.*\['brightness', 'contrast'"),
         ("contrast", 0, "1 to 5, but got 0"),
         ("contrast", 6, "1 to 5, but got 6"),
         ("contrast", 2.5, "1 to 5, but got 2.5"),

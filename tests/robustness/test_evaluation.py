@@ -263,8 +263,9 @@ def test_another_evaluation_in_the_folder_is_refused(run, make_vit, tmp_path, fi
 
 
 def test_versions_are_those_of_what_the_columns_use(run, report):
-    assert report.run["versions"]["scipy"] == version("scipy")
-    assert "pyautoattack" not in report.run["versions"]
+    assert not {"scipy", "pyautoattack"} & set(report.run["versions"])
+    blur = run(profile=Profile("blur", (Column("blur", corruption="defocus_blur", severity=1),)))
+    assert blur.run["versions"]["scipy"] == version("scipy")
     clean = run(profile=Profile("one", (Column("clean"),)))
     assert clean.run["versions"]["pillow"] == version("pillow") and "scipy" not in clean.run["versions"]
 

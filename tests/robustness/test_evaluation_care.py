@@ -159,7 +159,7 @@ def test_autoattack_is_refused_first_where_it_is_missing_or_has_too_few_classes(
     three = AlteredLogits(model, lambda logits: logits[:, :3])
     features = Features({"image": Image(), "label": ClassLabel(num_classes=3)})
     images = Dataset.from_dict({"image": [PILImage.new("RGB", (16, 16))] * 4, "label": [0, 1, 2, 0]}, features)
-    with pytest.raises(ValueError, match="'late' cannot be measured.*four classes, but the model has 3"):
+    with pytest.raises(ValueError, match="'late' cannot be measured.*at least 4 classes, but the model has 3"):
         run(three, images, profile)
 
 
@@ -359,7 +359,7 @@ def test_answers_that_are_no_numbers_count_as_wrong(run, model, pixels, tmp_path
     clean = report.columns["clean"]
     assert (clean["correct"], clean["no_answer"]) == (COUNT - 3, 3)
     outcomes = report.outcomes["clean"]
-    assert outcomes.prediction[[3, 7, 8]].tolist() == [-1] * 3 and outcomes.values.isfinite().all()
+    assert outcomes.prediction[[3, 7, 8]].tolist() == [-1] * 3 and outcomes.confidence.isfinite().all()
     assert not report.outcomes["fgsm"].correct[[3, 7, 8]].any()
     text = (tmp_path / "robustness.json").read_text()
     assert "NaN" not in text and "Infinity" not in text

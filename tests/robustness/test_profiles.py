@@ -77,7 +77,7 @@ def test_profile_of_the_page_is_one():
         ({"name": "mine", "columns": [{"name": "a", "corruption": "rain", "severity": 1}]}, "unknown.*'rain'"),
         ({"name": "mine", "columns": [{"name": "a", "corruption": "fog", "severity": 6}]}, "1 to 5.*6"),
         ({"name": "mine", "columns": [{"name": "a", "attack": "bfgs"}]}, "unknown attack 'bfgs'.*'fgsm'"),
-        ({"name": "mine", "columns": [{"name": "a", "settings": {"steps": 3}}]}, r"unknown.*\['steps'\]"),
+        ({"name": "mine", "columns": [{"name": "a", "settings": {"steps": 3}}]}, r"no attack.*\['steps'\]"),
         ({"name": "mine", "columns": [{"name": "a", "attack": "fgsm", "settings": {"steps": 3}}]}, "'steps'"),
         ({"name": "mine", "columns": [{"name": "a", "attack": "fgsm", "settings": {"epsilon": "x"}}]}, "'x'"),
         ({"name": "mine", "columns": [{"name": "a", "max_images": 0}]}, "`max_images`.*0"),

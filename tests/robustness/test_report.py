@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
+from made_outcomes import made_outcomes
 from PIL import Image
 
 from hf_nullspace import RobustnessReport
-from hf_nullspace.robustness.outcomes import Outcomes
 from hf_nullspace.robustness.profiles import Column, Profile
 
 
@@ -48,7 +48,7 @@ def report():
             "batch_size": 3,
         },
         {"clean": 1.5},
-        {"clean": Outcomes(torch.rand(20, 6), torch.arange(20))},
+        {"clean": made_outcomes([True] * 15 + [False] * 5, l2=torch.rand(20))},
     )
 
 
@@ -96,7 +96,7 @@ def test_saved_and_loaded(report, tmp_path):
     report.save(tmp_path / "new" / "folder")
     again = RobustnessReport.load(tmp_path / "new" / "folder")
     assert again == report
-    assert torch.equal(again.outcomes["clean"].values, report.outcomes["clean"].values)
+    assert torch.equal(again.outcomes["clean"].l2, report.outcomes["clean"].l2)
     assert (tmp_path / "new" / "folder" / "robustness.md").read_text() == report.to_markdown() + "\n"
     with Image.open(tmp_path / "new" / "folder" / "robustness.png") as figure:
         assert figure.width == 1350

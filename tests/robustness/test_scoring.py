@@ -4,19 +4,11 @@ import math
 
 import pytest
 import torch
+from made_outcomes import made_outcomes
 
 from hf_nullspace.data.imagenet import IMAGENET_C_CORRUPTIONS as CORRUPTIONS
-from hf_nullspace.robustness.outcomes import FIELDS, Outcomes
 from hf_nullspace.robustness.profiles import PROFILES, Column
 from hf_nullspace.robustness.scoring import aggregate_columns, score_columns, summarize_columns
-
-
-def outcomes(correct, indices=None, **fields):
-    values = torch.zeros(len(correct), len(FIELDS))
-    values[:, FIELDS.index("correct")] = torch.tensor(correct).float()
-    for name, column in fields.items():
-        values[:, FIELDS.index(name)] = torch.tensor(column).float()
-    return Outcomes(values, torch.tensor(indices if indices is not None else range(len(correct))))
 
 
 def test_attack_success_counts_images_that_were_right():
@@ -24,8 +16,8 @@ def test_attack_success_counts_images_that_were_right():
     rows = score_columns(
         columns,
         {
-            "clean": outcomes([1, 1, 0, 1, 1]),
-            "fgsm": outcomes([0, 1, 0, 0], indices=[0, 1, 2, 4], l2=[1.0, 9.0, 9.0, 3.0], linf=[0.1, 0, 0, 0.3]),
+            "clean": made_outcomes([1, 1, 0, 1, 1]),
+            "fgsm": made_outcomes([0, 1, 0, 0], indices=[0, 1, 2, 4], l2=[1.0, 9.0, 9.0, 3.0], linf=[0.1, 0, 0, 0.3]),
         },
     )
     row = rows["fgsm"]
@@ -37,21 +29,23 @@ def test_attack_success_counts_images_that_were_right():
 
 def test_attack_success_needs_the_clean_images():
     columns = (Column("clean", max_images=1), Column("fgsm", attack="fgsm"))
-    parts = {"clean": outcomes([1]), "fgsm": outcomes([1, 0])}
+    parts = {"clean": made_outcomes([1]), "fgsm": made_outcomes([1, 0])}
     assert "success_rate" not in score_columns(columns, parts)["fgsm"]
-    unfooled = score_columns(columns, {"clean": outcomes([1, 1]), "fgsm": outcomes([1, 1])})["fgsm"]
+    unfooled = score_columns(columns, {"clean": made_outcomes([1, 1]), "fgsm": made_outcomes([1, 1])})["fgsm"]
     assert unfooled["success_rate"] == 0.0 and unfooled["mean_l2"] is None
 
 
 def test_warnings_of_autoattack_become_a_field():
     column = Column("aa", attack="autoattack", settings={"tier": "fast"})
-    row = score_columns((column,), {"aa": outcomes([1, 0, 1], warnings=[0, 1, 8])})["aa"]
+    row = score_columns(
+        (column,), {"aa": made_outcomes([1, 0, 1], looks_randomized=[0, 1, 0], has_zero_gradients=[0, 0, 1])}
+    )["aa"]
     assert (row["tier"], row["warnings"]) == ("fast", ["looks_randomized", "has_zero_gradients"])
 
 
 def test_corruptions_share_a_bar_whose_interval_is_over_images():
     columns = tuple(Column(f"fog_{severity}", corruption="fog", severity=severity) for severity in (1, 3))
-    parts = {"fog_1": outcomes([1, 1, 1, 0]), "fog_3": outcomes([1, 0, 0, 0])}
+    parts = {"fog_1": made_outcomes([1, 1, 1, 0]), "fog_3": made_outcomes([1, 0, 0, 0])}
     rows = score_columns(columns, parts)
     bars = summarize_columns(columns, rows, parts)
     shares = torch.tensor([1.0, 0.5, 0.5, 0.0])
@@ -66,7 +60,7 @@ def test_corruptions_share_a_bar_whose_interval_is_over_images():
 
 def test_the_papers_average_takes_imagenet_c_as_100_minus_mce():
     columns = PROFILES["paper"].columns
-    parts = {column.name: outcomes([1, 0]) for column in columns}
+    parts = {column.name: made_outcomes([1, 0]) for column in columns}
     rows = score_columns(columns, parts)
     aggregates = aggregate_columns(columns, rows, summarize_columns(columns, rows, parts))
     alexnet = (88.6428, 89.4468, 92.264, 81.988, 82.6268, 78.5948, 79.836, 86.6816)

@@ -1,12 +1,9 @@
 """Shards cover every image of every column once, whatever their number."""
 
 import pytest
-import torch
 
-from hf_nullspace.robustness import shards
-from hf_nullspace.robustness.attacks.autoattack import AutoAttackReport
 from hf_nullspace.robustness.profiles import Column, Profile
-from hf_nullspace.robustness.shards import attack_pixels, choose_images, passes_per_image, plan_shards
+from hf_nullspace.robustness.shards import choose_images, passes_per_image, plan_shards
 
 
 @pytest.mark.parametrize(("count", "batch_size", "sizes"), [(5, 2, [2, 2, 1]), (33, 2, [4] * 8 + [1]), (400, 1, None)])
@@ -38,13 +35,3 @@ def test_remaining_time_counts_the_passes_of_attacks():
     assert [passes_per_image(column) for column in (Column("clean"), Column("fgsm", attack="fgsm"), pgd)] == [1, 5, 62]
     assert passes_per_image(Column("cw", attack="cw_l2")) == 152
     assert passes_per_image(Column("aa", attack="autoattack")) > 10_000
-
-
-def test_warnings_of_autoattack_become_bits(monkeypatch):
-    """The package is an extra that takes minutes; its warnings are those of its own report."""
-    report = AutoAttackReport("fast", ("apgd-ce",), 0.03, "Linf", 4, "package", has_zero_gradients=True)
-    report.looks_randomized = True
-    monkeypatch.setattr(shards, "run_autoattack", lambda model, pixels, labels, **settings: (pixels, report))
-    pixels = torch.rand(2, 3, 4, 4)
-    attacked, warnings = attack_pixels("autoattack", None, pixels, torch.tensor([0, 1]), {"tier": "fast"})
-    assert torch.equal(attacked, pixels) and warnings.tolist() == [0b1001] * 2

@@ -51,7 +51,7 @@ def test_its_help_and_its_errors(darkness, photos, tmp_path, capsys):
     assert "darkness: Dims the picture to black." in help_text(capsys)
     error = Evaluations(photos, tmp_path, [{"name": "dark", "corruption": "darkness", "severity": 6}]).error(capsys)
     assert "Column 'dark' must have a severity from 1 to 5, but got 6" in error
-    with pytest.raises(ValueError, match="There is a corruption 'darkness' already"):
+    with pytest.raises(ValueError, match="There is already a corruption 'darkness'"):
         corruption()(darkness)
     with pytest.raises(ValueError, match="'bare' needs a docstring"):
         corruption()(lambda_named("bare"))

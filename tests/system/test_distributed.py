@@ -72,7 +72,8 @@ def test_robustness_is_exactly_that_of_one_process(runs):
     one, two = (RobustnessReport.load(runs[processes][2] / "report") for processes in (1, 2))
     assert one == two and one.columns["clean"]["count"] == 13 and one.columns["pgd"]["count"] == 7
     for column, outcomes in one.outcomes.items():
-        assert torch.equal(outcomes.values, two.outcomes[column].values)
+        for name, values in two.outcomes[column].named.items():
+            assert torch.equal(outcomes.named[name], values)
     (alone,), (first, second) = runs[1][1]["accuracies"], runs[2][1]["accuracies"]
     assert alone == first == second
 

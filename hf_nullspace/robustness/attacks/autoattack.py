@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging as python_logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as package_version
@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ...models.pixel_model import PixelModel
 from ...utils.random import keyed_generator, preserved_random_state
+from .base import Attack, register_attack
 from .epsilon import parse_epsilon
 from .search import attack_correct
 
@@ -26,6 +27,10 @@ logger = logging.get_logger(__name__)
 
 # The radius where none is given: a ball of 8/255 is no ball at all in L2.
 RADII = {"Linf": 8 / 255, "L2": 0.5}
+
+
+# The targeted loss compares so many.
+MIN_CLASSES = 4
 
 
 TIERS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "fast": ("apgd-ce", "apgd-t")}
@@ -43,6 +48,10 @@ REFERENCE = (
     ("fab", "n_target_classes", 9),
     ("square", "n_queries", 5000),
 )
+
+
+# Steps on an image that withstands it: targeted APGD and FAB for 9 classes, APGD-CE, and Square.
+STEPS = 100 + 900 + 900 + 5000 // 3
 
 
 # Field of the report -> words by which the package's warning is known.
@@ -179,10 +188,10 @@ def run_autoattack(
         return pixels.detach().clone(), AutoAttackReport(tier, TIERS[tier], epsilon, norm, 0, name)
     with torch.no_grad():
         num_classes = model(pixels[:1].detach()).shape[1]
-    if num_classes < 4:
+    if num_classes < MIN_CLASSES:
         raise ValueError(
-            f"AutoAttack's targeted loss compares four classes, but the model has {num_classes}. Use `pgd_linf` or "
-            "`pgd_l2` instead."
+            f"AutoAttack's targeted loss compares {MIN_CLASSES} classes, but the model has {num_classes}. Use projected "
+            "gradient descent instead."
         )
     num_targets = min(9, num_classes - 1)
     report = AutoAttackReport(tier, TIERS[tier], epsilon, norm, num_targets, name)
@@ -268,3 +277,43 @@ def _preserved_trace(package: ModuleType) -> Iterator[None]:
         yield
     finally:
         sys.settrace(trace)
+
+
+class _AutoAttack(Attack):
+    """[`autoattack`], whose warnings are those of its package, of a batch at a time."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return tuple(WARNINGS)
+
+    def measure(
+        self, model: PixelModel, pixels: torch.Tensor, labels: torch.Tensor, settings: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        attacked, report = run_autoattack(model, pixels, labels, **settings)
+        flags = {kind: torch.full((len(pixels),), getattr(report, kind), dtype=torch.bool) for kind in WARNINGS}
+        return attacked.detach(), flags
+
+    def row(self, settings: Mapping[str, Any], outcomes: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        return {"tier": settings.get("tier", "standard"), "warnings": self.warned(outcomes)}
+
+    def cells(self, row: Mapping[str, Any]) -> dict[str, str]:
+        return {"tier": row["tier"], "warnings": ", ".join(row["warnings"]) or "none"} if "tier" in row else {}
+
+    def warnings(self, name: str, row: Mapping[str, Any]) -> list[str]:
+        if "has_zero_gradients" not in row.get("warnings", ()):
+            return []
+        return [f"{name}: AutoAttack found zero gradients; the model may look more robust than it is."]
+
+
+register_attack(
+    _AutoAttack(
+        "autoattack",
+        autoattack,
+        "AutoAttack (Croce and Hein, 2020), by the package of its authors: thousands of passes for an image.",
+        radii=RADII,
+        steps=STEPS,
+        packages={"pyautoattack": "hf_nullspace[attacks]"},
+        min_classes=MIN_CLASSES,
+        rehearsal=None,
+    )
+)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ...models.pixel_model import PixelModel
+from .base import Attack, register_attack
 from .search import attack_correct, usable_gradient
 
 
@@ -93,3 +94,12 @@ def _margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Largest other logit less that of the label, of shape `(batch_size,)`."""
     label = labels.unsqueeze(1)
     return logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label).squeeze(1)
+
+
+register_attack(
+    Attack(
+        "cw_l2",
+        cw_l2,
+        "A near picture that is misclassified (Carlini and Wagner, 2017), for one constant.",
+    )
+)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ...models.pixel_model import PixelModel
+from .base import Attack, register_attack
 from .epsilon import parse_epsilon
 from .search import attack_correct, cross_entropy, usable_gradient
 
@@ -44,3 +45,13 @@ def fgsm(
         return (pixels.detach() + epsilon * usable_gradient(gradient).sign()).clamp(0, 1)
 
     return attack_correct(search, model, pixels, labels, indices)
+
+
+register_attack(
+    Attack(
+        "fgsm",
+        fgsm,
+        "One step along the sign of the gradient (Goodfellow et al., 2015).",
+        radii={"Linf": 8 / 255},
+    )
+)

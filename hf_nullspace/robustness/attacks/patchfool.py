@@ -8,6 +8,7 @@ import torch
 
 from ...models.pixel_model import PixelModel
 from .attention import attentions_of, eager_attention, patch_grid, patch_size
+from .base import Attack, register_attack
 from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws, usable_gradient
 
 
@@ -164,3 +165,12 @@ def _keep_rows(optimizer: torch.optim.Adam, keep: torch.Tensor) -> torch.Tensor:
     optimizer.param_groups[0]["params"] = [kept]
     optimizer.state[kept] = {name: value[keep] if value.dim() else value for name, value in state.items()}
     return kept
+
+
+register_attack(
+    Attack(
+        "patchfool",
+        patchfool,
+        "A patch that draws a vision transformer's attention to itself and changes the class (Fu et al., 2022).",
+    )
+)

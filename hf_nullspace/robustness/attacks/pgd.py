@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...models.pixel_model import PixelModel
+from .base import Attack, register_attack
 from .epsilon import parse_epsilon
 from .search import BestSoFar, attack_correct, cross_entropy, keyed_draws, usable_gradient
 
@@ -140,3 +141,23 @@ def _search(model: PixelModel, start: Callable | None, climb: Callable, steps: i
         return best.pixels
 
     return search
+
+
+register_attack(
+    Attack(
+        "pgd_linf",
+        pgd_linf,
+        "Steps along the sign of the gradient from a random start (Madry et al., 2018).",
+        radii={"Linf": 8 / 255},
+    )
+)
+
+
+register_attack(
+    Attack(
+        "pgd_l2",
+        pgd_l2,
+        "Steps along the gradient from a random start (Madry et al., 2018).",
+        radii={"L2": 0.5},
+    )
+)

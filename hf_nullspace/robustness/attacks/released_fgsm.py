@@ -9,6 +9,7 @@ from torch import nn
 
 from ...models.full_precision import full_precision, gradients_on
 from ...models.pixel_model import PixelModel
+from .base import Attack, register_attack
 from .epsilon import parse_epsilon
 from .search import refuse_other_tasks
 
@@ -46,3 +47,12 @@ def released_fgsm(
         (gradient,) = torch.autograd.grad(loss, pixels)  # of the sign that normalised tensors have
         attacked = (pixels.detach() - model.mean) / model.std + step * gradient.nan_to_num(0.0, 0.0, 0.0).sign()
         return (attacked.clamp(0, 1) * model.std + model.mean).clamp(0, 1)
+
+
+register_attack(
+    Attack(
+        "released_fgsm",
+        released_fgsm,
+        "FGSM as the paper's released code computes it, on normalised tensors: no ball bounds it.",
+    )
+)
