@@ -69,9 +69,13 @@ def check_card(folder: Path, facts: dict[str, Any], repository: str | None) -> l
 
 def list_hearsay(facts: Mapping[str, Any]) -> list[Claim]:
     """What a reader sees and nobody but the run can know."""
+    before = " before the last" if facts["certificate"] else " without a published noise"
     parts = {
         "training settings": ["hyperparameters", "settings", "versions"],
-        "rounds before the last": ["rounds"] if len(facts["rounds"]) > 1 else [],
+        f"rounds{before}": ["rounds"] if len(facts["rounds"]) > bool(facts["certificate"]) else [],
+        "step and use of the last round": ["rounds"] if facts["rounds"] else [],
+        "certificate of training images": ["certificate"] if facts["certificate"] else [],
+        "kind of the base model": ["is_local_base"],
         "evaluations during training": ["metrics.evaluations"] if facts["metrics"]["evaluations"] else [],
         "dataset": ["dataset"] if facts["dataset"] else [],
         "method": ["method"] if facts["method"] else [],

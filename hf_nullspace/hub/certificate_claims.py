@@ -30,7 +30,7 @@ def compare_certificates(claimed: Certificate, measured: Certificate) -> list[Cl
     for name in ("agreement", "permuted_agreement"):
         counts = [(round(getattr(row, name) * row.num_images), row.num_images) for row in (claimed, measured)]
         claims.append(compare_shares(name, *counts))
-    claims.append(_compare_means("permuted_probability_mse", claimed, measured))
+    claims += [_compare_means(name, claimed, measured) for name in ("permuted_probability_mse", "logit_distance")]
     claims += [_compare_standard_errors(claimed, measured), _compare_exchanged(claimed, measured)]
     return [*(claim.measured_now() for claim in claims), _compare_needed(claimed, measured)]
 

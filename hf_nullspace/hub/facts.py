@@ -17,6 +17,13 @@ from .training_facts import FIGURES, FIRST_FIGURES
 NUMBER = (int, float)
 
 
+# Of a certificate: numbers that count, and those that a card shows without a word for an infinite one.
+COUNTS = ("num_images", "steps", "num_images_needed")
+
+
+NUMBERS_OF_A_CARD = ("epsilon", "confidence", "probability_mse", "agreement", "permuted_agreement", "norm")
+
+
 # Names of columns, models, metrics, settings and packages: words, never sentences.
 NAME = re.compile(r"[\w.+()/ -]{1,64}")
 
@@ -96,11 +103,16 @@ def _certificate(name: str, values: dict[str, Any]) -> Certificate:
         certificate = Certificate.from_dict(values)
     except (TypeError, ValueError) as error:
         raise DamagedFileError(f"`{name}` is no certificate ({error})") from None
-    for field in ("epsilon", "confidence", "probability_mse", "agreement", "norm"):
-        expect(values[field], NUMBER, f"`{name}.{field}`")
-    expect(values["num_images"], int, f"`{name}.num_images`")
-    if certificate.num_images < 1 or not 0 <= certificate.agreement <= 1 or not 0 < certificate.confidence < 1:
-        raise DamagedFileError(f"`{name}` has an impossible number of images, agreement or confidence")
+    for field, value in values.items():
+        kind = bool if field == "converged" else int if field in COUNTS else NUMBER
+        if value is not None or field in NUMBERS_OF_A_CARD or kind is not NUMBER:  # an infinite one is `None`
+            expect(value, kind, f"`{name}.{field}`")
+    impossible = [field for field, value in values.items() if value is not None and value < 0]
+    impossible += [field for field in ("agreement", "permuted_agreement") if getattr(certificate, field) > 1]
+    impossible += [] if certificate.num_images > 0 else ["num_images"]
+    impossible += [] if 0 < certificate.confidence < 1 else ["confidence"]
+    if impossible:
+        raise DamagedFileError(f"`{name}` has impossible numbers: {impossible}")
     return certificate
 
 

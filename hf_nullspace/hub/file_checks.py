@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..noise.certificate import token_norms
+import torch
+
+from ..noise.certificate import Certificate, token_norms
 from ..noise.nullspace_noise import NOISE_CONFIG_NAME, NullspaceNoise
 from ..robustness.report import REPORT_NAME
 from ..utils.escaping import plain_text
@@ -32,8 +34,28 @@ def check_certificate(noise: NullspaceNoise, facts: dict[str, Any]) -> list[Clai
     wrong += [name for name, value in facts["settings"].items() if name in config and config[name] != value]
     if facts["bank_size"] != len(noise.tensor):
         wrong.append("bank_size")
+    if last.get("round", noise.round_index) != noise.round_index:
+        wrong.append("round: round")
     reason = f"the noise has others for {wrong}" if wrong else ""
-    return [*claims, Claim("rounds and settings of the noise", not wrong, reason=reason)]
+    claims.append(Claim("rounds and settings of the noise", not wrong, reason=reason))
+    return claims if facts["evaluation_certificate"] is None else [*claims, _check_evaluated(noise, facts)]
+
+
+def _check_evaluated(noise: NullspaceNoise, facts: dict[str, Any]) -> Claim:
+    """That the certificate of evaluation images is of this noise, with its verdict by its own numbers."""
+    certificate = Certificate.from_dict(facts["evaluation_certificate"])
+    wrong = [name for name in ("epsilon", "confidence") if getattr(certificate, name) != getattr(noise.config, name)]
+    of_bank = [_norms(row[None]) for row in noise.tensor]
+    fits = [
+        all(compare_values(name, getattr(certificate, name), value).holds for name, value in row.items())
+        for row in of_bank
+    ]
+    wrong += [] if any(fits) else ["norms"]
+    # That of a bank is on all of its noises, of which this is the one with the largest error.
+    if certificate.converged != certificate.is_certified and (certificate.converged or len(noise.tensor) == 1):
+        wrong.append("verdict")
+    reason = f"the noise has others for {wrong}" if wrong else ""
+    return Claim("certificate of evaluation images", not wrong, reason=reason)
 
 
 def check_files(folder: Path) -> list[Claim]:
@@ -58,19 +80,33 @@ def check_noise(noise: NullspaceNoise) -> list[Claim]:
     """That the noise has the norms and verdicts of its certificates."""
     claims = []
     for index, (row, claimed) in enumerate(zip(noise.tensor, noise.certificates, strict=True)):
-        norms = token_norms(row[None])
         label = f" of noise {index}" if len(noise.tensor) > 1 else ""
-        claims += [
-            compare_values(f"norm{label}", claimed.norm, norms.norm().item()),
-            compare_values(f"token_norm_min{label}", claimed.token_norm_min, norms.min().item()),
-            compare_values(f"token_norm_median{label}", claimed.token_norm_median, norms.median().item()),
-            compare_values(f"token_norm_max{label}", claimed.token_norm_max, norms.max().item()),
-        ]
+        norms = _norms(row[None])
+        claims += [compare_values(f"{name}{label}", getattr(claimed, name), value) for name, value in norms.items()]
         converged = claimed.is_certified
         holds = claimed.converged == converged and claimed.epsilon == noise.config.epsilon
         reason = "" if holds else "its own bound and epsilon say otherwise"
         claims.append(Claim(f"certified within epsilon{label}", holds, str(claimed.converged), str(converged), reason))
     return claims
+
+
+def _norms(noise: torch.Tensor) -> dict[str, float]:
+    """The norms of one noise of shape `(1, num_patches, hidden_size)`, by their names in its certificate."""
+    tokens = token_norms(noise)
+    return {
+        "norm": tokens.norm().item(),
+        "raw_norm": noise.norm().item(),
+        "token_norm_min": tokens.min().item(),
+        "token_norm_median": tokens.median().item(),
+        "token_norm_max": tokens.max().item(),
+    }
+
+
+def check_without_noise(facts: dict[str, Any]) -> Claim:
+    """Without noise there is no certificate; a card that states one of evaluation images all the same is refused."""
+    stated = facts["evaluation_certificate"] is not None
+    reason = "there is no noise, but the card states its certificate" if stated else "it was trained without noise"
+    return Claim("certificate", False if stated else None, reason=reason)
 
 
 def check_without_report(facts: dict[str, Any]) -> Claim:

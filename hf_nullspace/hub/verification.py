@@ -29,7 +29,14 @@ from .certificate_claims import compare_certificates
 from .claims import Claim, claims_table
 from .download import download
 from .facts import read_facts
-from .file_checks import check_certificate, check_files, check_noise, check_side_files, check_without_report
+from .file_checks import (
+    check_certificate,
+    check_files,
+    check_noise,
+    check_side_files,
+    check_without_noise,
+    check_without_report,
+)
 from .manifest import MANIFEST_NAME, NewerFormatError
 from .model_card import TEMPLATE, TRAINING_NAME
 from .outcome_claims import MIN_IMAGES, check_labels, choose_places, compare_outcomes, compare_shares
@@ -225,7 +232,7 @@ class Checkpoint:
             claims += self._guarded("certificate", lambda: check_certificate(self.noise, self.facts))
             claims += self._guarded("noise", lambda: check_noise(self.noise))
         elif self.facts["certificate"] is None:
-            claims.append(Claim("certificate", None, reason="it was trained without noise"))
+            claims.append(check_without_noise(self.facts))
         claims += self._guarded("report", self._check_report)
         return claims + list_hearsay(self.facts)
 
@@ -259,7 +266,11 @@ class Checkpoint:
     def _read_noise(self) -> NullspaceNoise | None:
         """The noise of a checkpoint; `None` if it was trained without, and claims none."""
         has_none = not any((self.folder / name).is_file() for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME))
-        return None if has_none and self.facts["certificate"] is None else NullspaceNoise.from_pretrained(self.folder)
+        if has_none and self.facts["certificate"] is None:
+            return None
+        if (self.folder / NOISE_CONFIG_NAME).is_file():
+            read_json(self.folder / NOISE_CONFIG_NAME)
+        return NullspaceNoise.from_pretrained(self.folder)
 
     def _load_model(self) -> PreTrainedModel:
         for name in ("config.json", ADAPTER_NAME):

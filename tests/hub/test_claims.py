@@ -45,11 +45,17 @@ def test_certificates_are_compared_by_what_depends_on_images(make_certificate):
 
     claimed = make()
     names = ["probability_mse", "probability_mse_upper", "agreement", "permuted_agreement"]
-    names += ["permuted_probability_mse", "standard_error", "exchanged_probability_mse", "num_images_needed"]
+    names += [
+        "permuted_probability_mse",
+        "logit_distance",
+        "standard_error",
+        "exchanged_probability_mse",
+        "num_images_needed",
+    ]
     assert [claim.name for claim in compare_certificates(claimed, claimed)] == names
     assert all(claim.holds for claim in compare_certificates(claimed, claimed))
     # The last follows from epsilon, confidence and the kind of the model alone.
-    assert [claim.is_measurement for claim in compare_certificates(claimed, claimed)] == 7 * [True] + [False]
+    assert [claim.is_measurement for claim in compare_certificates(claimed, claimed)] == 8 * [True] + [False]
     assert failing(claimed, make(agreement=0.9)) == ["agreement"]
     # Two means of standard error 0.001 are 3.92 of them apart where their 95 % intervals end.
     assert failing(make(probability_mse=0.0161), claimed) == []

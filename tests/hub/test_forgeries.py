@@ -195,6 +195,38 @@ def lower_epsilon(forger):
     forger.facts(change)
 
 
+def evaluation_certificate(**values):
+    return lambda forger: forger.facts(lambda facts: facts["evaluation_certificate"].update(values))
+
+
+def certificate_everywhere(**values):
+    """The certificate of training images in each file that has it."""
+
+    def forge(forger):
+        noise = forger.read("nullspace_noise.json")
+        for certificate in noise["certificates"]:
+            certificate.update(values)
+        forger.write("nullspace_noise.json", noise)
+        forger.facts(lambda facts: [row.update(values) for row in (facts["certificate"], facts["rounds"][-1])])
+
+    return forge
+
+
+def certificate_twice(forger):
+    text("nullspace_noise.json", '"certificates"', '"certificates": [{"norm": 1e9}], "certificates"')(forger)
+
+
+def certificate_without_noise(forger):
+    for name in ("nullspace_noise.json", "nullspace_noise.safetensors"):
+        (forger.folder / name).unlink()
+
+    def change(facts):
+        facts.update(certificate=None, bank_size=0)
+        facts["evaluation_certificate"]["agreement"] = 1.0
+
+    forger.facts(change)
+
+
 def swapped_weights(forger):
     path = forger.folder / "model.safetensors"
     weights = {name: value + 0.01 for name, value in load_file(path).items()}
@@ -236,6 +268,17 @@ STATIC = {
     "last round": (facts("rounds", -1, "norm", value=1e4), "rounds and settings of the noise"),
     "settings of the noise": (facts("settings", "epsilon", value=0.5), "rounds and settings of the noise"),
     "size of the bank": (facts("bank_size", value=4), "rounds and settings of the noise"),
+    "number of the last round": (facts("rounds", -1, "round", value=9), "rounds and settings of the noise"),
+    "mean included in the norm": (certificate_everywhere(raw_norm=1e6), "raw_norm"),
+    "a certificate twice": (certificate_twice, "noise can be read"),
+    "a certificate without its noise": (certificate_without_noise, "certificate"),
+    "confidence on evaluation images": (evaluation_certificate(confidence=0.9999), "certificate of evaluation images"),
+    "epsilon on evaluation images": (evaluation_certificate(epsilon=0.5), "certificate of evaluation images"),
+    "norm on evaluation images": (evaluation_certificate(norm=1e6), "certificate of evaluation images"),
+    "verdict on evaluation images": (evaluation_certificate(converged=True), "certificate of evaluation images"),
+    "a number for a verdict": (evaluation_certificate(converged=1), "training facts can be read"),
+    "a text for a time": (evaluation_certificate(seconds="0.1"), "training facts can be read"),
+    "negative steps": (evaluation_certificate(steps=-1), "training facts can be read"),
     "caption of a figure": (facts("figures", value={"robustness.png": "99.9 %"}), "training facts can be read"),
     "words as the name of a metric": (facts("metrics", "last", value={"99.9 % robust!": 1.0}), "training facts"),
     "text added": (text("README.md", "### Limits", "Certified 99.9 % robust.\n\n### Limits"), "text of README.md"),
@@ -328,10 +371,6 @@ def weights_and_fingerprint(forger):
     forger.report(lambda values: values["run"].update(model=model_fingerprint(model)))
 
 
-def evaluation_certificate(**values):
-    return lambda forger: forger.facts(lambda facts: facts["evaluation_certificate"].update(values))
-
-
 def permuted_noise(forger):
     """Another noise whose tokens have the same norms."""
     path = forger.folder / "nullspace_noise.safetensors"
@@ -372,6 +411,7 @@ MEASURED = {
     "error of the noise": (evaluation_certificate(probability_mse=1.5, probability_mse_upper=1.6), "probability_mse"),
     "bound of the noise": (evaluation_certificate(probability_mse_upper=1e3), "probability_mse_upper"),
     "control of the noise": (evaluation_certificate(permuted_probability_mse=1.9), "permuted_probability_mse"),
+    "distance of the logits": (evaluation_certificate(logit_distance=1e-3), "logit_distance"),
     "another noise of the same norms": (permuted_noise, "probability_mse"),
     "another radius than was run": (fewer_steps_than_said, "accuracy (%), fgsm"),
     "fingerprint of the images": (fingerprint_of_the_images, "images of the report"),
@@ -410,7 +450,8 @@ def test_what_cannot_be_derived_is_listed(forger):
     del manifest["files"]["notes.md"]
     forger.write("nullspace_manifest.json", manifest)
     claims = claims_of(forger.folder)
-    for name in ("figure robustness.png", "training settings", "file notes.md"):
+    names = ("figure robustness.png", "training settings", "file notes.md", "certificate of training images")
+    for name in (*names, "step and use of the last round", "kind of the base model"):
         assert claims[name].holds is None
 
 
