@@ -45,8 +45,13 @@ def nullspace(make_vit):
 
 @pytest.mark.parametrize(
     ("hidden_size", "patch_size", "rank", "dimension"),
-    [(768, 32, 768, 2304), (384, 16, 384, 384), (384, 14, 384, 204), (96, 4, 48, 0)],
-    ids=["ViT-B/32", "ViT-S/16", "ViT-S/14", "Swin"],
+    [
+        pytest.param(768, 32, 768, 2304, id="ViT-B/32", marks=pytest.mark.slow),
+        pytest.param(192, 16, 192, 576, id="ViT-Ti/16"),
+        pytest.param(384, 16, 384, 384, id="ViT-S/16"),
+        pytest.param(384, 14, 384, 204, id="ViT-S/14"),
+        pytest.param(96, 4, 48, 0, id="Swin"),
+    ],
 )
 def test_dimensions_of_known_shapes(hidden_size, patch_size, rank, dimension):
     nullspace = PatchNullspace(conv_projection(hidden_size, patch_size))

@@ -1,8 +1,11 @@
 """Checks of model cards and of pages of results."""
 
 import json
+import math
 import re
+from bisect import bisect_left, bisect_right
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 
@@ -40,32 +43,41 @@ def values_of(content) -> list:
     return [content, *NUMBER.findall(content.replace("=", " "))] if isinstance(content, str) else [content]
 
 
-def is_among(number: str, values: list) -> bool:
-    """Whether a value, or a hundred times it, is this number when it is rounded as far."""
-    if number.count(".") > 1:  # a version
-        return number in values
-    decimals = len(number.partition(".")[2].partition("e")[0])
-    # No value further away is rounded to it; to write each one in four ways would take most of the time.
-    reach = float("inf") if "e" in number else 0.5 * 10**-decimals + 1e-9
-    for value in values:
-        try:
-            value = float(value)
-        except (TypeError, ValueError):
-            continue
-        for scaled in (value, 100 * value):
-            if abs(scaled - float(number)) > reach:
-                continue
-            digits = number.lstrip("+-0.").replace(".", "").partition("e")[0]
-            sign = "+" if number.startswith("+") else ""
-            forms = (
-                f"{scaled:{sign}.{decimals}f}",
-                f"{scaled:.{decimals}f}",
-                f"{scaled:.4g}",
-                f"{scaled:.{max(1, len(digits))}g}",
-            )
-            if number in forms or float(number) == scaled:
-                return True
-    return False
+class Values:
+    """
+    The numbers of JSON values, to be found by the way that a page rounds them.
+
+    Args:
+        leaves (`list`): As [`values_of`] gives them.
+    """
+
+    def __init__(self, leaves: list):
+        self.texts = {leaf for leaf in leaves if isinstance(leaf, str)}
+        numbers = {number for leaf in leaves if (number := as_float(leaf)) is not None}
+        self.scaled = sorted(numbers | {100 * number for number in numbers})
+
+    def __contains__(self, number: str) -> bool:
+        """Whether a value, or a hundred times it, is this number when it is rounded as far."""
+        if number.count(".") > 1:  # a version
+            return number in self.texts
+        stated, decimals = float(number), len(number.partition(".")[2].partition("e")[0])
+        reach = float("inf") if "e" in number else 0.5 * 10**-decimals + 1e-9
+        first, last = bisect_left(self.scaled, stated - reach), bisect_right(self.scaled, stated + reach)
+        digits = number.lstrip("+-0.").replace(".", "").partition("e")[0]
+        sign = "+" if number.startswith("+") else ""
+        formats = (f"{sign}.{decimals}f", f".{decimals}f", ".4g", f".{max(1, len(digits))}g")
+        return any(
+            stated == value or any(f"{value:{form}}" == number for form in formats)
+            for value in self.scaled[first:last]
+        )
+
+
+def as_float(leaf: Any) -> float | None:
+    try:
+        number = float(leaf)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def results_of(folder: Path) -> list[Path]:
@@ -83,7 +95,8 @@ def check_page(page: Path) -> None:
     values, text = json_values(page.parent), page.read_text(encoding="utf-8")
     if page.parent == CARDS:  # a page about all comparisons may state a difference the other way round
         values += [-value for value in values if isinstance(value, float)]
-    assert [number for number in numbers_of(text) if not is_among(number, values)] == []
+    known = Values(values)
+    assert [number for number in numbers_of(text) if number not in known] == []
     words = re.findall(r"[\w.+/-]*\d[\w.+/-]*", NUMBER.sub(" ", prose_of(text)))
     names = " ".join(path.read_text(encoding="utf-8") for path in results_of(page.parent))
     assert [word for word in words if word not in names] == []
