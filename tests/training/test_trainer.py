@@ -473,7 +473,8 @@ class Pooled(torch.nn.Module):
 @pytest.mark.parametrize("several", [False, True])
 def test_the_logged_error_of_the_noise_trained_on_is_its_closed_form(examples, tmp_path, output, label_name, several):
     """The mean over the images since the last log; of several labels an image, of the sigmoids."""
-    model = Pooled(output, torch.nn.functional.binary_cross_entropy_with_logits if several else cross_entropy)
+    functional = torch.nn.functional
+    model = Pooled(output, functional.binary_cross_entropy_with_logits if several else functional.cross_entropy)
     rows = [{"pixel_values": 3 * row["pixel_values"], label_name: row["label"]} for row in examples[:24]]
     if several:
         rows = [{**row, label_name: torch.tensor([1.0, 1.0, 0.0, 1.0, index % 2])} for index, row in enumerate(rows)]
