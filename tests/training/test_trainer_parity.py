@@ -7,6 +7,7 @@ With noise each scenario runs, and ends with other weights; what does not work i
 import copy
 import math
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -395,6 +396,18 @@ def float16(scenario):
     scenario.args = {"fp16": True}
 
 
+def compiled(scenario):
+    torch.compiler.reset()
+    scenario.args = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+
+
+def compiled_by_inductor(scenario):
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("the default backend of `torch.compile` needs a C++ compiler")
+    torch.compiler.reset()
+    scenario.args = {"torch_compile": True}
+
+
 def best_model_and_metrics(scenario):
     plain_module(scenario)  # `Trainer` does not restore the encoder of a ViT
     scenario.args = {
@@ -524,6 +537,8 @@ SCENARIOS = [
     optimizer_class,
     bfloat16,
     float16,
+    compiled,
+    pytest.param(compiled_by_inductor, marks=pytest.mark.slow),
     best_model_and_metrics,
     model_init,
     resumed,
