@@ -218,6 +218,12 @@ class NullspaceDataCollator:
             raise ValueError(
                 f"Examples {missing} of the batch have no `{name}`, but the others do. Label all or none."
             )
+        words = [index for index, example in enumerate(examples) if isinstance(example[name], (str, bytes))]
+        if words:
+            raise ValueError(
+                f"The `{name}` of example {words[0]} is {examples[words[0]][name]!r}, but a label is the number of its class. "
+                "Turn names into numbers with `model.config.label2id`, or with `dataset.class_encode_column(...)`."
+            )
         values = [torch.as_tensor(example[name]) for example in examples]
         shapes = sorted({tuple(value.shape) for value in values})
         if len(shapes) > 1:

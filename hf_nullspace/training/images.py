@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,12 @@ from ..models.frozen import frozen
 from ..models.model_inputs import missing_inputs
 from ..models.patch_projection import channels_of
 from ..models.preprocessing import Preprocessing
+from ..models.soft_labels import knows_no_soft_labels
 from ..utils.random import keyed_generator, preserved_random_state
+
+
+# A label that the library's losses leave out.
+IGNORED_LABEL = -100
 
 
 def is_stream(dataset: Dataset) -> bool:
@@ -99,6 +104,11 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
         `ValueError`: If a collated example has no image or no labels, labels that are no classes, or an image of channels
             or a size that the model does not read; or if the model does not run without labels.
     """
+    if not isinstance(example, Mapping):
+        raise ValueError(
+            f"The collator gives a `{type(example).__name__}`, but a model is called with a dict of its inputs by name. "
+            "Let it return one, with `pixel_values` and `labels`."
+        )
     if not isinstance(example.get("pixel_values"), torch.Tensor):
         raise ValueError(
             f"The training batches have no `pixel_values`, only {sorted(example)}; noise is added to the patch embeddings "
@@ -116,14 +126,9 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
             f"{type(model).__name__}.forward needs {missing}, but images for the noise come without labels. Give "
             "these parameters a default, `labels=None` say, with which the model returns its logits."
         )
-    config, labels = getattr(model, "config", None), example.get("labels")
-    num_labels = getattr(config, "num_labels", 1)
-    if isinstance(labels, torch.Tensor) and labels.is_floating_point() and labels.dim() == 1 and num_labels > 1:
-        if getattr(config, "problem_type", None) != "regression":
-            raise ValueError(
-                f"The labels are numbers of type {labels.dtype}, such as {labels[0].item():g}, but the model has "
-                f"{num_labels} classes. Make them integers, or load the model with `num_labels=1` for regression."
-            )
+    if label_names:
+        check_labels(example.get("labels"), model)
+    config = getattr(model, "config", None)
     pixels, channels = example["pixel_values"], channels_of(model)
     if pixels.dim() == 4 and channels not in (None, pixels.shape[1]):
         raise ValueError(
@@ -145,6 +150,44 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
             f"expects {expected[0]}x{expected[1]}. Set the image processor's `size` to the model's, or load the "
             "model with another `image_size`."
         ) from error
+
+
+def check_labels(labels: Any, model: nn.Module) -> None:
+    """
+    Makes sure that labels are what the loss of a Transformers classifier takes; nothing is known of other models.
+
+    Args:
+        labels (`Any`): Those of a batch, as the collator gives them.
+        model (`nn.Module`): The classifier, unwrapped.
+
+    Raises:
+        `ValueError`: If they are numbers where classes are meant, lie outside the head, or are integers where each label
+            is a yes or no of its own.
+    """
+    config = getattr(model, "config", None)
+    num_labels, problem_type = getattr(config, "num_labels", 1), getattr(config, "problem_type", None)
+    if not isinstance(labels, torch.Tensor) or num_labels < 2 or problem_type == "regression":
+        return
+    if not knows_no_soft_labels(model):  # its loss is its own, and so is what its labels mean
+        return
+    if labels.dim() == 2 and not labels.is_floating_point() and labels.shape[1] == num_labels:
+        raise ValueError(
+            f"The labels are rows of {num_labels} numbers of type {labels.dtype}, one for each class, but the loss takes "
+            "such rows as floating-point numbers. Make them `torch.float32`."
+        )
+    if labels.dim() != 1:
+        return
+    if labels.is_floating_point():
+        raise ValueError(
+            f"The labels are numbers of type {labels.dtype}, such as {labels[0].item():g}, but the model has "
+            f"{num_labels} classes. Make them integers, or load the model with `num_labels=1` for regression."
+        )
+    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= num_labels))]
+    if len(wrong):
+        raise ValueError(
+            f"Label {wrong[0].item()} lies outside the classifier head, which has {num_labels} labels (0 to "
+            f"{num_labels - 1}). Load the model with `num_labels` set to the dataset's number of classes, or fix the labels."
+        )
 
 
 def image_statistics(model: nn.Module, processing_class: Any, reason: str) -> tuple[list[float], list[float]]:

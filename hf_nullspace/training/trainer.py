@@ -40,7 +40,7 @@ from .checks import (
 )
 from .distributed import check_averageable, check_backend
 from .evaluation_loss import exact_loss
-from .images import StreamReader, check_enough, check_example, draw_images, is_stream
+from .images import StreamReader, check_enough, check_example, check_labels, draw_images, is_stream
 from .noise_forward import ForwardPlan, check_not_checkpointed, loss_function_replaced
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
 from .publishing import PublishingTrainer
@@ -206,6 +206,11 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             return parent(model, copy(inputs), return_outputs, num_items_in_batch)
         return self._loss_of_both(parent, model, inputs, return_outputs, num_items_in_batch)
 
+    @property
+    def _needs_labels(self) -> bool:
+        """Whether the loss is the model's own."""
+        return self.compute_loss_func is None and not self._has_own_loss()
+
     def _labels_of(self, batch: dict[str, Any]) -> torch.Tensor | None:
         """The labels of a batch, by whichever name."""
         return next((batch[name] for name in (*self.label_names, "labels") if batch.get(name) is not None), None)
@@ -356,6 +361,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
         def collate(examples: list) -> dict[str, Any]:
             batch = collator(examples)
+            if self._needs_labels:
+                check_labels(batch.get("labels"), self.model)
             return {**batch, "labels": self._labels_of(batch)}  # what the logits mean may depend on them
 
         return DataLoader(images, batch_size=self._noise_batch_size(), collate_fn=collate)
@@ -411,9 +418,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _check_batch(self, batch: dict[str, Any]) -> None:
         if self.args.noise_weight:
-            needs_labels = self.compute_loss_func is None and not self._has_own_loss()
             names = {*self.label_names, "labels"} & {*self.label_names, *forward_parameters(self.model)}
-            check_example(batch, self.model, sorted(names) if needs_labels else [])
+            check_example(batch, self.model, sorted(names) if self._needs_labels else [])
             settle_problem_type(self.model, self._labels_of(batch))
             self._check_certifiable(batch)
             unlabelled = {name: value for name, value in batch.items() if name not in {*self.label_names, "labels"}}

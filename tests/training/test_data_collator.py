@@ -48,6 +48,7 @@ def test_pixels_become_float32(make_examples, convert):
         ([example(), example(0)], r"Examples \[0\] .*no `label`"),
         ([example(0), {**example(), "label": None}], r"Examples \[1\] .*no `label`"),
         ([example(0), example(5)], "Label 5 .*5 labels"),
+        ([example(0), example("cat")], "`label` of example 1 is 'cat', but .*number of its class.*label2id"),
         ([example(-1), example(0)], "Label -1 .*5 labels"),
         ([example(0.7), example(2.9)], r"Label 0.7 .*5 labels.*\(1 for regression\)"),
         ([example([0.5, 0.5]), example([0.0, 1.0])], "rows of 2 numbers, but .*5 labels"),

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from trainer_runs import arguments, assert_same_weights, batch_of, build
 from transformers import Trainer
 
