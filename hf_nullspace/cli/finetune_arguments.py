@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..data.loading import DataArguments
 from ..models.loading import ModelArguments
 from ..training.arguments import NullspaceTrainingArguments
+from ..training.weight_average import WeightAverageCallback
 from ..utils.flags import check_output_dir
 from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_arguments
 
@@ -35,9 +37,21 @@ class FinetuneArguments:
     max_robustness_samples: int = field(
         default=500, metadata={"help": "Images of the validation split that robustness is measured on."}
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of a moving average of the weights, which training ends with; 0 averages none."},
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the files of another run in the output folder first."}
     )
+
+    def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must lie in [0, 1), but got {self.ema_decay!r}.")
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """What the finetuning is given, with noise or without."""
+        return [WeightAverageCallback(self.ema_decay)] if self.ema_decay else []
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedModel, set_seed
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
@@ -105,6 +106,8 @@ class FinetuneRun:
                 settings[name] = str(Path(value).resolve())
         if self.is_digits:
             settings["base_max_steps"] = self.finetune_args.base_max_steps
+        if self.finetune_args.ema_decay:
+            settings["ema_decay"] = self.finetune_args.ema_decay
         return {**settings, **training_settings(self.args)}
 
     def _warn_of_missing_packages(self) -> None:
@@ -136,7 +139,7 @@ class FinetuneRun:
         # The base is copied before the trainer puts its hook on the model, and the trainer checks all there is to be
         # checked before the base is trained.
         base = copy.deepcopy(model) if self.is_digits or self.finetune_args.plain_control else None
-        trainer = NullspaceTrainer(model, args, **self.shared)
+        trainer = NullspaceTrainer(model, args, callbacks=self.finetune_args.callbacks(), **self.shared)
         self.folder.begin()
         if args.do_train:
             if self.is_digits:
@@ -173,7 +176,7 @@ class FinetuneRun:
     def _base(self, model: PreTrainedModel) -> PreTrainedModel:
         """The digits model, trained from scratch."""
         # Nothing is chosen or averaged for it: those are settings of the finetuning.
-        settings = {"eval_strategy": "no", "load_best_model_at_end": False, "ema_decay": 0.0}
+        settings = {"eval_strategy": "no", "load_best_model_at_end": False}
         if self.args.save_strategy == "best":
             settings["save_strategy"] = "no"
         steps = self.finetune_args.base_max_steps
@@ -183,16 +186,18 @@ class FinetuneRun:
 
     def _plain(self, base: PreTrainedModel) -> PreTrainedModel:
         """The control: the base model finetuned without noise, by the same code for as many steps."""
-        return self._control(CONTROL_NAME, "Plain finetuning", copy.deepcopy(base))
+        return self._control(CONTROL_NAME, "Plain finetuning", copy.deepcopy(base), self.finetune_args.callbacks())
 
-    def _control(self, name: str, title: str, model: PreTrainedModel, **changes: Any) -> PreTrainedModel:
+    def _control(
+        self, name: str, title: str, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = (), **changes: Any
+    ) -> PreTrainedModel:
         """A model trained without noise in a sub-folder; where that is finished already, the one that lies there."""
         folder = Path(self.args.output_dir, name)
         if name in self.folder.finished:
             return type(model).from_pretrained(folder).to(self.args.device)
         method = METHODS["plain"]
         args = replace(self.args, **{**UNPUBLISHED, **method.fixed_arguments, **changes, "output_dir": str(folder)})
-        trainer = method.trainer_class(model, args, **self.shared)
+        trainer = method.trainer_class(model, args, callbacks=list(callbacks), **self.shared)
         self._train(trainer, title, last_whole_checkpoint(folder) if self.takes_last else None)
         trainer.save_model()
         self.folder.finish(name)

@@ -64,7 +64,7 @@ class RunFolder:
                 "`resume_from_checkpoint` goes on with what `overwrite_output_dir` would delete. Give one of them."
             )
         if resume and record is not None:
-            check_settings(record["settings"], self.folder / RECORD_NAME)
+            check_settings(record["settings"], self.folder / RECORD_NAME, known=["ema_decay"])
             differing = differences(record["settings"], self.settings)
             if differing:
                 raise ValueError(

@@ -65,9 +65,6 @@ class NullspaceTrainingArguments(TrainingArguments):
             loss, at the same norm and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one
             more pass forward and back; 0 takes none. The certificate is of draws that did not move. By default the
             method's own.
-        ema_decay (`float`, *optional*, defaults to 0.0):
-            Decay of an exponential moving average of the weights, which takes their place when training ends: 0.99 looks
-            back over some 100 steps. Evaluation during training measures the weights that are trained. 0 averages none.
         patch_projection (`str`, *optional*):
             Name of the module that embeds patches, where the rule does not find it.
 
@@ -139,10 +136,6 @@ class NullspaceTrainingArguments(TrainingArguments):
         default=None,
         metadata=method_metadata("ascent", "Standard deviations that each image's draw moves up its loss."),
     )
-    ema_decay: float = field(
-        default=0.0,
-        metadata={"help": "Decay of a moving average of the weights, which training ends with; 0 averages none."},
-    )
     patch_projection: str | None = field(
         default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
     )
@@ -188,19 +181,12 @@ class NullspaceTrainingArguments(TrainingArguments):
             )
         if self.noise_batch_size is not None and self.noise_batch_size < 1:
             raise ValueError(f"`noise_batch_size` must be at least 1, but got {self.noise_batch_size!r}.")
-        if not (isinstance(self.ema_decay, (int, float)) and 0 <= self.ema_decay < 1):
-            raise ValueError(f"`ema_decay` must lie in [0, 1), but got {self.ema_decay!r}.")
-        if self.ema_decay and self.load_best_model_at_end:
-            raise ValueError(
-                "`ema_decay` ends training with averaged weights, and `load_best_model_at_end` with those of a checkpoint. "
-                "Set one of them."
-            )
         if self.noise_forward not in NOISE_FORWARDS:
             raise ValueError(f"`noise_forward` must be one of {list(NOISE_FORWARDS)}, but got {self.noise_forward!r}.")
 
     def nullspace_schedule(self) -> dict[str, float]:
         """How the noise is used, beside how it is made."""
-        names = ("noise_weight", "noise_refresh_steps", "noise_ascent", "ema_decay")
+        names = ("noise_weight", "noise_refresh_steps", "noise_ascent")
         return {name: getattr(self, name) for name in names}
 
     def nullspace_config(self) -> NullspaceConfig:

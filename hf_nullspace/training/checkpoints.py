@@ -469,7 +469,12 @@ class CheckpointingTrainer(Trainer):
             self._on_every_process(
                 lambda: check_processes(resume_from_checkpoint, self.args.world_size, self.args.process_index)
             )
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        # Callbacks hear of the checkpoint in no other way.
+        given, self.args.resume_from_checkpoint = self.args.resume_from_checkpoint, resume_from_checkpoint or None
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.args.resume_from_checkpoint = given
 
     # ---- Beginning and ending -----------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 
 
 def check_backend(accelerator: Accelerator) -> None:
@@ -23,18 +23,3 @@ def check_backend(accelerator: Accelerator) -> None:
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3:
         raise ValueError(f"Nullspace training needs DeepSpeed's `zero_stage: 2` or lower, but got 3. {remedy}")
-
-
-def check_averageable(accelerator: Accelerator) -> None:
-    """
-    Refuses to average weights that no process has whole.
-
-    Raises:
-        `ValueError`: Under FSDP and DeepSpeed.
-    """
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"`ema_decay` averages whole weights, which {kind.value} spreads over processes. Set `ema_decay=0`, or train "
-            "without it."
-        )

@@ -38,14 +38,14 @@ from .checks import (
     check_saved_with_adapters,
     weights_lost_with_adapters,
 )
-from .distributed import check_averageable, check_backend
+from .distributed import check_backend
 from .evaluation_loss import exact_loss
 from .images import StreamReader, check_enough, check_example, check_labels, draw_images, is_stream
 from .noise_forward import ForwardPlan, check_not_checkpointed, loss_function_replaced
 from .noise_schedule import NoiseSchedule, check_same_on_all_processes
 from .publishing import PublishingTrainer
 from .removed_arguments import check_checkpoint
-from .weight_average import WeightAverage
+from .weight_average import WeightAverageCallback
 
 
 logger = logging.get_logger(__name__)
@@ -126,7 +126,6 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         if not isinstance(args, NullspaceTrainingArguments):
             raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
-        self.weight_average: WeightAverage | None = None
         self.card_extras: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
         self._noisy_error: torch.Tensor | None = None
@@ -176,6 +175,11 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     def noise_history(self) -> list[dict[str, Any]]:
         """One row for each round: `round`, `step`, and the fields of its certificate."""
         return self.noise_schedule.history
+
+    @property
+    def _weight_average(self) -> WeightAverageCallback | None:
+        callbacks = self.callback_handler.callbacks
+        return next((each for each in callbacks if isinstance(each, WeightAverageCallback)), None)
 
     # ---- The method ---------------------------------------------------------------------------------------------
 
@@ -284,12 +288,6 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         """What depends on the arguments, made of them anew: a search sets other ones before each of its trials."""
         args = self.args
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
-        if self.weight_average is not None:
-            self.remove_callback(self.weight_average)
-        self.weight_average = WeightAverage(args.ema_decay) if args.ema_decay else None
-        if self.weight_average is not None:
-            check_averageable(self.accelerator)
-            self.add_callback(self.weight_average)
         if args.noise_weight:
             self._attach_noise(self.model)
 
@@ -585,6 +583,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         )
         if self.is_world_process_zero():
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
+            if self._weight_average is not None:
+                settings["ema_decay"] = self._weight_average.decay
             name = dataset if isinstance(dataset, str) else ", ".join(dataset or []) or None
             extras = {"method": self._method_in_words(), **self.card_extras}
             facts = collect_training_facts(self, self.noise, self.noise_history, settings, name, **extras)
@@ -605,7 +605,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
         if resume_from_checkpoint is not None:
-            check_checkpoint(resume_from_checkpoint)
+            check_checkpoint(resume_from_checkpoint, [] if self._weight_average is None else ["ema_decay"])
         self._read_settings()
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -626,15 +626,13 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.noise_schedule.save(output_dir)
-            if self.weight_average is not None:
-                self.weight_average.save(output_dir)
+            if self._weight_average is not None:
+                self._weight_average.save(output_dir, self.state.global_step)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(checkpoint, self.args.nullspace_config())
-        if checkpoint is not None and self.weight_average is not None:
-            self.weight_average.load(checkpoint, self.model)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

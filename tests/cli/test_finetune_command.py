@@ -20,6 +20,7 @@ from hf_nullspace.cli.finetune_arguments import parse_finetune_arguments
 from hf_nullspace.cli.finetune_run import FinetuneRun, predicted_classes
 from hf_nullspace.cli.main import main as cli
 from hf_nullspace.hub.manifest import compare_with_manifest
+from hf_nullspace.training.weight_average import AVERAGE_NAME
 
 
 QUICK = ["--max_steps", "4", "--noise_refresh_steps", "2", "--per_device_train_batch_size", "8", "--use_cpu"]
@@ -104,6 +105,7 @@ def test_without_training_a_model_is_measured_and_nothing_claims_more(run, tmp_p
         (["--no_do_train", "--push_to_hub"], "`--push_to_hub` and no `--do_train`"),
         (["--no_do_train", "--resume_from_checkpoint", "last"], "`--resume_from_checkpoint` and no `--do_train`"),
         (["--do_predict"], "`--do_predict`"),
+        (["--ema_decay", "1"], "`--ema_decay` must lie in"),
         (["--overwrite_output_dir", "--resume_from_checkpoint", "last"], "`--overwrite_output_dir`"),
         (["--resume_from_checkpoint", "no/such/checkpoint-4"], "no checkpoint no/such/checkpoint-4"),
     ],
@@ -153,6 +155,19 @@ def test_the_best_checkpoint_is_restored_in_control_and_treatment(run, tmp_path)
         }
         best = min(losses, key=losses.get)
         assert same(folder, folder / f"checkpoint-{best}")
+
+
+def test_weights_are_averaged_in_control_and_treatment(finished, run, tmp_path):
+    run("--ema_decay", "0.5", "--plain_control", "--save_strategy", "steps", "--save_steps", "4")
+    for folder in (tmp_path / "out", tmp_path / "out" / "plain"):
+        average = load_file(folder / "checkpoint-4" / AVERAGE_NAME)
+        weights = weights_of(folder)
+        assert all(torch.equal(weights[name], average[name]) for name in ("classifier.weight", "classifier.bias"))
+        assert not same(folder, folder / "checkpoint-4")
+    settings = json.loads((tmp_path / "out" / "nullspace_training.json").read_text())["settings"]
+    assert settings["ema_decay"] == 0.5
+    with pytest.raises(ValueError, match="other settings: .*ema_decay"):
+        run("--plain_control", "--resume_from_checkpoint", "last")
 
 
 # ---- A folder belongs to one run ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from hf_nullspace import (
 )
 from hf_nullspace.robustness.profiles import Column, Profile
 from hf_nullspace.training.noise_schedule import check_same_on_all_processes
+from hf_nullspace.training.weight_average import WeightAverageCallback
 
 
 PROFILE = Profile(
@@ -41,11 +42,16 @@ def main(folder: str, processes: int) -> None:
         per_device_train_batch_size=16 // processes,
         per_device_eval_batch_size=8 // processes,
         noise_limit=1.0,
-        ema_decay=0.5,
         **TINY_RUN,
     )
     trainer = NullspaceTrainer(
-        model, args, NullspaceDataCollator(), examples, examples[:13], compute_metrics=_accuracy
+        model,
+        args,
+        NullspaceDataCollator(),
+        examples,
+        examples[:13],
+        compute_metrics=_accuracy,
+        callbacks=[WeightAverageCallback(0.5)],
     )
     assert trainer.accelerator.num_processes == processes, trainer.accelerator.state
     options = {"output_dir": Path(folder, "report"), "batch_size": 2, "accelerator": trainer.accelerator}

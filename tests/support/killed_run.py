@@ -66,7 +66,9 @@ class TellingTrainer(NullspaceTrainer):
         self.tell("saving-trainer-state")
 
 
-def build(folder: str, hold: str | None = None, held: int = 0, dropout: float = 0.1, **changes) -> TellingTrainer:
+def build(
+    folder: str, hold: str | None = None, held: int = 0, dropout: float = 0.1, callbacks=(), **changes
+) -> TellingTrainer:
     # Dropout, so that a random state that is not restored shows.
     model, examples = seeded_model_and_examples(hidden_dropout_prob=dropout)
     settings = {
@@ -90,7 +92,7 @@ def build(folder: str, hold: str | None = None, held: int = 0, dropout: float = 
         "disable_tqdm": True,
     }
     args = NullspaceTrainingArguments(folder, **{**settings, **changes})
-    telling = {"log": Path(folder, "phases.txt"), "hold": hold, "held": held}
+    telling = {"log": Path(folder, "phases.txt"), "hold": hold, "held": held, "callbacks": list(callbacks)}
     return TellingTrainer(model, args, NullspaceDataCollator(), examples, examples[:13], **telling)
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from hf_nullspace.training.distributed import check_averageable, check_backend
+from hf_nullspace.training.distributed import check_backend
 
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
@@ -69,13 +68,3 @@ def test_zero_stages():
     check_backend(accelerator_with(deepspeed_plugin=ZeroPlugin(stage)))
     with pytest.raises(ValueError, match="`zero_stage: 2` or lower, but got 3.*accelerate_configs"):
         check_backend(accelerator_with(deepspeed_plugin=ZeroPlugin(3)))
-
-
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_spread_weights_are_not_averaged(kind):
-    with pytest.raises(ValueError, match=f"`ema_decay` averages whole weights, which {kind.value} spreads"):
-        check_averageable(SimpleNamespace(distributed_type=kind))
-
-
-def test_whole_weights_are_averaged():
-    check_averageable(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))

@@ -269,7 +269,7 @@ def test_evaluation_and_prediction_are_clean(model, examples, tmp_path):
 @pytest.mark.parametrize(
     "noise",
     [
-        {"noise_bank_size": 3, "ema_decay": 0.9},
+        {"noise_bank_size": 3},
         {"noise_method": "sample", "noise_ascent": 2.0},
     ],
 )
@@ -376,11 +376,6 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
         ),
         ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
         ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
-        ({"ema_decay": 1.0}, r"`ema_decay` must lie in \[0, 1\), but got 1.0"),
-        (
-            {"ema_decay": 0.9, "load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
-            "`ema_decay` ends training with averaged weights, and `load_best_model_at_end`",
-        ),
         ({"noise_batch_size": 0}, "`noise_batch_size`.*0"),
         ({"noise_on_failure": "hope"}, "`noise_on_failure`.*hope"),
         ({"noise_forward": "both"}, "`noise_forward`.*both"),

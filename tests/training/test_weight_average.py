@@ -1,15 +1,17 @@
-"""The moving average of the weights: its recursion, what training ends with, and what checkpoints hold of it."""
+"""The moving average of the weights, in `Trainer` and `NullspaceTrainer`: its recursion, its end, its checkpoints."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
 from hf_nullspace.hub.manifest import publishable_files
-from hf_nullspace.training.weight_average import AVERAGE_NAME, WeightAverage
+from hf_nullspace.training.weight_average import AVERAGE_NAME, WeightAverageCallback
 from hf_nullspace.utils.checkpoint_files import LIST_NAME
 
 
@@ -42,9 +44,24 @@ def settings(folder, args_class=NullspaceTrainingArguments, **changes):
     return args_class(str(folder), **{**common, **changes})
 
 
-def build(model, examples, folder, **changes):
-    args = settings(folder, **{"ema_decay": DECAY, "noise_weight": 0.0, **changes})
-    return NullspaceTrainer(copy.deepcopy(model), args, NullspaceDataCollator(), train_dataset=examples)
+KINDS = {
+    "plain": (Trainer, TrainingArguments, {"data_seed": 42}),
+    "nullspace": (NullspaceTrainer, NullspaceTrainingArguments, {"noise_weight": 0.0}),
+}
+BOTH = pytest.mark.parametrize("kind", KINDS)
+
+
+def build(model, examples, folder, kind="nullspace", callbacks=None, eval_dataset=None, **changes):
+    trainer_class, args_class, own = KINDS[kind]
+    args = settings(folder, args_class, **{**own, **changes})
+    callbacks = [WeightAverageCallback(DECAY)] if callbacks is None else callbacks
+    return trainer_class(
+        copy.deepcopy(model), args, NullspaceDataCollator(), examples, eval_dataset, callbacks=callbacks
+    )
+
+
+def average_of(trainer):
+    return next(each for each in trainer.callback_handler.callbacks if isinstance(each, WeightAverageCallback))
 
 
 def averages(start, weights):
@@ -54,8 +71,9 @@ def averages(start, weights):
     return start
 
 
-def test_training_ends_with_the_recursion(model, examples, tmp_path):
-    recorder, trainer = Recorder(), build(model, examples, tmp_path)
+@BOTH
+def test_training_ends_with_the_recursion(model, examples, tmp_path, kind):
+    recorder, trainer = Recorder(), build(model, examples, tmp_path, kind)
     trainer.add_callback(recorder)
     trainer.train()
     assert len(recorder.weights) == 4
@@ -68,19 +86,15 @@ def test_training_ends_with_the_recursion(model, examples, tmp_path):
 def test_steps_are_those_of_training_without_an_average(model, examples, tmp_path):
     recorder, trainer = Recorder(), build(model, examples, tmp_path / "a")
     trainer.add_callback(recorder)
-    plain = Trainer(
-        copy.deepcopy(model),
-        settings(tmp_path / "b", TrainingArguments, data_seed=42),
-        NullspaceDataCollator(),
-        train_dataset=examples,
-    )
+    plain = build(model, examples, tmp_path / "b", "plain", callbacks=[])
     trainer.train(), plain.train()
     for name, weight in plain.model.named_parameters():
         assert torch.equal(weight, recorder.weights[-1][name]), name
 
 
-def test_a_second_run_averages_anew(model, examples, tmp_path):
-    trainer = build(model, examples, tmp_path, max_steps=2)
+@BOTH
+def test_a_second_run_averages_anew(model, examples, tmp_path, kind):
+    trainer = build(model, examples, tmp_path, kind, max_steps=2)
     trainer.train()
     start, recorder = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}, Recorder()
     trainer.add_callback(recorder)
@@ -94,7 +108,7 @@ def test_frozen_weights_have_no_average(model, examples, tmp_path):
     model.vit.requires_grad_(False)
     trainer = build(model, examples, tmp_path)
     trainer.train()
-    assert set(trainer.weight_average.weights) == {"classifier.weight", "classifier.bias"}
+    assert set(average_of(trainer).weights) == {"classifier.weight", "classifier.bias"}
 
 
 class Thawing(TrainerCallback):
@@ -141,8 +155,8 @@ def test_a_run_with_thawed_layers_resumes(model, examples, tmp_path):
 
 
 def test_half_precision_is_averaged_in_full(model):
-    average, model = WeightAverage(0.999), model.to(torch.bfloat16)
-    average.on_train_begin(None, None, None, model)
+    average, model = WeightAverageCallback(), model.to(torch.bfloat16)
+    average.on_step_begin(None, None, None, model)
     with torch.no_grad():
         model.classifier.bias.fill_(1.0)
     for _ in range(100):  # each step is below the spacing of bfloat16 at 1
@@ -156,13 +170,69 @@ def test_half_precision_is_averaged_in_full(model):
 
 
 @pytest.fixture
-def checkpoint(model, examples, tmp_path):
-    build(model, examples, tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2).train()
+def kind():
+    return "nullspace"
+
+
+@pytest.fixture
+def checkpoint(model, examples, tmp_path, kind):
+    build(model, examples, tmp_path / "run", kind, max_steps=2, save_strategy="steps", save_steps=2).train()
     return tmp_path / "run" / "checkpoint-2"
 
 
-def test_a_checkpoint_holds_weights_and_average(model, examples, tmp_path, checkpoint):
-    trainer = build(model, examples, tmp_path / "again", max_steps=2)
+class Linear(torch.nn.Module):
+    """A model that a plain `Trainer` resumes: it reads the file of a ViT under other names than the live weights have."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.head = torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Linear(8, 5)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(self.patches(pixel_values).flatten(2).mean(-1))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@BOTH
+@pytest.mark.parametrize("model", [Linear()], ids=["linear"])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(model, examples, tmp_path, kind):
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    saves = {"save_strategy": "steps", "save_steps": 2, "resume_from_checkpoint": str(checkpoint)}
+    whole, resumed = (build(model, examples, tmp_path / name, kind, **saves) for name in ("whole", "resumed"))
+    whole.train(), resumed.train(resume_from_checkpoint=str(checkpoint))
+    for (name, weight), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    held = [load_file(tmp_path / name / "checkpoint-4" / AVERAGE_NAME) for name in ("whole", "resumed")]
+    assert all(torch.equal(held[0][name], held[1][name]) for name in held[0])
+    assert (resumed.args.resume_from_checkpoint, average_of(resumed).decay) == (str(checkpoint), DECAY)
+
+
+@BOTH
+def test_a_checkpoint_in_the_output_folder_is_found(model, examples, tmp_path, kind, checkpoint):
+    resumed = build(model, examples, tmp_path / "run", kind)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 4
+
+
+def test_the_average_of_another_checkpoint_is_refused(model, examples, tmp_path):
+    """A plain trainer does not say what it resumes from, and one of the same step lies in the output folder."""
+    saves = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    for name in ("run", "other"):
+        build(model, examples, tmp_path / name, "plain", **saves).train()
+    resumed = build(model, examples, tmp_path / "run", "plain")
+    with pytest.raises(
+        ValueError, match="is not of the checkpoint that is resumed from. Set `resume_from_checkpoint`"
+    ):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-2"))
+
+
+def test_only_models_have_no_average_beside_them(model, examples, tmp_path):
+    build(model, examples, tmp_path, "plain", save_strategy="steps", save_steps=2, save_only_model=True).train()
+    assert not list(tmp_path.rglob(AVERAGE_NAME))
+
+
+@BOTH
+def test_a_checkpoint_holds_weights_and_average(model, examples, tmp_path, kind, checkpoint):
+    trainer = build(model, examples, tmp_path / "again", kind, max_steps=2)
     trainer.train()
     held = load_file(checkpoint / AVERAGE_NAME)
     assert held.keys() == dict(model.named_parameters()).keys()
@@ -184,8 +254,12 @@ def replace_by_another(path):
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda path: path.unlink(), FileNotFoundError, f"has no {AVERAGE_NAME}: it was trained without `ema_decay`"),
-        (cut, ValueError, f"{AVERAGE_NAME} in .* is damaged"),
+        (
+            lambda path: path.unlink(),
+            FileNotFoundError,
+            f"There is no .*{AVERAGE_NAME}: the checkpoint was trained without `WeightAverageCallback`",
+        ),
+        (cut, ValueError, f"{AVERAGE_NAME} is damaged"),
         (replace_by_another, ValueError, "holds the weights of another model"),
     ],
 )
@@ -196,3 +270,27 @@ def test_a_checkpoint_without_its_average_is_refused(model, examples, tmp_path, 
     (checkpoint / LIST_NAME).unlink()  # as one of an older version
     with pytest.raises(error, match=message):
         build(model, examples, tmp_path / "resumed").train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, "0.9"])
+def test_a_decay_outside_its_range_is_refused(decay):
+    with pytest.raises(ValueError, match=f"`decay` must lie between 0 and 1, but got {decay!r}"):
+        WeightAverageCallback(decay)
+
+
+@BOTH
+@pytest.mark.parametrize("spread", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_spread_weights_are_refused(model, examples, tmp_path, kind, spread, monkeypatch):
+    callback = WeightAverageCallback(DECAY)
+    trainer = build(model, examples, tmp_path, kind, callbacks=[])
+    state = SimpleNamespace(distributed_type=spread)
+    monkeypatch.setattr("hf_nullspace.training.weight_average.AcceleratorState", lambda: state)
+    with pytest.raises(ValueError, match=f"averages whole weights, which {spread.value} spreads over processes"):
+        callback.on_init_end(trainer.args, trainer.state, trainer.control)
+
+
+@BOTH
+def test_it_does_not_go_with_the_best_model(model, examples, tmp_path, kind):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    with pytest.raises(ValueError, match="averaged weights, and `load_best_model_at_end` with those of a checkpoint"):
+        build(model, examples, tmp_path, kind, eval_dataset=examples, **best)
