@@ -9,6 +9,7 @@ from typing import Any
 
 from ..noise.certificate import Certificate
 from ..robustness.metrics import wilson_interval
+from ..utils.escaping import looks_like_another
 from ..utils.strict_json import DamagedFileError, expect, read_json
 from .model_card import TEMPLATES, TRAINING_NAME
 from .training_facts import FIGURES, FIRST_FIGURES
@@ -119,13 +120,14 @@ def _certificate(name: str, values: dict[str, Any]) -> Certificate:
 def _check_words(part: str, values: Mapping[str, Any]) -> None:
     """Names are words, and values numbers or one line."""
     for name, value in values.items():
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or looks_like_another(name):
             raise DamagedFileError(f"`{part}` has the name {name[:40]!r}")
         if isinstance(value, str) and (len(value) > MAX_WORDS or len(value.splitlines()) > 1):
             raise DamagedFileError(f"`{part}.{name}` is longer than a line")
 
 
 def _check_numbers(part: str, values: Mapping[str, Any] | None, check) -> None:
+    _check_words(part, dict.fromkeys(values or {}) if set(values or {}) != {""} else {})
     for model, row in (values or {}).items():
         _check_words(part, expect(row, dict, f"`{part}.{model}`"))
         for column, value in row.items():

@@ -111,7 +111,7 @@ def compare_with_manifest(folder: str | os.PathLike) -> dict[str, str]:
     problems = {}
     for name, row in read_manifest(folder).items():
         path = Path(folder, name)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike that of a path, for names that are too long as well
             problems[name] = "is missing"
         elif path.stat().st_size != row["size"]:
             problems[name] = f"has {path.stat().st_size} bytes, published were {row['size']}"

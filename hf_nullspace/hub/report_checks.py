@@ -9,17 +9,20 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..data.robustness_datasets import PREPROCESSINGS
+from ..robustness.metrics import wilson_interval
 from ..robustness.outcomes import Outcomes, model_fingerprint
 from ..robustness.preparation import describe_preprocessing
-from ..robustness.profiles import EVALUATION_SET, PROFILES
+from ..robustness.profiles import EVALUATION_SET, IMAGENET_C, PROFILES
 from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME, RobustnessReport
-from ..robustness.scoring import aggregate_columns, score_columns, summarize_columns
+from ..robustness.scoring import GENERATED, PUBLISHED, aggregate_columns, score_columns, summarize_columns
 from ..robustness.shards import choose_images
 from ..utils.escaping import plain_text
+from ..utils.strict_json import read_json
 from .card_results import CONTROL_NAME, MODEL_NAME, paired_differences, unpack_correct
 from .claims import Claim
 from .facts import interval_of
-from .model_card import TRAINING_NAME
+from .model_card import TEMPLATE, TRAINING_NAME
 from .page_text import compare_pages
 
 
@@ -92,6 +95,18 @@ def check_outcomes(report: RobustnessReport, num_labels: int) -> Claim:
     return Claim(name, not problems, reason="; ".join(problems[:3]))
 
 
+def check_logits(report: RobustnessReport, num_labels: int) -> Claim:
+    """That the report counts the model's logits."""
+    stated = report.run.get("logits", {})
+    wrong = [
+        name
+        for name, counts in stated.items()
+        if counts["all"] != num_labels or not 0 < counts["competing"] <= counts["all"]
+    ]
+    reason = f"the model has {num_labels}, and the report others for {_listed(wrong)}" if wrong else ""
+    return Claim("logits of the report", not wrong, reason=reason)
+
+
 def check_weights(report: RobustnessReport, model: PreTrainedModel, is_adapter: bool) -> Claim:
     """That the report says it was measured with these weights."""
     name = "weights of the report"
@@ -102,15 +117,67 @@ def check_weights(report: RobustnessReport, model: PreTrainedModel, is_adapter: 
     return Claim(name, False, reason="it was measured with other weights")
 
 
-def check_preprocessing(report: RobustnessReport, image_processor: Callable) -> Claim:
+def check_preprocessing(report: RobustnessReport, image_processor: Callable, is_old: bool) -> Claim:
     """That the preprocessing of the report is that of the published image processor."""
     expected = describe_preprocessing(image_processor, {})
     found = report.run.get("preprocessing", {})
-    wrong = [
-        name for name, value in found.items() if name in expected and name != "resizing" and expected[name] != value
-    ]
-    reason = f"the image processor has others for {wrong}" if wrong else ""
+    expected["resizing"] = found.get("resizing")
+    wrong = [name for name, value in found.items() if name in expected and expected[name] != value]
+    wrong += [] if is_old else sorted(set(found) ^ set(expected))
+    wrong += [words for words in found.get("resizing", {}) if not is_old and words not in PREPROCESSINGS.values()]
+    reason = f"the image processor has others for {_listed(wrong)}" if wrong else ""
     return Claim("preprocessing of the report", not wrong, reason=reason)
+
+
+def check_rows(report: RobustnessReport, is_old: bool) -> list[Claim]:
+    """What a report without outcomes says of its own counts: accuracies, intervals, numbers of images, and their means."""
+    columns = {column.name: column for column in report.profile.columns}
+    wrong = []
+    for name, row in report.columns.items():
+        total = report.run.get("num_images", {}).get(getattr(columns.get(name), "dataset", None))
+        most = columns[name].max_images if name in columns else None
+        if total is not None and row["count"] != min(total, most or total) or not 0 <= row["correct"] <= row["count"]:
+            wrong.append(f"count of {name}")
+            continue
+        low, high = wilson_interval(row["correct"], row["count"])
+        expected = {"accuracy": 100 * row["correct"] / row["count"], "low": low, "high": high}
+        wrong += differing_paths({field: row[field] for field in expected}, expected, name)
+    claims = [Claim("numbers of the report", not wrong, reason=_others("counts", wrong))]
+    if wrong or is_old:
+        return claims
+    bars = {name: dict(row) for name, row in report.summary.items()}
+    alone = {name: row for name, row in report.columns.items() if name in bars}
+    groups = {}
+    for column in report.profile.columns:
+        if column.name in report.columns and column.corruption is not None and column.attack is None:
+            group = PUBLISHED if column.dataset == IMAGENET_C else GENERATED
+            groups.setdefault(group, []).append(report.columns[column.name]["accuracy"])
+    expected = {name: {field: row[field] for field in ("accuracy", "low", "high")} for name, row in alone.items()}
+    for name, values in groups.items():  # its interval takes outcomes
+        expected[name] = {**bars.get(name, {}), "accuracy": sum(values) / len(values)}
+    wrong = differing_paths(bars, expected)
+    claims.append(Claim("numbers of the figure of the report", not wrong, reason=_others("counts", wrong)))
+    if not wrong:
+        wrong = differing_paths(
+            report.aggregates, aggregate_columns(report.profile.columns, report.columns, report.summary)
+        )
+        claims.append(Claim("means of the report", not wrong, reason=_others("counts", wrong)))
+    further = sorted({field for row in report.columns.values() for field in row} - {*BASE_FIELDS})
+    if further:
+        claims.append(Claim(f"{_listed(further)} of the report", None, reason=f"there is no {OUTCOMES_NAME}"))
+    return claims
+
+
+def _others(source: str, wrong: list[str]) -> str:
+    return f"the {source} give others for {_listed(wrong)}" if wrong else ""
+
+
+def check_stated_fields(folder: Path, report: RobustnessReport, is_old: bool) -> Claim:
+    """That the seed and the words on the means are those of the profile."""
+    stated, expected = read_json(folder / REPORT_NAME), report.to_dict()
+    names = ("seed",) if is_old else ("seed", "aggregates_over")
+    wrong = [name for name in names if stated.get(name) != expected[name]]
+    return Claim("seed and means of the report by its profile", not wrong, reason=_others("profile and means", wrong))
 
 
 def derive(report: RobustnessReport) -> RobustnessReport:
@@ -162,6 +229,12 @@ def check_card_numbers(facts: Mapping[str, Any], report: RobustnessReport) -> li
         claims.append(_check_control(plain_text(name, 40), row, intervals.get(name), facts, report))
     if facts["differences"] is not None:
         claims.append(_check_differences(facts, report))
+    elif CONTROL_NAME in stated and facts["template"] == TEMPLATE:
+        reason = "the card leaves them out, though it has the control"
+        claims.append(Claim("differences from the control", False, reason=reason))
+    missing = [name for name in ("intervals", "result_images", "result_logits") if facts[name] is None]
+    if missing and facts["template"] == TEMPLATE:
+        claims.append(Claim(f"{_listed(missing)} of the card", None, reason="the card leaves them out"))
     return claims
 
 

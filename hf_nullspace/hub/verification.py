@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
+from ..data.digits import DIGITS_NAME
 from ..models.frozen import FrozenClassifier, frozen
 from ..models.injection import tokens_shape
 from ..models.patch_projection import channels_of
@@ -37,6 +38,7 @@ from .file_checks import (
     check_without_noise,
     check_without_report,
 )
+from .leftover_checks import list_leftovers
 from .manifest import MANIFEST_NAME, NewerFormatError
 from .model_card import TEMPLATE, TRAINING_NAME
 from .outcome_claims import MIN_IMAGES, check_labels, choose_places, compare_outcomes, compare_shares
@@ -44,10 +46,13 @@ from .report_checks import (
     MAX_COLUMNS,
     check_card_numbers,
     check_columns,
+    check_logits,
     check_numbers,
     check_outcomes,
     check_preprocessing,
     check_report_page,
+    check_rows,
+    check_stated_fields,
     check_weights,
     derive,
 )
@@ -59,6 +64,10 @@ MAX_SECONDS = 1800.0
 
 # A processor that makes larger pictures would fill the memory before a budget of time is spent.
 MAX_SIDE = 4096
+
+
+# A layer has weights, and each a name of some letters and its place in the header of the file.
+BYTES_OF_A_LAYER = 64
 
 
 ADAPTER_NAME, PROCESSOR_NAME = "adapter_config.json", "preprocessor_config.json"
@@ -181,6 +190,24 @@ def verify(
     return Verification(source, (*claims, *check.measure(time.monotonic() + max_seconds)))
 
 
+def check_config(folder: Path, config: Any) -> None:
+    """
+    Raises:
+        `ValueError`: If a config has more layers than its weights can have, which it would take forever to build.
+    """
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    values = [config]
+    while values:
+        value = values.pop()
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if isinstance(value, dict):
+            for name, count in value.items():
+                is_depth = "layers" in name or "depth" in name
+                counts = count if isinstance(count, list) else [count]
+                if is_depth and any(isinstance(each, int) and BYTES_OF_A_LAYER * each > size for each in counts):
+                    raise ValueError(f"`{plain_text(name, 60)}` asks for more layers than the weights can have")
+
+
 def folders_of(images: str | os.PathLike | Sequence[str | os.PathLike] | None) -> tuple[str | os.PathLike, ...]:
     """The folders that were named."""
     return () if images is None else (images,) if isinstance(images, (str, os.PathLike)) else tuple(images)
@@ -234,6 +261,7 @@ class Checkpoint:
         elif self.facts["certificate"] is None:
             claims.append(check_without_noise(self.facts))
         claims += self._guarded("report", self._check_report)
+        claims += self._guarded("other files", lambda: list_leftovers(self.folder))
         return claims + list_hearsay(self.facts)
 
     def _check_report(self) -> list[Claim]:
@@ -249,18 +277,22 @@ class Checkpoint:
         if self.model is not None:
             claims.append(check_weights(report, self.model, (self.folder / ADAPTER_NAME).is_file()))
             claims.append(check_outcomes(report, self.model.config.num_labels))
+            claims.append(check_logits(report, self.model.config.num_labels))
         if self.processor is not None:
-            claims.append(check_preprocessing(report, self.processor))
+            claims.append(check_preprocessing(report, self.processor, is_old))
+        claims.append(check_stated_fields(self.folder, report, is_old))
         claims += check_card_numbers(facts, report)
         if report.outcomes is None or set(report.outcomes) != set(report.columns):
             self.report.outcomes = None
-            return claims
+            return [*claims, *check_rows(report, is_old), check_report_page(self.folder, report, is_old)]
         derived = derive(report)
         return [
             *claims,
             *check_numbers(report, derived, is_old),
             check_report_page(self.folder, derived, is_old),
-            Claim("timing and versions of the report", None, reason="only the evaluation knows"),
+            Claim(
+                "model name, timing, precision and versions of the report", None, reason="only the evaluation knows"
+            ),
         ]
 
     def _read_noise(self) -> NullspaceNoise | None:
@@ -275,7 +307,7 @@ class Checkpoint:
     def _load_model(self) -> PreTrainedModel:
         for name in ("config.json", ADAPTER_NAME):
             if (self.folder / name).is_file():
-                read_json(self.folder / name)
+                check_config(self.folder, read_json(self.folder / name))
         # What a reader's `from_pretrained` gives, without code of the repository and without a pickle.
         model, info = AutoModelForImageClassification.from_pretrained(
             self.folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
@@ -455,6 +487,9 @@ class Checkpoint:
         try:
             return measure()
         except Exception as error:  # the verifier's pictures, packages or memory may be at fault, so no claim fails
+            if self.images.are_known and isinstance(error, ValueError):  # the package's own pictures are not at fault
+                reason = f"it cannot be of {DIGITS_NAME}: {_one_line(error)}"
+                return [Claim(part, False, reason=reason, is_measurement=True)]
             return [Claim(part, None, reason=f"it cannot be measured here: {_one_line(error)}", is_measurement=True)]
 
 

@@ -15,6 +15,10 @@ UNSEEN = ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
 MARKUP = re.compile(r"[&<>|`*$\\]|\](?=[(\[])")
 
 
+# Scripts with letters that are drawn like Latin ones.
+LIKE_LATIN = {"ARMENIAN", "CHEROKEE", "CYRILLIC", "GREEK"}
+
+
 REPLACEMENTS = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -36,6 +40,12 @@ def plain_text(value: Any, limit: int | None = None) -> str:
 def markdown_text(value: Any, limit: int | None = None) -> str:
     """A value as words of a Markdown page, also in a table's cell: as [`plain_text`], and no markup."""
     return MARKUP.sub(lambda match: REPLACEMENTS.get(match[0], "\\" + match[0]), plain_text(value, limit))
+
+
+def looks_like_another(name: str) -> bool:
+    """Whether a name has letters that are drawn like others: of several scripts, or of another width or shape."""
+    scripts = {unicodedata.name(each, "?").partition(" ")[0] for each in name if each.isalpha()}
+    return unicodedata.normalize("NFKC", name) != name or ("LATIN" in scripts and bool(scripts & LIKE_LATIN))
 
 
 def escaped_strings(value: Any) -> Any:

@@ -227,6 +227,27 @@ def certificate_without_noise(forger):
     forger.facts(change)
 
 
+def without_outcomes_and(*changes):
+    """Nothing is left to derive the report from but its own counts."""
+
+    def forge(forger):
+        (forger.folder / "outcomes.safetensors").unlink()
+        for change in changes:
+            change(forger)
+
+    return forge
+
+
+def lookalike(forger):
+    """A row of the table whose name has the Cyrillic letter a."""
+
+    def change(facts):
+        for part in ("results", "intervals"):
+            facts[part]["nullsp\u0430ce"] = facts[part]["plain"]
+
+    forger.facts(change)
+
+
 def swapped_weights(forger):
     path = forger.folder / "model.safetensors"
     weights = {name: value + 0.01 for name, value in load_file(path).items()}
@@ -279,6 +300,47 @@ STATIC = {
     "a number for a verdict": (evaluation_certificate(converged=1), "training facts can be read"),
     "a text for a time": (evaluation_certificate(seconds="0.1"), "training facts can be read"),
     "negative steps": (evaluation_certificate(steps=-1), "training facts can be read"),
+    "accuracy that its counts do not give": (
+        without_outcomes_and(report("columns", "fgsm", "accuracy", value=99.9)),
+        "numbers of the report",
+    ),
+    "interval that its counts do not give": (
+        without_outcomes_and(report("columns", "clean", "low", value=90.0)),
+        "numbers of the report",
+    ),
+    "counts of other images": (
+        without_outcomes_and(report("columns", "clean", "count", value=600)),
+        "numbers of the report",
+    ),
+    "a negative number of images": (
+        without_outcomes_and(report("run", "num_images", "evaluation", value=-5)),
+        "numbers of the report",
+    ),
+    "bars that no row gives": (
+        without_outcomes_and(report("summary", "corruptions", "accuracy", value=99.9)),
+        "numbers of the figure",
+    ),
+    "means that no row gives": (
+        without_outcomes_and(report("aggregates", "mean_accuracy", value=99.9)),
+        "means of the report",
+    ),
+    "page without outcomes": (
+        without_outcomes_and(text("robustness.md", "## Means", "All robust.\n\n## Means")),
+        "text of robustness.md",
+    ),
+    "another seed": (report("seed", value=7), "seed and means"),
+    "another words on the means": (
+        report("aggregates_over", value={"mean_accuracy": "all attacks"}),
+        "seed and means",
+    ),
+    "logits": (report("run", "logits", "evaluation", value={"competing": 9, "all": 1000}), "logits of the report"),
+    "no preprocessing": (report("run", "preprocessing", value={"resizing": {}}), "preprocessing of the report"),
+    "words for preprocessing": (
+        report("run", "preprocessing", "resizing", value={"99.9 % better": ["evaluation"]}),
+        "preprocessing of the report",
+    ),
+    "differences left out": (facts("differences", value=None), "differences from the control"),
+    "a name that looks like another": (lookalike, "training facts can be read"),
     "caption of a figure": (facts("figures", value={"robustness.png": "99.9 %"}), "training facts can be read"),
     "words as the name of a metric": (facts("metrics", "last", value={"99.9 % robust!": 1.0}), "training facts"),
     "text added": (text("README.md", "### Limits", "Certified 99.9 % robust.\n\n### Limits"), "text of README.md"),
@@ -402,7 +464,17 @@ def claimed_accuracy(forger):
     forger.facts(lambda facts: facts["metrics"]["last"].update(Accuracy=0.999))
 
 
+def other_classes(forger):
+    """Classes of which the pictures have none, so that no accuracy can be measured."""
+    config = forger.read("config.json")
+    config["id2label"] = {str(place): f"class {place}" for place in range(10)}
+    config["label2id"] = {f"class {place}": place for place in range(10)}
+    forger.write("config.json", config)
+
+
 MEASURED = {
+    "other classes": (other_classes, "accuracies of the report"),
+    "a projection that is not there": (facts("patch_projection", value="vit.x"), "certificate measured anew"),
     "outcomes too": (outcomes_too, "labels of fgsm"),
     "predictions too": (predictions_too, "accuracy (%), fgsm"),
     "without outcomes": (without_outcomes, "accuracy (%), fgsm"),
@@ -444,13 +516,18 @@ def test_three_images_refute_nothing_and_are_not_counted(forger, capsys):
 def test_what_cannot_be_derived_is_listed(forger):
     (forger.folder / "robustness.png").write_bytes(b"\x89PNG another")
     (forger.folder / "notes.md").write_text("99.9 % robust")
+    (forger.folder / "results.csv").write_text("model,accuracy\nours,99.9")
+    forger.report(lambda values: values.update(robust=99.9))
     forger.facts(lambda facts: facts["hyperparameters"].update(learning_rate=1.0))
+    forger.facts(lambda facts: facts.update(certified=99.9, intervals=None))
     forger.done()
     manifest = forger.read("nullspace_manifest.json")
     del manifest["files"]["notes.md"]
     forger.write("nullspace_manifest.json", manifest)
     claims = claims_of(forger.folder)
     names = ("figure robustness.png", "training settings", "file notes.md", "certificate of training images")
+    names += ("contents of results.csv", "robust of robustness.json", "certified of nullspace_training.json")
+    names += ("['intervals'] of the card",)
     for name in (*names, "step and use of the last round", "kind of the base model"):
         assert claims[name].holds is None
 
@@ -577,6 +654,22 @@ def test_thousands_of_columns_are_not_measured(forger):
     forger.report(change, page=False)
     claim = claims_of(forger.done())["accuracies of the report"]
     assert (claim.holds, claim.reason) == (None, "it has 3005 columns; at most 1000 are checked")
+
+
+def test_a_billion_layers_are_not_built(forger):
+    config = forger.read("config.json")
+    config["num_hidden_layers"] = 10**9
+    forger.write("config.json", config)
+    assert "model can be read" in failed(forger.done())
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "\x00", "\ud800", "", ".."])
+def test_files_that_cannot_be_are_missing(forger, name):
+    forger.done()
+    manifest = forger.read("nullspace_manifest.json")
+    manifest["files"][name] = {"size": 1, "sha256": "0"}
+    forger.write("nullspace_manifest.json", manifest)
+    assert [claim.reason for claim in check_files(forger.folder) if claim.holds is False] == ["is missing"]
 
 
 def test_many_claims_that_are_not_checked_share_a_row():
