@@ -45,8 +45,8 @@ def read_class_folders(
             message += f"Name the folder inside it: {str(folder / inner[0])!r}."
         elif padded:
             message += (
-                f"Folders such as {padded[0]!r} were padded or renamed; the published names are '0' to '999', and labels "
-                "are read from these. Unpack the published archive again."
+                f"Folders such as {padded[0]!r} were padded or renamed; the published names are unpadded, as "
+                f"{padded[0].lstrip('0').rjust(1, '0')!r}, and labels are read from these. Unpack the published archive again."
             )
         elif missing and not unknown:
             message += "Complete it, or name the classes that are to be evaluated with `class_subset`."
@@ -69,7 +69,7 @@ def read_class_folders(
 
 
 def read_labelled_files(
-    folder: str | os.PathLike, labels_file: str | os.PathLike | None, labels: Mapping[str, int]
+    folder: str | os.PathLike, labels_file: str | os.PathLike | None, labels: Mapping[str, int], kind: str
 ) -> tuple[list[str], list[int]]:
     """
     The pictures of a flat folder, with labels from a text file that has a line `file_name class` for each.
@@ -78,6 +78,7 @@ def read_labelled_files(
         folder (`str` or `os.PathLike`): The folder.
         labels_file (`str` or `os.PathLike`, *optional*): The list. By default the only `.txt` file of the folder.
         labels (`Mapping[str, int]`): The label of each class that a line may name.
+        kind (`str`): What such a name is, for errors.
 
     Raises:
         `FileNotFoundError`: If the folder or the list does not exist.
@@ -100,8 +101,7 @@ def read_labelled_files(
         name = name.strip()
         if not name or label not in labels:
             raise ValueError(
-                f"Line {number} of {str(labels_file)!r} is {line!r}; expected `file_name class`, the class as a WordNet "
-                "id or as its index from 0 to 999 in the sorted list of WordNet ids."
+                f"Line {number} of {str(labels_file)!r} is {line!r}; expected `file_name class`, the class as {kind}."
             )
         if listed.setdefault(name, labels[label]) != labels[label]:
             raise ValueError(f"{str(labels_file)!r} names two classes for {name!r}.")

@@ -84,15 +84,14 @@ def imagenet_labels(
             f"{[wnids[index] for index in sorted(outside)[:5]]}. Name the dataset that it is."
         )
     if missing:
-        raise ValueError(describe_missing(title, missing, expected))
+        raise ValueError(describe_missing(title, [wnids[index] for index in sorted(missing)], len(expected)))
     return [index if index in expected else -1 for index in found]
 
 
-def describe_missing(where: str, missing: set[int], expected: set[int]) -> str:
-    """The error for classes without a picture."""
-    wnids = [imagenet_wnids()[index] for index in sorted(missing)[:5]]
+def describe_missing(where: str, missing: list[str], count: int) -> str:
+    """The error for classes without a picture, of so many."""
     return (
-        f"{where}: no picture of {len(missing)} of {len(expected)} classes, such as {wnids}. Complete it, or name the "
+        f"{where}: no picture of {len(missing)} of {count} classes, such as {missing[:5]}. Complete it, or name the "
         "classes that are to be evaluated with `class_subset`."
     )
 

@@ -11,6 +11,12 @@ from pathlib import Path
 from transformers.utils import logging
 
 
+logger = logging.get_logger(__name__)
+
+
+NUM_CLASSES = 1000
+
+
 # The corruptions that ImageNet-C was published with, and their severities.
 IMAGENET_C_CORRUPTIONS = (
     "gaussian_noise",
@@ -29,13 +35,9 @@ IMAGENET_C_CORRUPTIONS = (
     "pixelate",
     "jpeg_compression",
 )
+
+
 IMAGENET_C_SEVERITIES = (1, 2, 3, 4, 5)
-
-
-logger = logging.get_logger(__name__)
-
-
-NUM_CLASSES = 1000
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""ImageNet and the datasets that test robustness on its classes, from a folder or the Hub, with checked labels."""
+"""Evaluation datasets read from a folder or the Hub, with checked labels that are places among a model's logits."""
 
 from __future__ import annotations
 
@@ -11,50 +11,17 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .class_folders import read_class_folders, read_labelled_files
-from .class_labels import describe_missing, imagenet_labels, model_labels, named_labels, translate_labels, with_labels
-from .imagenet import (
-    IMAGENET_C_CORRUPTIONS,
-    IMAGENET_C_SEVERITIES,
-    NUM_CLASSES,
-    imagenet_a_indices,
-    imagenet_class_indices,
-    imagenet_r_indices,
-    imagenet_wnids,
-)
+from .class_labels import describe_missing, model_labels, named_labels, with_labels
+from .class_lists import ClassList, NamedClasses
+from .dataset_spec import DATASETS, PREPROCESSINGS, DatasetSpec, check_preprocessing
+from .imagenet import imagenet_wnids
+from .imagenet_datasets import IMAGENET
 from .pictures import picture_name, read_picture
 from .splits import draw_images, drop_unreadable_images
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-PREPROCESSINGS = {
-    "resize_256_crop_224": "shorter side resized to 256 (bicubic), centre crop of 224",
-    "none": "none, the pictures are 224x224",
-    "image_processor": "the model's image processor",
-}
-
-
-TITLES = {
-    "imagenet": "ImageNet validation",
-    "imagenet-a": "ImageNet-A",
-    "imagenet-c": "ImageNet-C",
-    "imagenet-r": "ImageNet-R",
-    "imagenet-sketch": "ImageNet-Sketch",
-    "imagenet-stylized": "Stylized-ImageNet",
-    "imagenet-v2": "ImageNet-V2",
-    "damagenet": "DamageNet",
-}
-
-
-ROBUSTNESS_DATASETS = tuple(TITLES)
-
-
-UNCHANGED = ("imagenet-c", "imagenet-stylized", "damagenet")
-
-
-LISTED = ("imagenet", "damagenet")  # may come as a flat folder with a list of labels
 
 
 @dataclass(frozen=True)
@@ -66,8 +33,8 @@ class RobustnessDataset:
         name (`str`): What it is called in reports.
         dataset (`datasets.Dataset`): Columns `image` and `label`.
         class_indices (`tuple[int, ...]` or `None`): The logits that compete; the others are to be masked with
-            [`masked_logits`]. `None`, all of them, but for ImageNet-A and ImageNet-R, which were published with the
-            rule that a prediction is one of their 200 classes.
+            [`masked_logits`]. `None`, all of them, but for datasets that were published with the rule that a prediction
+            is one of their own classes.
         preprocessing (`str`): One of `"resize_256_crop_224"`, `"none"` and `"image_processor"`.
     """
 
@@ -98,8 +65,7 @@ def prepare_picture(picture: Image.Image, preprocessing: str, image_size: int = 
     Raises:
         `ValueError`: If the preprocessing is unknown, or `"none"` meets a picture of another size.
     """
-    if preprocessing not in PREPROCESSINGS:
-        raise ValueError(f"`preprocessing` must be one of {list(PREPROCESSINGS)}, but got {preprocessing!r}.")
+    check_preprocessing(preprocessing)
     picture = read_picture(picture)
     width, height = picture.size
     if preprocessing == "image_processor":
@@ -139,21 +105,24 @@ def load_robustness_dataset(
     **load_kwargs: Any,
 ) -> RobustnessDataset:
     """
-    One of [`ROBUSTNESS_DATASETS`], with labels that are indices into the 1000 classes of ImageNet or into a model's.
+    One of [`~dataset_spec.DATASETS`], with labels that are indices into its classes or into a model's.
 
-    Accepted folders: sub-folders named by WordNet ids (`n01440764/...`), for ImageNet-V2 `0` to `999` as published, for
-    ImageNet-C `gaussian_noise/1/n01440764/...`. ImageNet and DamageNet may also be one flat folder of pictures with a
-    text file that has a line `file_name class` for each (a WordNet id, or an index from 0 to 999).
+    Accepted folders: one sub-folder for each class (of ImageNet, named by WordNet ids as `n01440764/...`, for
+    ImageNet-V2 `0` to `999` as published); where the dataset has corruptions, such a folder for each of its parts
+    (`gaussian_noise/1/n01440764/...`). Some may also be one flat folder of pictures with a text file that has a line
+    `file_name class` for each (for ImageNet and DamageNet a WordNet id, or an index from 0 to 999).
 
     Args:
         name (`str`): Which dataset.
         source (`str` or `os.PathLike`): A local folder, or the id of a dataset on the Hub.
-        corruption, severity (`str` and `int`, *optional*): Which part of ImageNet-C; needed there and only there.
-        class_subset (`Sequence[str]`, *optional*): WordNet ids, when only pictures of these classes are evaluated. What
-            competes stays the same: a picture that is taken for a class that has none here is a mistake.
-        id2label (`Mapping[int, str]`, *optional*): Which class each logit of the model is, by WordNet id or synonyms
-            (`model.config.id2label`). Labels are translated to it by name, and pictures of classes that the model
-            does not have are left out. By default the model has ImageNet's classes in their order.
+        corruption, severity (`str` and `int`, *optional*): Which part of a dataset that has corruptions; needed there and
+            only there.
+        class_subset (`Sequence[str]`, *optional*): Names of classes (of ImageNet's, WordNet ids), when only pictures of
+            these are evaluated. What competes stays the same: a picture that is taken for a class that has none here is
+            a mistake.
+        id2label (`Mapping[int, str]`, *optional*): Which class each logit of the model is (`model.config.id2label`; of
+            ImageNet's, by WordNet id or synonyms). Labels are translated to it by name; pictures of ImageNet classes that
+            the model does not have are left out. By default the model has the dataset's classes in their order.
         labels_file (`str` or `os.PathLike`, *optional*): The list of a flat folder; by default its only `.txt` file.
         class_names (`Sequence[str]`, *optional*): For a Hub dataset that does not say what its labels are: the name of
             each, a WordNet id or synonyms. `imagenet_wnids()` if labels are ImageNet's indices already.
@@ -179,36 +148,54 @@ def load_robustness_dataset(
     >>> logits = masked_logits(logits, sketch.class_indices)  # doctest: +SKIP
     ```
     """
-    if name not in TITLES:
-        raise ValueError(f"Unknown dataset {name!r}; expected one of {list(TITLES)}.")
-    title = TITLES[name]
-    if name == "imagenet-c":
-        _check_part(corruption, severity)
-        title = f"{title} {corruption} {severity}"
-    elif corruption is not None or severity is not None:
-        raise ValueError(f"`corruption` and `severity` choose a part of imagenet-c; {title} has none.")
-    if labels_file is not None and name not in LISTED:
-        raise ValueError(f"`labels_file` is for {list(LISTED)}; {title} has class folders.")
+    spec = DATASETS.find(name)
+    title = _part_title(spec, corruption, severity)
+    if labels_file is not None and not spec.may_be_listed:
+        raise ValueError(f"`labels_file` is for datasets that may be one flat folder; {title} has class folders.")
     if max_images is not None and max_images < 1:
         raise ValueError(f"`max_images` must be at least 1, but got {max_images}.")
-    classes = _expected_classes(name, class_subset)
     if not os.path.exists(source) and (os.path.isabs(source) or str(source).startswith(".")):
         raise FileNotFoundError(f"There is no folder {str(source)!r}. Name a local folder, or a dataset of the Hub.")
     if _is_folder_of_pictures(Path(source)):
-        folder = Path(source, corruption, str(severity)) if name == "imagenet-c" else Path(source)
-        dataset = _read_folder(name, folder, classes, labels_file, class_subset is not None)
+        folder = Path(source, corruption, str(severity)) if spec.corruptions else Path(source)
+        all_classes = _folder_classes(spec, folder)
+        classes = _chosen_classes(title, all_classes, class_subset)
+        dataset = _read_folder(spec, all_classes, folder, classes, labels_file, class_subset is not None)
     else:
-        if name == "imagenet-c":
+        if spec.corruptions:
             load_kwargs.setdefault("data_dir", f"{corruption}/{severity}")
         dataset = _load_split(str(source), title, load_kwargs)
         labels, names = named_labels(dataset, title, image_column_name, label_column_name, class_names)
-        labels = imagenet_labels(title, labels, names, classes, class_subset is not None, name == "imagenet-v2")
+        all_classes = spec.classes or NamedClasses(tuple(names))
+        classes = _chosen_classes(title, all_classes, class_subset)
+        labels = all_classes.labels(title, labels, names, classes, class_subset is not None)
         dataset = with_labels(dataset, image_column_name, labels)
-    dataset, class_indices = translate_labels(dataset, title, classes, _competing_classes(name), id2label)
+    dataset, class_indices = all_classes.for_model(dataset, title, classes, spec.own_classes_compete, id2label)
     dataset = draw_images(dataset, max_images, seed)
     if check_images:
         dataset = drop_unreadable_images(dataset, "image", skip_bad_images)
-    return RobustnessDataset(title, dataset, class_indices, "none" if name in UNCHANGED else "resize_256_crop_224")
+    return RobustnessDataset(title, dataset, class_indices, spec.preprocessing)
+
+
+def load_if_imagenet(
+    folder: str | os.PathLike, id2label: Mapping[int, str], max_images: int | None = None, seed: int = 42
+) -> RobustnessDataset | None:
+    """
+    A folder whose classes are WordNet ids as ImageNet or a part of it, resized as ImageNet's pictures are; `None` for any
+    other, and where the model has classes of these names.
+
+    Args:
+        folder (`str` or `os.PathLike`): One sub-folder of pictures for each class; they are not checked.
+        id2label (`Mapping[int, str]`): The model's classes.
+        max_images (`int`, *optional*): Draw so many pictures.
+        seed (`int`, *optional*, defaults to 42): Seed of that draw.
+    """
+    names, wnids = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir()), imagenet_wnids()
+    if not names or not set(names) <= set(wnids) or set(names) <= set(id2label.values()):
+        return None
+    subset = names if len(names) < len(wnids) else None
+    options = {"max_images": max_images, "seed": seed, "check_images": False}
+    return load_robustness_dataset(IMAGENET.name, folder, class_subset=subset, id2label=id2label, **options)
 
 
 def dataset_for_model(
@@ -240,29 +227,36 @@ def dataset_for_model(
     return RobustnessDataset(name, dataset, None, "image_processor")
 
 
-def _check_part(corruption: str | None, severity: int | None) -> None:
-    if corruption not in IMAGENET_C_CORRUPTIONS or isinstance(severity, bool) or severity not in IMAGENET_C_SEVERITIES:
-        raise ValueError(
-            f"imagenet-c needs a `corruption` of {list(IMAGENET_C_CORRUPTIONS)} and a `severity` of 1 to 5, but got {corruption!r} "
-            f"and {severity!r}."
-        )
+def _part_title(spec: DatasetSpec, corruption: str | None, severity: int | None) -> str:
+    """The title of a dataset or of one of its parts, which is checked."""
+    if spec.corruptions:
+        spec.check_part(corruption, severity, spec.name)
+        return f"{spec.title} {corruption} {severity}"
+    if corruption is not None or severity is not None:
+        raise ValueError(f"`corruption` and `severity` choose a part of a dataset; {spec.title} has none.")
+    return spec.title
 
 
-def _competing_classes(name: str) -> list[int] | None:
-    """The classes among which a prediction is, by the rule that a dataset was published with; `None` for all."""
-    rule = {"imagenet-a": imagenet_a_indices, "imagenet-r": imagenet_r_indices}.get(name)
-    return None if rule is None else list(rule())
-
-
-def _expected_classes(name: str, class_subset: Sequence[str] | None) -> list[int]:
-    expected = _competing_classes(name) or list(range(NUM_CLASSES))
+def _chosen_classes(title: str, all_classes: ClassList, class_subset: Sequence[str] | None) -> list[int]:
+    """The classes that must have pictures."""
+    own = all_classes.indices
     if class_subset is None:
-        return expected
-    chosen = sorted(imagenet_class_indices(class_subset))
-    outside = [imagenet_wnids()[index] for index in chosen if index not in set(expected)]
+        return own
+    chosen = sorted(all_classes.places(class_subset))
+    outside = [all_classes.folders[index] for index in chosen if index not in set(own)]
     if outside or not chosen:
-        raise ValueError(f"`class_subset` must name classes of {TITLES[name]}, but got {outside[:5] or 'none'}.")
+        raise ValueError(f"`class_subset` must name classes of {title}, but got {outside[:5] or 'none'}.")
     return chosen
+
+
+def _folder_classes(spec: DatasetSpec, folder: Path) -> ClassList:
+    """The classes of a dataset, or those that a folder has sub-folders of."""
+    if spec.classes is not None:
+        return spec.classes
+    names = sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir())
+    if not names:
+        raise ValueError(f"{str(folder)!r} has no sub-folder of pictures for each class of {spec.title}.")
+    return NamedClasses(tuple(names))
 
 
 def _is_folder_of_pictures(source: Path) -> bool:
@@ -271,27 +265,30 @@ def _is_folder_of_pictures(source: Path) -> bool:
 
 
 def _read_folder(
-    name: str, folder: Path, classes: list[int], labels_file: str | os.PathLike | None, is_subset: bool
+    spec: DatasetSpec,
+    all_classes: ClassList,
+    folder: Path,
+    classes: list[int],
+    labels_file: str | os.PathLike | None,
+    is_subset: bool,
 ) -> Dataset:
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    wnids = imagenet_wnids()
     flat = folder.is_dir() and not any(entry.is_dir() for entry in folder.iterdir())
-    if name in LISTED and (labels_file is not None or flat):
-        every = {key: index for index, wnid in enumerate(wnids) for key in (wnid, str(index))}
-        paths, labels = read_labelled_files(folder, labels_file, every)
+    if spec.may_be_listed and (labels_file is not None or flat):
+        paths, labels = read_labelled_files(folder, labels_file, all_classes.line_labels, all_classes.line_kind)
         kept = set(classes)
         chosen = [(path, label) for path, label in zip(paths, labels, strict=True) if label in kept]
         paths, labels = [path for path, _ in chosen], [label for _, label in chosen]
         if missing := kept - set(labels):
-            raise ValueError(describe_missing(repr(str(folder)), missing, kept))
+            names = [all_classes.folders[label] for label in sorted(missing)]
+            raise ValueError(describe_missing(repr(str(folder)), names, len(kept)))
     else:
-        folder_names = [str(index) for index in range(NUM_CLASSES)] if name == "imagenet-v2" else wnids
-        kind = "numbers '0' to '999', unpadded" if name == "imagenet-v2" else "WordNet ids such as 'n01440764'"
-        folders = {folder_names[index]: index for index in classes}
-        ignored = folder_names if is_subset else ()
-        paths, labels = read_class_folders(folder, folders, f"{len(classes)} class folders named by {kind}", ignored)
+        names = all_classes.folders
+        expected = f"{len(classes)} class folders named by {all_classes.kind}"
+        folders = {names[index]: index for index in classes}
+        paths, labels = read_class_folders(folder, folders, expected, names if is_subset else ())
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     return Dataset.from_dict({"image": paths, "label": labels}, features=features)
 

@@ -1,5 +1,7 @@
 """Measures robustness in pixel space."""
 
+from ..data.class_lists import ImageNetClasses, NamedClasses
+from ..data.dataset_spec import DATASETS, DatasetSpec, register_dataset
 from ..data.imagenet import imagenet_wnids
 from ..data.robustness_datasets import RobustnessDataset, dataset_for_model, load_robustness_dataset
 from ..models.frozen import frozen

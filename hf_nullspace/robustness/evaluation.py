@@ -56,7 +56,7 @@ def evaluate_robustness(
     Measures a classifier's accuracy under every column of a profile.
 
     A prediction is the largest of all logits of the model, also where the images are of some of its classes only; but for
-    ImageNet-A and ImageNet-R, which were published with the rule that their 200 classes compete. An answer that is not
+    datasets that were published with the rule that their own classes compete. An answer that is not
     finite is a wrong one. Attacks, and the columns under them, are computed in float32.
 
     Corruptions apply at the model's own resolution, and the radii of attacks are in units of pixels in [0, 1]. Every
@@ -78,7 +78,7 @@ def evaluate_robustness(
         output_dir (`str` or `os.PathLike`, *optional*):
             Where the report is saved, and finished parts are kept until it is. By default nothing is written.
         datasets (`Mapping[str, str or RobustnessDataset]`, *optional*):
-            Folder or Hub id of each other dataset that the profile names (`"imagenet-a"`, ...), or the dataset as
+            Folder or Hub id of each other dataset that the profile names, or the dataset as
             [`load_robustness_dataset`] gives it. Columns of a dataset that is not named are listed as not measured.
         image_column_name, label_column_name (`str`, *optional*):
             The columns of `dataset`.

@@ -13,6 +13,10 @@ from ..utils.random import keyed_generator
 from .corruptions import SEVERITIES
 
 
+# The dataset that mCE is of.
+MCE_DATASET = "imagenet-c"
+
+
 # Top-1 errors of AlexNet under the fifteen corruptions of ImageNet-C, each the mean of 5 severities, and on clean ImageNet (arXiv 1903.12261).
 ALEXNET_ERRORS = dict(
     zip(
@@ -38,7 +42,7 @@ PAPER_COLUMNS = (
     "fgsm",
     "damagenet",
     "imagenet-a",
-    "imagenet-c",
+    MCE_DATASET,
     "imagenet-v2",
     "imagenet-r",
     "imagenet-sketch",
@@ -130,7 +134,7 @@ def paper_average(columns: Mapping[str, float]) -> float:
             f"{[name for name in PAPER_COLUMNS if name not in columns]}, unknown "
             f"{[name for name in columns if name not in PAPER_COLUMNS]}."
         )
-    return _mean([100 - value if name == "imagenet-c" else value for name, value in columns.items()])
+    return _mean([100 - value if name == MCE_DATASET else value for name, value in columns.items()])
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: Sequence[int], num_bins: int = 15) -> float:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..data.robustness_datasets import PREPROCESSINGS, RobustnessDataset, load_robustness_dataset
+from ..data.dataset_spec import PREPROCESSINGS
+from ..data.robustness_datasets import RobustnessDataset, load_robustness_dataset
 from ..models.frozen import frozen
 from ..models.full_precision import HALVES
 from ..models.patch_projection import channels_of
@@ -26,7 +27,7 @@ from .attacks.search import refuse_other_tasks
 from .classifier_check import check_classifier, check_labels
 from .outcomes import model_fingerprint
 from .packages import check_packages, needed_packages
-from .profiles import EVALUATION_SET, IMAGENET_C, Column, Profile, resolve_profile
+from .profiles import EVALUATION_SET, Column, Profile, resolve_profile
 from .rehearsal import rehearse
 from .sources import ColumnImages, ImageSource, image_source, to_pixels
 
@@ -191,15 +192,18 @@ def find_sources(
 def _load_source(
     column: Column, location: str | os.PathLike | RobustnessDataset, model: nn.Module, loaded: dict[str, ImageSource]
 ) -> ImageSource:
-    is_part = column.dataset == IMAGENET_C
-    name = f"{IMAGENET_C}/{column.corruption}/{column.severity}" if is_part else column.dataset
+    spec, name = column.published, column.source_name
     for source in loaded.values():
         if source.name == name:
             return source
-    if is_part and isinstance(location, RobustnessDataset):
-        raise ValueError(f"{IMAGENET_C!r} has 75 parts: name its folder or Hub id, not one loaded part ({location}).")
-    if not isinstance(location, RobustnessDataset):
-        part = {"corruption": column.corruption, "severity": column.severity} if is_part else {}
+    if isinstance(location, RobustnessDataset):
+        if spec is not None:
+            raise ValueError(
+                f"{spec.name!r} has {len(spec.corruptions) * len(spec.severities)} parts: name its folder or Hub id, not "
+                f"one loaded part ({location})."
+            )
+    else:
+        part = {} if spec is None else {"corruption": column.corruption, "severity": column.severity}
         id2label = getattr(getattr(model, "config", None), "id2label", None)
         location = load_robustness_dataset(column.dataset, location, id2label=id2label, check_images=False, **part)
     return image_source(location, model, name)

@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..data.imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES
-from ..data.robustness_datasets import ROBUSTNESS_DATASETS
+from ..data.robustness_datasets import DATASETS, DatasetSpec
 from ..utils.files import json_hash
 from .attacks import ATTACKS
-from .corruptions import CORRUPTIONS
+from .corruptions import CORRUPTIONS, SEVERITIES
 
 
 # Name of the images that `evaluate_robustness` is called with; other datasets are named by the column.
 EVALUATION_SET = "evaluation"
-
-
-# The dataset whose columns are published corruptions.
-IMAGENET_C = "imagenet-c"
 
 
 @dataclass(frozen=True)
@@ -32,10 +28,10 @@ class Column:
         name (`str`):
             Its name in the report.
         dataset (`str`, *optional*, defaults to `"evaluation"`):
-            Which images: those that [`evaluate_robustness`] is called with, or a dataset of `datasets.py` whose location
-            the call names. For `"imagenet-c"`, `corruption` and `severity` choose the published images.
+            Which images: those that [`evaluate_robustness`] is called with, or a [`DatasetSpec`] whose location the call
+            names. Of a dataset that was published with corruptions, `corruption` and `severity` choose the images.
         corruption (`str`, *optional*):
-            Common corruption to generate.
+            Common corruption to generate, or to choose.
         severity (`int`, *optional*):
             Its severity, 1 to 5.
         attack (`str`, *optional*):
@@ -76,17 +72,14 @@ class Column:
                 f"{where} must have both a corruption and a severity or neither, but got {self.corruption!r} and "
                 f"{self.severity!r}."
             )
-        if self.corruption is not None:
+        if self.dataset != EVALUATION_SET:
+            DATASETS.find(self.dataset, where)
+        if self.published is not None:
+            self.published.check_part(self.corruption, self.severity, f"{where} is of {self.dataset!r}, which")
+        elif self.corruption is not None:
             CORRUPTIONS.find(self.corruption, where)
-        if self.severity is not None and (type(self.severity) is not int or not 1 <= self.severity <= 5):
-            raise ValueError(f"{where} must have a severity from 1 to 5, but got {self.severity!r}.")
-        if self.dataset not in (EVALUATION_SET, *ROBUSTNESS_DATASETS):
-            raise ValueError(
-                f"{where} has the unknown dataset {self.dataset!r}; expected {EVALUATION_SET!r} or one of "
-                f"{list(ROBUSTNESS_DATASETS)}."
-            )
-        if self.dataset == IMAGENET_C and self.corruption is None:
-            raise ValueError(f"{where} is of {IMAGENET_C!r}, so it must say which corruption and severity.")
+            if type(self.severity) is not int or self.severity not in SEVERITIES:
+                raise ValueError(f"{where} must have a severity from 1 to 5, but got {self.severity!r}.")
         if self.attack is not None:  # which would refuse settings too, but only when its turn comes
             ATTACKS.find(self.attack, where).check(self.settings, where)
         elif self.settings:
@@ -95,9 +88,20 @@ class Column:
             raise ValueError(f"{where} must have `max_images` of 1 or more, but got {self.max_images!r}.")
 
     @property
+    def published(self) -> DatasetSpec | None:
+        """Its dataset, where that was published with corruptions."""
+        spec = DATASETS.get(self.dataset)
+        return spec if spec is not None and spec.corruptions else None
+
+    @property
     def is_generated(self) -> bool:
         """Whether its corruption is generated here, and not one that its images were published with."""
-        return self.corruption is not None and self.dataset != IMAGENET_C
+        return self.corruption is not None and self.published is None
+
+    @property
+    def source_name(self) -> str:
+        """The name of its images: its dataset, or a part of that."""
+        return self.dataset if self.published is None else f"{self.dataset}/{self.corruption}/{self.severity}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,8 @@ def describe_columns() -> str:
     """What a column of a profile may name, in sentences."""
     corruptions = " ".join(f"{record.name}: {record.help}" for record in CORRUPTIONS.values())
     attacks = " ".join(record.description for record in ATTACKS.values())
-    return f"What a column of a profile may name: CORRUPTIONS. {corruptions} ATTACKS. {attacks}"
+    datasets = "; ".join(f"{record.name} ({record.title}): {record.help}" for record in DATASETS.values())
+    return f"What a column of a profile may name: DATASETS. {datasets}. CORRUPTIONS. {corruptions} ATTACKS. {attacks}"
 
 
 PIXEL_RADIUS = {"epsilon": "8/255"}
@@ -260,7 +265,7 @@ STANDARD = Profile(
     "standard",
     (
         Column("clean", calibration=True),
-        *corruption_columns(IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES, calibration=True),
+        *corruption_columns(IMAGENET_C_CORRUPTIONS, SEVERITIES, calibration=True),
         Column("fgsm", attack="fgsm", settings=PIXEL_RADIUS),
         Column("pgd_linf", attack="pgd_linf", settings={**PIXEL_RADIUS, "steps": 20}, max_images=1000),
         Column("cw_l2", attack="cw_l2", settings=CW, max_images=1000),
@@ -287,7 +292,7 @@ PAPER = Profile(
                 "imagenet-stylized",
             )
         ),
-        *corruption_columns(IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES, dataset=IMAGENET_C),
+        *corruption_columns(IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES, dataset="imagenet-c"),
     ),
     note="The eleven columns of table 1 of arXiv 2403.10476; ImageNet-C counts as one. Attacks are in pixel space.",
 )

@@ -8,7 +8,10 @@ from typing import Any
 from ..data.imagenet import IMAGENET_C_CORRUPTIONS
 from ..utils.escaping import escaped_strings, markdown_text
 from .attacks import ATTACKS
-from .profiles import IMAGENET_C, PROFILES, Column, Profile
+from .profiles import PROFILES, Column, Profile
+
+
+GENERATED_TITLE = "Corruptions, C-style and generated here"
 
 
 AGGREGATE_NAMES = {
@@ -43,11 +46,13 @@ def report_sections(
     others = [_column_row(column, rows[column.name]) for column in measured if column not in corrupted]
     if others:
         parts.append("## Columns\n\nAccuracy in per cent with its 95 % interval.\n\n" + table(others))
-    for title, is_published in (("Corruptions, C-style and generated here", False), ("ImageNet-C", True)):
-        columns = [column for column in corrupted if (column.dataset == IMAGENET_C) == is_published]
-        if columns:
-            cells = _corruption_table(columns, rows)
-            parts.append(f"## {title}\n\nAccuracy in per cent by severity.\n\n{cells}")
+    tables: dict[str, list[Column]] = {}
+    for column in sorted(corrupted, key=lambda column: not column.is_generated):
+        title = GENERATED_TITLE if column.published is None else markdown_text(column.published.title)
+        tables.setdefault(title, []).append(column)
+    for title, columns in tables.items():
+        cells = _corruption_table(columns, rows)
+        parts.append(f"## {title}\n\nAccuracy in per cent by severity.\n\n{cells}")
     if aggregates:
         over = aggregates_over(profile, aggregates)
         named = [

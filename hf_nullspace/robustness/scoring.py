@@ -11,6 +11,7 @@ import torch
 from ..data.imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES
 from .attacks import ATTACKS
 from .metrics import (
+    MCE_DATASET,
     PAPER_COLUMNS,
     attack_success,
     calibration_error,
@@ -20,11 +21,11 @@ from .metrics import (
     wilson_interval,
 )
 from .outcomes import NO_ANSWER, Outcomes
-from .profiles import IMAGENET_C, Column
+from .profiles import Column
 
 
-# The bar that all corruptions of one kind share.
-GENERATED, PUBLISHED = "corruptions", IMAGENET_C
+# The bar that all generated corruptions share; published ones share that of their dataset.
+GENERATED = "corruptions"
 
 
 def score_columns(columns: Sequence[Column], outcomes: dict[str, Outcomes]) -> dict[str, dict[str, Any]]:
@@ -89,7 +90,7 @@ def summarize_columns(
         if column.corruption is None or column.attack is not None:
             bars[column.name] = {name: rows[column.name][name] for name in ("accuracy", "low", "high")}
         else:
-            group = PUBLISHED if column.dataset == IMAGENET_C else GENERATED
+            group = GENERATED if column.is_generated else column.dataset
             bars.setdefault(group, {})  # keeps the place of the first of them
             groups.setdefault(group, []).append(column.name)
     for group, names in groups.items():
@@ -123,7 +124,7 @@ def aggregate_columns(
     published = {
         (column.corruption, column.severity): 100 - rows[column.name]["accuracy"]
         for column in columns
-        if column.dataset == IMAGENET_C and column.name in rows
+        if column.dataset == MCE_DATASET and column.name in rows
     }
     if len(published) == len(IMAGENET_C_CORRUPTIONS) * len(IMAGENET_C_SEVERITIES):
         errors = {
@@ -134,7 +135,7 @@ def aggregate_columns(
             aggregates["relative_mce"] = relative_mean_corruption_error(errors, 100 - rows["clean"]["accuracy"])
         named = {name: rows[name]["accuracy"] for name in PAPER_COLUMNS if name in rows}
         if len(named) == len(PAPER_COLUMNS) - 1:
-            aggregates["average"] = paper_average({**named, IMAGENET_C: aggregates["mce"]})
+            aggregates["average"] = paper_average({**named, MCE_DATASET: aggregates["mce"]})
     if bars:
         aggregates["mean_accuracy"] = sum(bar["accuracy"] for bar in bars.values()) / len(bars)
     return aggregates

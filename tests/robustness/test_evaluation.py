@@ -19,8 +19,9 @@ from torch import nn
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from hf_nullspace import RobustnessReport, evaluate_robustness
+from hf_nullspace.data.dataset_spec import PREPROCESSINGS
 from hf_nullspace.data.imagenet import imagenet_wnids
-from hf_nullspace.data.robustness_datasets import PREPROCESSINGS, RobustnessDataset
+from hf_nullspace.data.robustness_datasets import RobustnessDataset
 from hf_nullspace.models.pixel_model import PixelModel
 from hf_nullspace.robustness.attacks import fgsm
 from hf_nullspace.robustness.corruptions import corrupt

@@ -10,7 +10,7 @@ from hf_nullspace import evaluate_robustness
 from hf_nullspace.cli.commands.evaluate import parse_evaluate_arguments
 from hf_nullspace.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from hf_nullspace.robustness.packages import check_packages
-from hf_nullspace.robustness.profiles import IMAGENET_C, PREVIEW, PROFILES, Column, Profile
+from hf_nullspace.robustness.profiles import PREVIEW, PROFILES, Column, Profile
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_scipy_and_pyautoattack_are_asked_for_where_needed(without):
     for package in ("scipy", "pyautoattack"):
         without(package)
     check_packages(PREVIEW)
-    check_packages(Profile("published", (Column("blur", dataset=IMAGENET_C, corruption="defocus_blur", severity=1),)))
+    check_packages(
+        Profile("published", (Column("blur", dataset="imagenet-c", corruption="defocus_blur", severity=1),))
+    )
     with pytest.raises(ImportError, match=r"'quick' needs scipy for defocus_blur_3: .*hf_nullspace\[eval\]"):
         check_packages(PROFILES["quick"])
     with pytest.raises(ImportError, match=r"needs scipy for .* and \d+ more"):

@@ -6,7 +6,7 @@ import pytest
 from added import Evaluations, added, help_text
 
 from hf_nullspace.data.imagenet import IMAGENET_C_CORRUPTIONS
-from hf_nullspace.robustness import CORRUPTIONS, Profile, corruption
+from hf_nullspace.robustness import CORRUPTIONS, Column, Profile, corruption
 from hf_nullspace.robustness.report_markdown import aggregates_over
 
 
@@ -45,6 +45,8 @@ def test_the_mean_of_imagenet_c_is_of_its_fifteen(darkness):
     ]
     profile = Profile.from_dict({"name": "mine", "columns": [*published, COLUMNS[0]]})
     assert aggregates_over(profile, {"mce": 50.0})["mce"].endswith("at severity 1, 2, 3, 4, 5, not darkness")
+    with pytest.raises(ValueError, match="is of 'imagenet-c', which needs .* but got 'darkness' and 1"):
+        Column("dark", dataset="imagenet-c", corruption="darkness", severity=1)
 
 
 def test_its_help_and_its_errors(darkness, photos, tmp_path, capsys):

@@ -14,8 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ...data.digits import load_digits_splits
 from ...data.image_tables import check_dataset_name, read_dataset, read_folder
-from ...data.imagenet import imagenet_wnids
-from ...data.robustness_datasets import RobustnessDataset, load_robustness_dataset
+from ...data.robustness_datasets import RobustnessDataset, load_if_imagenet
 from ...data.splits import draw_images
 from ...models.digits_vit import build_digits_model
 from ...models.loading import ModelArguments, check_model_name, load_model
@@ -62,7 +61,7 @@ class EvaluateArguments:
     profile: str = field(default="quick", metadata={"help": "Name of a profile, or a JSON file with one."})
     datasets: list[str] = field(
         default_factory=list,
-        metadata={"help": "Other datasets of the profile, each as NAME=FOLDER_OR_HUB_ID, such as imagenet-a=data/a."},
+        metadata={"help": "Other datasets of the profile, each as NAME=FOLDER_OR_HUB_ID; the names are listed below."},
     )
     skip_bad_images: bool = field(default=False, metadata={"help": "Leave out pictures that cannot be read."})
     output_dir: str = field(default="outputs/robustness", metadata={"help": "Folder that reports go into."})
@@ -226,12 +225,9 @@ def dataset_for(images: Dataset, args: EvaluateArguments, model: PreTrainedModel
     model has classes of these names.
     """
     if args.images is not None:
-        names = sorted(entry.name for entry in Path(args.images).iterdir() if entry.is_dir())
-        if names and set(names) <= set(imagenet_wnids()) and not set(names) <= set(model.config.id2label.values()):
-            subset = names if len(names) < len(imagenet_wnids()) else None
-            chosen = {"class_subset": subset, "max_images": args.max_images, "seed": args.seed}
-            chosen["check_images"] = False  # the evaluation reads them all first
-            return load_robustness_dataset("imagenet", args.images, id2label=model.config.id2label, **chosen)
+        dataset = load_if_imagenet(args.images, model.config.id2label, args.max_images, args.seed)
+        if dataset is not None:
+            return dataset
     return draw_images(images, args.max_images, args.seed)
 
 
