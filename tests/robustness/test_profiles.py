@@ -81,7 +81,7 @@ def test_profile_of_the_page_is_one():
         ({"name": "mine", "columns": [{"name": "a", "attack": "fgsm", "settings": {"steps": 3}}]}, "'steps'"),
         ({"name": "mine", "columns": [{"name": "a", "attack": "fgsm", "settings": {"epsilon": "x"}}]}, "'x'"),
         ({"name": "mine", "columns": [{"name": "a", "max_images": 0}]}, "`max_images`.*0"),
-        ({"name": "mine", "columns": [{"name": "a", "dataset": "imagenet-c"}]}, "which corruption"),
+        ({"name": "mine", "columns": [{"name": "a", "dataset": "imagenet-c"}]}, "which needs a `corruption`"),
     ],
 )
 def test_bad_profiles_are_refused(values, message):
