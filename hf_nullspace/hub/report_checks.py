@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data.robustness_datasets import PREPROCESSINGS
+from ..data.dataset_spec import PREPROCESSINGS
 from ..robustness.metrics import wilson_interval
 from ..robustness.outcomes import Outcomes, model_fingerprint
 from ..robustness.preparation import describe_preprocessing
-from ..robustness.profiles import EVALUATION_SET, IMAGENET_C, PROFILES
+from ..robustness.profiles import EVALUATION_SET, PROFILES
 from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME, RobustnessReport
-from ..robustness.scoring import GENERATED, PUBLISHED, aggregate_columns, score_columns, summarize_columns
+from ..robustness.scoring import aggregate_columns, score_columns, shared_bar, summarize_columns
 from ..robustness.shards import choose_images
 from ..utils.escaping import plain_text
 from ..utils.strict_json import read_json
@@ -150,8 +150,7 @@ def check_rows(report: RobustnessReport, is_old: bool) -> list[Claim]:
     groups = {}
     for column in report.profile.columns:
         if column.name in report.columns and column.corruption is not None and column.attack is None:
-            group = PUBLISHED if column.dataset == IMAGENET_C else GENERATED
-            groups.setdefault(group, []).append(report.columns[column.name]["accuracy"])
+            groups.setdefault(shared_bar(column), []).append(report.columns[column.name]["accuracy"])
     expected = {name: {field: row[field] for field in ("accuracy", "low", "high")} for name, row in alone.items()}
     for name, values in groups.items():  # its interval takes outcomes
         expected[name] = {**bars.get(name, {}), "accuracy": sum(values) / len(values)}

@@ -74,6 +74,11 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
     return row
 
 
+def shared_bar(column: Column) -> str:
+    """The bar of the figure that the column of a corruption shares: that of its dataset, or of all generated ones."""
+    return GENERATED if column.is_generated else column.dataset
+
+
 def summarize_columns(
     columns: Sequence[Column], rows: dict[str, dict[str, Any]], outcomes: dict[str, Outcomes]
 ) -> dict[str, dict[str, float]]:
@@ -90,9 +95,8 @@ def summarize_columns(
         if column.corruption is None or column.attack is not None:
             bars[column.name] = {name: rows[column.name][name] for name in ("accuracy", "low", "high")}
         else:
-            group = GENERATED if column.is_generated else column.dataset
-            bars.setdefault(group, {})  # keeps the place of the first of them
-            groups.setdefault(group, []).append(column.name)
+            bars.setdefault(shared_bar(column), {})  # keeps the place of the first of them
+            groups.setdefault(shared_bar(column), []).append(column.name)
     for group, names in groups.items():
         parts = [outcomes[name] for name in names]
         accuracy = sum(rows[name]["accuracy"] for name in names) / len(names)
