@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data.loading import DataArguments
+from ..data.loading import SOURCES, DataArguments
 from ..models.loading import ModelArguments
 from ..training.arguments import NullspaceTrainingArguments
 from ..training.weight_average import WeightAverageCallback
-from ..utils.flags import check_output_dir
+from ..utils.flags import FlagRule, check_at_least, check_output_dir
 from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_arguments
 
 
@@ -22,6 +22,10 @@ logger = logging.get_logger(__name__)
 
 # What differs from the arguments' own defaults when neither a model nor a dataset is named.
 DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
+
+
+# What an evaluation gives, and the best checkpoint may be chosen by.
+EVALUATED = ("loss", "accuracy")
 
 
 @dataclass
@@ -46,6 +50,7 @@ class FinetuneArguments:
     )
 
     def __post_init__(self):
+        check_at_least(self, base_max_steps=1, max_robustness_samples=1)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in [0, 1), but got {self.ema_decay!r}.")
 
@@ -82,9 +87,19 @@ def parse_finetune_arguments(
         `ValueError`: If flags do not fit together.
     """
     rules = method_rules("noise_")
+    rules.append(FlagRule("base_max_steps", "it is of the digits model", excludes=("model_name_or_path", *SOURCES)))
     parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
     model_args, data_args, finetune_args, args = parsed
-    check_output_dir(args.output_dir)
+    check_output_dir(args.output_dir, **data_args.folders)
+    check_at_least(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
+    check_at_least(args, dataloader_num_workers=0)
+    if not args.learning_rate >= 0:
+        raise ValueError(f"`learning_rate` must be at least 0, but got {args.learning_rate!r}.")
+    metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+    if (args.load_best_model_at_end or args.save_strategy == "best") and metric not in EVALUATED:
+        raise ValueError(
+            f"`metric_for_best_model={args.metric_for_best_model}` is not evaluated here; it may be {list(EVALUATED)}."
+        )
     args.remove_unused_columns = False  # the transform reads the image column
     if args.do_predict:
         raise ValueError("`do_predict` has no images to predict. Measure a model with `hf-nullspace evaluate`.")

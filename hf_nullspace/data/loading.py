@@ -52,6 +52,11 @@ class DataArguments:
         """The dataset that was named; `None` stands for the digits."""
         return self.dataset_name or self.train_dir or self.train_file
 
+    @property
+    def folders(self) -> dict[str, str | None]:
+        """What may be a folder of pictures, by flag."""
+        return {name: getattr(self, name) for name in ("dataset_name", "train_dir", "validation_dir")}
+
     def card_arguments(self) -> dict[str, str | None]:
         """What `create_model_card` is told of the data: names, never folders of this machine."""
         if self.source is None:

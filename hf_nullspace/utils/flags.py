@@ -71,11 +71,23 @@ def check_at_least(settings: Any, **bounds: int) -> None:
             raise ValueError(f"`--{name}` must be at least {bound}, but got {value!r}.")
 
 
-def check_output_dir(path: str) -> None:
+def check_output_dir(path: str, **sources: str | None) -> None:
     """
+    Args:
+        path (`str`): Where results go.
+        sources: By flag the folders that pictures are read from; what is none here is left out.
+
     Raises:
-        `ValueError`: If results cannot be written into that folder: it, or what it would lie in, is a file or protected.
+        `ValueError`: If results cannot be written into that folder: it, or what it would lie in, is a file or protected,
+            or it lies in a folder of pictures, where figures would be taken for pictures the next time.
     """
+    own = Path(path).resolve()
+    for flag, source in sources.items():
+        if source is not None and Path(source).is_dir() and Path(source).resolve() in (own, *own.parents):
+            raise ValueError(
+                f"`--output_dir {path}` lies in the pictures of `--{flag} {source}`, among which its files would be. "
+                "Name a folder outside."
+            )
     there = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if os.path.lexists(part))
     if not there.is_dir():
         raise ValueError(f"`--output_dir` takes a folder, but {str(there)!r} is a file. Name another one.")

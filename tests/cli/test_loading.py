@@ -103,7 +103,28 @@ UNFIT = [
     ("probe", "--max_images 0", "`--max_images` must be at least 1, but got 0"),
     ("evaluate", "--max_images -3", "`--max_images` must be at least 1, but got -3"),
     ("evaluate", "m --image_size 0", "`--image_size` must be at least 1, but got 0"),
+    ("finetune", "m --max_robustness_samples -3", "`--max_robustness_samples` must be at least 1, but got -3"),
+    ("finetune", "--base_max_steps 0", "`--base_max_steps` must be at least 1, but got 0"),
+    ("finetune", "m --base_max_steps 5", "`--base_max_steps` and `--model_name_or_path` do not fit together"),
+    ("finetune", "m --per_device_eval_batch_size 0", "`--per_device_eval_batch_size` must be at least 1, but got 0"),
+    ("finetune", "m --gradient_accumulation_steps 0", "`--gradient_accumulation_steps` must be at least 1, but got 0"),
+    ("finetune", "m --dataloader_num_workers -1", "`--dataloader_num_workers` must be at least 0, but got -1"),
+    ("finetune", "m --learning_rate nan", "`learning_rate` must be at least 0, but got nan"),
+    (
+        "finetune",
+        "m --save_strategy best --eval_strategy epoch --metric_for_best_model f1",
+        "`metric_for_best_model=f1` is not evaluated here",
+    ),
     # ---- Paths ----
+    (
+        "finetune",
+        "m --train_dir OUT/.. --output_dir OUT",
+        "lies in the pictures of `--train_dir .*Name a folder outside",
+    ),
+    ("finetune", "m --validation_dir OUT --train_dir t --output_dir OUT", "of `--validation_dir"),
+    ("synthesize", "m --dataset_name OUT --output_dir OUT/new/noise", "lies in the pictures of `--dataset_name"),
+    ("evaluate", "m --images OUT --output_dir OUT/results", "lies in the pictures of `--images"),
+    ("probe", "m --images OUT --output_dir OUT", "lies in the pictures of `--images"),
     ("synthesize", "OUT/nowhere", "There is no folder '.*/nowhere' \\(`--model_name_or_path`\\)"),
     ("evaluate", "m ./nowhere", "There is no folder './nowhere' \\(`--models`\\)"),
     ("evaluate", "OUT/file", "`--models` takes a Hub id or a folder, but '.*/file' is a file"),
@@ -113,13 +134,15 @@ UNFIT = [
         "There is no folder '.*/nowhere/' \\(`--image_processor_name`\\)",
     ),
     ("evaluate", "m --images OUT/nowhere", "There is no folder '.*/nowhere' \\(`--images`\\)"),
-    ("evaluate", "m --images OUT", "holds no pictures, but 1 files of no ending"),
+    ("evaluate", "m --images OUT/sub", "holds no pictures, but 1 files of no ending"),
 ]
 
 
 @pytest.mark.parametrize(("command", "flags", "message"), UNFIT, ids=[f"{entry[0]} {entry[1]}" for entry in UNFIT])
 def test_what_does_not_fit_together_is_refused(command, flags, message, tmp_path):
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "sub").mkdir()
+    for name in ("file", "sub/file"):
+        (tmp_path / name).write_text("x")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         parse(command, flags, tmp_path)
 

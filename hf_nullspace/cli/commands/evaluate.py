@@ -74,7 +74,7 @@ class EvaluateArguments:
     def __post_init__(self):
         expand_paths(self, "models", "images", "dataset_name", "profile", "output_dir")
         check_at_least(self, max_images=1, batch_size=1, num_workers=0, digits_max_steps=1)
-        check_output_dir(self.output_dir)
+        check_output_dir(self.output_dir, images=self.images, dataset_name=self.dataset_name)
         for name in self.models:
             check_model_name(name, "models")
 

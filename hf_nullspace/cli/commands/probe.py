@@ -44,7 +44,7 @@ class ProbeArguments:
     def __post_init__(self):
         expand_paths(self, "images", "output_dir")
         check_at_least(self, max_images=1, batch_size=1, max_steps=1, digits_max_steps=1)
-        check_output_dir(self.output_dir)
+        check_output_dir(self.output_dir, images=self.images)
         self.config()
 
     def config(self) -> EncoderProbeConfig:

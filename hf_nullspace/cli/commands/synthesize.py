@@ -66,4 +66,6 @@ def parse_synthesize_arguments(
     model = ("model_name_or_path",)
     rules = [*DATA_RULES, *model_rules(*model, also=["image_size"]), *method_rules(), DIGITS_STEPS]
     rules += [FlagRule(name, "the digits model is for digits", needs=model) for name in SOURCES]
-    return CommandParser(types, prog, model, rules=rules).parse(argv)
+    parsed = CommandParser(types, prog, model, rules=rules).parse(argv)
+    check_output_dir(parsed[3].output_dir, **parsed[1].folders)
+    return parsed
