@@ -38,6 +38,7 @@ from hf_nullspace.models.preprocessing import image_transform
 from hf_nullspace.noise.certificate import remove_hidden_mean, token_norms
 from hf_nullspace.noise.certify import measure_probability_mse
 from hf_nullspace.noise.images import read_images
+from hf_nullspace.noise.kinds import SharedNoise
 from hf_nullspace.noise.methods import BoundaryMethod
 from hf_nullspace.noise.methods.scaling import boundary_scale
 from hf_nullspace.utils.flags import FlagRule
@@ -113,7 +114,8 @@ class Bench:
         )
         with frozen(self.model):
             generator = torch.Generator().manual_seed(seed)
-            return BoundaryMethod().search(classifier or self.classifier, self.images, config, generator, on_step)[0]
+            found = BoundaryMethod().search(classifier or self.classifier, self.images, config, generator, on_step)
+            return found.noise.tensor
 
     def random(self, seed):
         noise = torch.randn(1, *self.images.tokens_shape, generator=torch.Generator().manual_seed(seed))
@@ -124,7 +126,9 @@ class Bench:
         noise = remove_hidden_mean(noise)
         with frozen(self.model):
             scale = boundary_scale(
-                lambda scale: measure_probability_mse(self.classifier, self.held_out, scale * noise, 0.95)[0],
+                lambda scale: measure_probability_mse(
+                    self.classifier, self.held_out, SharedNoise(scale * noise), 0.95
+                )[0],
                 self.args.epsilon,
                 max_scale=1e6,
             )

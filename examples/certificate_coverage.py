@@ -64,9 +64,8 @@ def errors_by_scale(
     """`probability_mse` of each image of the loader under the noise at each scale, of shape `(scales, images)`."""
     with frozen_classifier(model) as classifier:
         images = read_images(classifier, dataloader)
-        draws = noise.image_noise(classifier.device)
-        draws = noise.tensor.to(classifier.device) if draws is None else draws
-        return torch.stack([measure_errors(classifier, images, scale * draws) for scale in scales.tolist()])
+        own = noise.noise.to(classifier.device)
+        return torch.stack([measure_errors(classifier, images, own.scaled(scale)) for scale in scales.tolist()])
 
 
 def refine(scales: torch.Tensor, errors: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:

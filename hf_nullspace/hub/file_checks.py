@@ -32,7 +32,7 @@ def check_certificate(noise: NullspaceNoise, facts: dict[str, Any]) -> list[Clai
     wrong = [f"round: {name}" for name, value in certificate.items() if name in last and last[name] != value]
     config = noise.config.to_dict()
     wrong += [name for name, value in facts["settings"].items() if name in config and config[name] != value]
-    if facts["bank_size"] != len(noise.tensor):
+    if facts["bank_size"] != 1:
         wrong.append("bank_size")
     if last.get("round", noise.round_index) != noise.round_index:
         wrong.append("round: round")
@@ -45,14 +45,10 @@ def _check_evaluated(noise: NullspaceNoise, facts: dict[str, Any]) -> Claim:
     """That the certificate of evaluation images is of this noise, with its verdict by its own numbers."""
     certificate = Certificate.from_dict(facts["evaluation_certificate"])
     wrong = [name for name in ("epsilon", "confidence") if getattr(certificate, name) != getattr(noise.config, name)]
-    of_bank = [_norms(row[None]) for row in noise.tensor]
-    fits = [
-        all(compare_values(name, getattr(certificate, name), value).holds for name, value in row.items())
-        for row in of_bank
-    ]
-    wrong += [] if any(fits) else ["norms"]
-    # That of a bank is on all of its noises, of which this is the one with the largest error.
-    if certificate.converged != certificate.is_certified and (certificate.converged or len(noise.tensor) == 1):
+    norms = [compare_values(name, getattr(certificate, name), value) for name, value in _norms(noise.tensor).items()]
+    if not all(claim.holds for claim in norms):
+        wrong.append("norms")
+    if certificate.converged != certificate.is_certified:
         wrong.append("verdict")
     reason = f"the noise has others for {wrong}" if wrong else ""
     return Claim("certificate of evaluation images", not wrong, reason=reason)
@@ -77,17 +73,15 @@ def check_files(folder: Path) -> list[Claim]:
 
 
 def check_noise(noise: NullspaceNoise) -> list[Claim]:
-    """That the noise has the norms and verdicts of its certificates."""
-    claims = []
-    for index, (row, claimed) in enumerate(zip(noise.tensor, noise.certificates, strict=True)):
-        label = f" of noise {index}" if len(noise.tensor) > 1 else ""
-        norms = _norms(row[None])
-        claims += [compare_values(f"{name}{label}", getattr(claimed, name), value) for name, value in norms.items()]
-        converged = claimed.is_certified
-        holds = claimed.converged == converged and claimed.epsilon == noise.config.epsilon
-        reason = "" if holds else "its own bound and epsilon say otherwise"
-        claims.append(Claim(f"certified within epsilon{label}", holds, str(claimed.converged), str(converged), reason))
-    return claims
+    """That the noise has the norms and the verdict of its certificate."""
+    claimed = noise.certificate
+    converged = claimed.is_certified
+    holds = claimed.converged == converged and claimed.epsilon == noise.config.epsilon
+    reason = "" if holds else "its own bound and epsilon say otherwise"
+    return [
+        *[compare_values(name, getattr(claimed, name), value) for name, value in _norms(noise.tensor).items()],
+        Claim("certified within epsilon", holds, str(claimed.converged), str(converged), reason),
+    ]
 
 
 def _norms(noise: torch.Tensor) -> dict[str, float]:

@@ -123,10 +123,10 @@ def _is_above_epsilon(row: dict[str, Any]) -> bool:
 
 
 def _obstacle(row: dict[str, Any]) -> str:
-    """Why a noise is not certified; the row of a bank has the numbers of its noise with the largest error."""
+    """Why a noise is not certified."""
     fields = {field.name for field in dataclasses.fields(Certificate)}
     certificate = Certificate.from_dict({name: value for name, value in row.items() if name in fields})
-    return certificate.obstacle or "another noise of its bank is not"
+    return certificate.obstacle or "another noise of its bank is not"  # of a run of an earlier version
 
 
 def name_repository(text: str, name: str) -> str:

@@ -52,7 +52,7 @@ def collect_training_facts(
 
     Args:
         trainer (`Trainer`): The run; gives the model, hyperparameters and logged metrics.
-        noise ([`NullspaceNoise`] or `None`): The bank that is saved beside the model.
+        noise ([`NullspaceNoise`] or `None`): The noise that is saved beside the model.
         rounds (`list[dict]`): `trainer.noise_history`.
         settings (`dict`): Name and value of each setting to list.
         dataset (`str`, *optional*): Name of the dataset.
@@ -68,7 +68,7 @@ def collect_training_facts(
         "patch_projection": trainer.args.patch_projection,
         "model_type": config.model_type,
         "is_local_base": os.path.isdir(getattr(config, "_name_or_path", "") or ""),
-        "bank_size": len(noise.tensor) if noise is not None else 0,
+        "bank_size": int(noise is not None),  # earlier versions could make several
         "certificate": noise.certificate.to_dict() if noise is not None else None,
         "evaluation_certificate": evaluation_certificate.to_dict() if evaluation_certificate is not None else None,
         "rounds": rounds,

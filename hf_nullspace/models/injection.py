@@ -13,34 +13,31 @@ from torch import nn
 from .patch_projection import PatchProjection, find_patch_projection
 
 
-def add_noise(activation: torch.Tensor, noise: torch.Tensor, clean_rows: int = 0) -> torch.Tensor:
+def add_noise(activation: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """
     Adds noise to patch embeddings in whichever layout the model keeps them.
 
     Args:
         activation (`torch.Tensor` of shape `(batch_size, hidden_size, height, width)` or
             `(batch_size, num_patches, hidden_size)`): Output of the patch projection.
-        noise (`torch.Tensor` of shape `(1 or batch_size - clean_rows, num_patches, hidden_size)`): The noise; cast to
+        noise (`torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise; cast to
             the activation's device and dtype.
-        clean_rows (`int`, *optional*, defaults to 0): Leading images that stay as they are.
 
     Raises:
         `ValueError`: If the shapes do not fit; the message holds both.
     """
     expected = tokens_shape(activation)
-    num_noisy = activation.shape[0] - clean_rows
-    if tuple(noise.shape[1:]) != expected or noise.shape[0] not in (1, num_noisy):
+    batch_size = activation.shape[0]
+    if tuple(noise.shape[1:]) != expected or noise.shape[0] not in (1, batch_size):
         raise ValueError(
             f"Noise of shape {tuple(noise.shape)} does not fit patch embeddings of shape {tuple(activation.shape)}: "
-            f"expected {(1, *expected)} or {(num_noisy, *expected)}, that is (noises, num_patches, hidden_size). Use "
+            f"expected {(1, *expected)} or {(batch_size, *expected)}, that is (noises, num_patches, hidden_size). Use "
             "the image size that the noise was synthesised for, synthesise a new one, or resize it to the grid of these "
             "patches with `inject_noise(..., resize=True)`."
         )
     noise = noise.to(activation.device, activation.dtype)
     if activation.dim() == 4:
         noise = noise.transpose(1, 2).unflatten(2, activation.shape[2:])
-    if clean_rows:
-        return torch.cat([activation[:clean_rows], activation[clean_rows:] + noise])
     return activation + noise
 
 
@@ -129,7 +126,6 @@ class NoiseInjector:
     def __init__(self, projection: PatchProjection):
         self.projection = projection
         self.noise: torch.Tensor | None = None
-        self.clean_rows = 0
         self.resize = False
         self.grid: tuple[int, int] | None = None
         self.is_twofold = False
@@ -167,7 +163,7 @@ class NoiseInjector:
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         if self.noise is None:
             return output
-        noise = self.noise(len(output) - self.clean_rows) if callable(self.noise) else self.noise
+        noise = self.noise(len(output)) if callable(self.noise) else self.noise
         if self.is_twofold:
             return torch.cat([output, add_noise(output, noise)])
         grid = grid_of(output)
@@ -178,7 +174,7 @@ class NoiseInjector:
                 f"The noise is of a grid of {self.grid[0]} x {self.grid[1]} patches, but this image has one of {grid[0]} x "
                 f"{grid[1]}. Use the image size that it was synthesised for, or `inject_noise(..., resize=True)`."
             )
-        return add_noise(output, noise, self.clean_rows)
+        return add_noise(output, noise)
 
     def _resized(self, noise: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The noise on the grid of the patch embeddings `output`; where its own is not known, a square."""
@@ -209,7 +205,6 @@ class NoiseInjector:
     def inject(
         self,
         noise: torch.Tensor | Callable[[int], torch.Tensor],
-        clean_rows: int = 0,
         is_twofold: bool = False,
         resize: bool = False,
         grid: tuple[int, int] | None = None,
@@ -219,18 +214,16 @@ class NoiseInjector:
 
         Args:
             noise (`torch.Tensor` or `Callable`): As in [`add_noise`], or what gives it for a number of images.
-            clean_rows (`int`, *optional*, defaults to 0): As in [`add_noise`].
             is_twofold (`bool`, *optional*, defaults to `False`): The batch is some images followed by the same images
                 again; the second half gets the noise, and both share one pass through the projection.
             resize, grid: As in [`inject_noise`].
         """
-        outer = self.noise, self.clean_rows, self.is_twofold, self.resize, self.grid
-        self.noise, self.clean_rows, self.is_twofold, self.resize = noise, clean_rows, is_twofold, resize
-        self.grid = grid
+        outer = self.noise, self.is_twofold, self.resize, self.grid
+        self.noise, self.is_twofold, self.resize, self.grid = noise, is_twofold, resize, grid
         try:
             yield
         finally:
-            self.noise, self.clean_rows, self.is_twofold, self.resize, self.grid = outer
+            self.noise, self.is_twofold, self.resize, self.grid = outer
 
     def remove(self) -> None:
         """Takes the hooks off the model."""

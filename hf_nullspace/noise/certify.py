@@ -18,8 +18,9 @@ from ..utils.random import keyed_generator
 from .certificate import Certificate, remove_hidden_mean, token_norms
 from .confidence import betting_upper_bound
 from .config import NullspaceConfig
-from .draws import ImageNoise
+from .controls import permuted_control
 from .images import FrozenImages, read_images
+from .kinds import Noise, SharedNoise
 from .nullspace_noise import NullspaceNoise
 
 
@@ -34,13 +35,13 @@ def measure_noise(
     objective: Objective | None = None,
 ) -> Certificate:
     """
-    Measures the numbers of a certificate on the given images; of a bank, those of its worst noise.
+    Measures the numbers of a certificate on the given images.
 
     What is measured is what [`inject_noise`] adds: of a tensor all of it, its mean over the hidden axis too.
 
     Args:
         model (`nn.Module`): The classifier; frozen meanwhile, and put back as it was.
-        noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(bank_size, num_patches, hidden_size)`): The noise.
+        noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise.
         dataloader (iterable of `dict`): Yields batches with `pixel_values`; all of it is read.
         config ([`NullspaceConfig`], *optional*): Gives epsilon, confidence and the seed of the permuted control.
             Defaults to the noise's own.
@@ -51,25 +52,25 @@ def measure_noise(
     Returns:
         [`Certificate`]: With `steps` and `seconds` 0, since nothing is synthesised.
     """
-    is_bank = isinstance(noise, NullspaceNoise)
-    config = check_config(config) or (noise.config if is_bank else NullspaceConfig())
-    tensor = noise.tensor if is_bank else check_noise_tensor(noise)
+    is_saved = isinstance(noise, NullspaceNoise)
+    config = check_config(config) or (noise.config if is_saved else NullspaceConfig())
+    measured = noise.noise if is_saved else SharedNoise(check_noise_tensor(noise))
+    if len(measured.tensor) > 1:
+        raise ValueError(
+            f"`noise` must be one noise of shape (1, num_patches, hidden_size), but has shape {tuple(noise.shape)}. Measure "
+            "one at a time: `noise[index : index + 1]`."
+        )
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
         images = read_images(classifier, dataloader, min_images=2)
         check_epsilon(config, classifier)
-        if is_bank and noise.grid and images.grid and noise.grid != images.grid:
+        if is_saved and noise.grid and images.grid and noise.grid != images.grid:
             raise ValueError(
                 f"The noise is of a grid of {noise.grid[0]} x {noise.grid[1]} patches, but these images have one of "
                 f"{images.grid[0]} x {images.grid[1]}. Resize it first: `resize_noise(noise.tensor, {images.grid}, "
                 f"{noise.grid})`."
             )
-        draws = noise.image_noise(classifier.device) if is_bank else None
-        certificates = [
-            certify(classifier, images, row, config, keyed_generator("permutation", config.seed, index), draws=draws)
-            for index, row in enumerate(tensor.to(classifier.device).split(1))
-        ]
-    worst = max(certificates, key=lambda certificate: certificate.probability_mse)
-    return dataclasses.replace(worst, converged=all(certificate.converged for certificate in certificates))
+        generator = keyed_generator("permutation", config.seed, 0)
+        return certify(classifier, images, measured.to(classifier.device), config, generator)
 
 
 def check_config(config: NullspaceConfig | None) -> NullspaceConfig | None:
@@ -95,20 +96,9 @@ def check_epsilon(config: NullspaceConfig, classifier: FrozenClassifier) -> None
         )
 
 
-def permute_elements(noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """
-    The control: all elements of `noise` in a random order. Same norm, direction destroyed (paper, figure 2).
-
-    Args:
-        noise (`torch.Tensor`): Noise of any shape.
-        generator (`torch.Generator`): A CPU generator.
-    """
-    return noise.flatten()[torch.randperm(noise.numel(), generator=generator).to(noise.device)].view_as(noise)
-
-
 @torch.no_grad()
 def measure_probability_mse(
-    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor | ImageNoise, confidence: float
+    classifier: FrozenClassifier, images: FrozenImages, noise: Noise, confidence: float
 ) -> tuple[float, float]:
     """Mean `probability_mse` of `noise` over the images of all processes, and its upper confidence bound."""
     errors = measure_errors(classifier, images, noise)
@@ -116,43 +106,41 @@ def measure_probability_mse(
 
 
 @torch.no_grad()
-def measure_errors(
-    classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor | ImageNoise
-) -> torch.Tensor:
+def measure_errors(classifier: FrozenClassifier, images: FrozenImages, noise: Noise) -> torch.Tensor:
     """`probability_mse` of `noise` on each image of all processes, in the order of their places, in float64 on the CPU."""
-    return _measure(classifier, images, noise).errors
+    return _measure(classifier, images, noise.at).errors
 
 
 @torch.no_grad()
 def certify(
     classifier: FrozenClassifier,
     images: FrozenImages,
-    noise: torch.Tensor,
+    noise: Noise,
     config: NullspaceConfig,
     generator: torch.Generator,
     steps: int = 0,
     seconds: float = 0.0,
-    draws: ImageNoise | None = None,
 ) -> Certificate:
     """
-    The certificate of one noise of shape `(1, num_patches, hidden_size)` on the given images.
+    The certificate of a noise on the given images.
 
     Args:
+        classifier ([`FrozenClassifier`]): The model.
+        images ([`FrozenImages`]): The images.
+        noise ([`Noise`]): The noise, on the device of the model. Its `tensor` gives the norms.
+        config ([`NullspaceConfig`]): Gives epsilon and confidence.
         generator (`torch.Generator`): Draws the permuted control.
         steps (`int`, *optional*, defaults to 0): Optimizer steps that made the noise.
         seconds (`float`, *optional*, defaults to 0.0): Time that took.
-        draws ([`ImageNoise`], *optional*): Measure the noise that this gives each image; `noise` is then one of the same
-            kind, and gives the norms.
     """
-    order = torch.randperm(noise.numel(), generator=generator).to(noise.device)
 
     def permuted(positions: torch.Tensor) -> torch.Tensor:
-        own = noise if draws is None else draws(positions)
-        return own.flatten(1)[:, order].view_as(own)
+        # The same order for every batch.
+        return permuted_control(noise.at(positions), generator.clone_state())
 
-    measured = _measure(classifier, images, draws or noise)
+    measured = _measure(classifier, images, noise.at)
     control = _measure(classifier, images, permuted)
-    spread = token_norms(noise)
+    spread = token_norms(noise.tensor)
     certificate = Certificate(
         epsilon=config.epsilon,
         confidence=config.confidence,
@@ -162,8 +150,8 @@ def certify(
         agreement=measured.agreement,
         permuted_probability_mse=control.errors.mean().item(),
         permuted_agreement=control.agreement,
-        norm=remove_hidden_mean(noise).norm().item(),
-        raw_norm=noise.norm().item(),
+        norm=remove_hidden_mean(noise.tensor).norm().item(),
+        raw_norm=noise.tensor.norm().item(),
         token_norm_min=spread.min().item(),
         token_norm_median=spread.median().item(),
         token_norm_max=spread.max().item(),
@@ -187,17 +175,15 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    classifier: FrozenClassifier,
-    images: FrozenImages,
-    noise: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
+    classifier: FrozenClassifier, images: FrozenImages, noise_at: Callable[[torch.Tensor], torch.Tensor]
 ) -> _Measured:
     """Over the images of all processes; the same numbers on each of them, however many there are."""
     values = torch.zeros(3, len(images), device=classifier.device)
     for batch in images.batches():
         if not len(batch):
             continue
-        own = noise(batch.positions) if callable(noise) else noise
-        clean, noisy = batch.clean_logits, classifier.logits(batch.inputs, own, batch.embeddings)
+        clean = batch.clean_logits
+        noisy = classifier.logits(batch.inputs, noise_at(batch.positions), batch.embeddings)
         rows = [
             classifier.probability_mse(clean, noisy),
             logit_distance(clean, noisy),

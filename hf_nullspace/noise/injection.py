@@ -28,8 +28,7 @@ def inject_noise(
         model (`nn.Module`): Any classifier with a patch projection.
         noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise, in
             units of the patch embeddings. Of a [`NullspaceNoise`] each image gets what it would in training: the one
-            noise; of a bank one of them at random; of `method="sample"` a draw of its own. Each `with` block draws the
-            same.
+            noise, or where noise is drawn a draw of its own. Each `with` block draws the same.
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
         resize (`bool`, *optional*, defaults to `False`): Whether noise is interpolated to the patch grid of images of
             another size or shape ([`resize_noise`]), instead of refused.
@@ -59,7 +58,7 @@ def inject_noise(
 
 
 def _draws_of(noise: NullspaceNoise) -> torch.Tensor | Callable[[int], torch.Tensor]:
-    if len(noise.tensor) == 1 and noise.axes is None:
+    if not noise.noise.is_drawn:
         return noise.tensor
     generator = keyed_generator("injected", noise.config.seed, noise.round_index)
     return lambda batch_size: noise.draw(batch_size, generator)

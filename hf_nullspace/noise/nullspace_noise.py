@@ -1,4 +1,4 @@
-"""A bank of nullspace noises with their certificates: made, saved, loaded and drawn from."""
+"""A nullspace noise with its certificate: kept, saved, loaded and drawn from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, snapshot_download
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..utils.files import replaced
-from ..utils.hub_upload import open_repository, upload_files
 from .certificate import Certificate, remove_hidden_mean
-from .config import NullspaceConfig
-from .draws import ImageNoise, draw_in_axes
+from .config import REMOVED_SETTINGS, NullspaceConfig
+from .kinds import Noise, SharedNoise
+from .methods import NOISE_METHODS
 
 
 NOISE_TENSOR_NAME = "nullspace_noise.safetensors"
@@ -31,77 +30,73 @@ NOISE_CONFIG_NAME = "nullspace_noise.json"
 
 class NullspaceNoise:
     """
-    Noises in the approximate nullspace of one model.
+    A noise in the approximate nullspace of one model.
 
     Args:
-        tensor (`torch.Tensor` of shape `(bank_size, num_patches, hidden_size)`):
-            The noises, in units of the patch embeddings. Kept in float32 on the CPU, hidden-axis mean removed.
-        certificates (`Sequence[Certificate]`):
-            One for each noise.
+        noise ([`Noise`] or `torch.Tensor` of shape `(1, num_patches, hidden_size)`):
+            The noise, in units of the patch embeddings; a tensor is one noise for all images, [`SharedNoise`]. Kept in
+            float32 on the CPU, hidden-axis mean removed.
+        certificate ([`Certificate`]):
+            What was measured of it.
         config ([`NullspaceConfig`]):
-            The settings they were synthesised with.
+            The settings it was synthesised with.
         round_index (`int`, *optional*, defaults to 0):
-            The synthesis round they come from.
-        axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`, *optional*):
-            Of `method="sample"`: every image gets a noise of its own, drawn in these axes at the norm of `tensor`, which
-            is one such draw. The certificate is of one draw for each image.
+            The synthesis round it comes from.
         grid (`tuple[int, int]`, *optional*): `(rows, columns)` of the patches, where it is known; row by row.
 
+    Attributes:
+        tensor (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise, or one draw of it.
+
     Raises:
-        `ValueError`: If the tensor has no three dimensions, is not finite, or has another number of noises than there
-            are certificates; if the axes have another shape, or there is more than one noise beside them.
+        `TypeError`: If an argument is of another type.
+        `ValueError`: If the noise is not one noise of three dimensions, is not finite, is of another class than the noise
+            of `config.method`, or does not fit the grid.
     """
 
     def __init__(
         self,
-        tensor: torch.Tensor,
-        certificates: Sequence[Certificate],
+        noise: Noise | torch.Tensor,
+        certificate: Certificate,
         config: NullspaceConfig,
         round_index: int = 0,
-        axes: torch.Tensor | None = None,
         grid: tuple[int, int] | None = None,
     ):
-        if not isinstance(tensor, torch.Tensor) or not isinstance(config, NullspaceConfig):
-            raise TypeError(
-                "A noise is made of a `torch.Tensor`, its certificates and a `NullspaceConfig`, but got a "
-                f"`{type(tensor).__name__}` and a `{type(config).__name__}`."
-            )
-        if tensor.dim() != 3 or tensor.numel() == 0:
+        noise = SharedNoise(noise) if isinstance(noise, torch.Tensor) else noise
+        for value, kind in ((certificate, Certificate), (config, NullspaceConfig)):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    "A noise is made of a `torch.Tensor` or a `Noise`, its `Certificate` and a `NullspaceConfig`, but got "
+                    f"a `{type(value).__name__}` for a `{kind.__name__}`."
+                )
+        expected = NOISE_METHODS[config.method].noise_class
+        if not isinstance(noise, expected):
             raise ValueError(
-                "`tensor` must have shape (bank_size, num_patches, hidden_size), each at least 1, but got "
-                f"{tuple(tensor.shape)}."
+                f"The noise of `method={config.method!r}` is a `{expected.__name__}`, but got a `{type(noise).__name__}`."
+            )
+        tensor = noise.tensor
+        if tensor.dim() != 3 or tensor.numel() == 0 or len(tensor) != 1:
+            raise ValueError(
+                f"A noise must have shape (1, num_patches, hidden_size), each at least 1, but got {tuple(tensor.shape)}."
             )
         if not torch.isfinite(tensor).all():
-            raise ValueError("`tensor` holds NaN or infinite values; a noise must be finite.")
-        if len(certificates) != tensor.shape[0]:
-            raise ValueError(f"Got {len(certificates)} certificates for {tensor.shape[0]} noises; expected one each.")
-        tensor = tensor.detach().to("cpu", torch.float32)
-        # Not where it is removed already: doing it twice changes the last bits, and a resumed run would differ.
-        has_mean = tensor.mean(-1).abs().max() > 1e-6 * tensor.abs().max()
-        self.tensor = (remove_hidden_mean(tensor) if has_mean else tensor).contiguous()
-        hidden_size = tensor.shape[-1]
-        if axes is not None and (len(tensor) > 1 or axes.shape != (hidden_size, hidden_size)):
-            raise ValueError(
-                f"`axes` must have shape ({hidden_size}, {hidden_size}) and stand beside one noise, but got "
-                f"{tuple(axes.shape)} beside {len(tensor)}."
-            )
+            raise ValueError("The noise holds NaN or infinite values; it must be finite.")
         if grid is not None and math.prod(grid) != tensor.shape[1]:
             raise ValueError(f"A grid of {grid[0]} x {grid[1]} does not hold the noise's {tensor.shape[1]} patches.")
-        self.grid = None if grid is None else tuple(grid)
-        self.axes = None if axes is None else axes.detach().to("cpu", torch.float32).contiguous()
-        self.certificates = tuple(certificates)
+        self.noise = _kept(noise).keyed(config.seed, round_index)
+        self.certificate = certificate
         self.config = config
         self.round_index = round_index
+        self.grid = None if grid is None else tuple(grid)
 
     @property
-    def certificate(self) -> Certificate:
-        """The certificate of the bank: that of its noise with the largest `probability_mse`."""
-        return max(self.certificates, key=lambda certificate: certificate.probability_mse)
+    def tensor(self) -> torch.Tensor:
+        """The noise of shape `(1, num_patches, hidden_size)`, or one draw of it."""
+        return self.noise.tensor
 
     @property
     def converged(self) -> bool:
-        """Whether every noise of the bank is certified."""
-        return all(certificate.converged for certificate in self.certificates)
+        """Whether the noise is certified."""
+        return self.certificate.converged
 
     @property
     def is_usable(self) -> bool:
@@ -109,9 +104,7 @@ class NullspaceNoise:
         Whether training runs on it: if it is certified, or under `on_failure="shrink"` if its measured mean is within
         epsilon on images that are too few, or a model that is too little trained, for a certificate.
         """
-        if self.config.on_failure != "shrink":
-            return self.converged
-        return all(certificate.converged or certificate.is_within_epsilon for certificate in self.certificates)
+        return self.converged or (self.config.on_failure == "shrink" and self.certificate.is_within_epsilon)
 
     def __repr__(self) -> str:
         certificate = self.certificate
@@ -121,67 +114,20 @@ class NullspaceNoise:
             f"converged={self.converged}, round={self.round_index})"
         )
 
-    def pairwise_cosine(self) -> torch.Tensor:
-        """Cosines between the noises of the bank, of shape `(bank_size, bank_size)`: low means diverse."""
-        directions = torch.nn.functional.normalize(self.tensor.flatten(1), dim=-1)
-        return directions @ directions.T
-
-    def draw(self, batch_size: int, generator: torch.Generator, **options: Any) -> torch.Tensor:
-        """Noise for each image of a batch: the first of [`~NullspaceNoise.draws`], with the same arguments."""
-        return next(self.draws(1, batch_size, generator, **options))
-
-    def draws(
-        self,
-        count: int,
-        batch_size: int,
-        generator: torch.Generator,
-        random_scale: bool = False,
-        convex_combination: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> Iterator[torch.Tensor]:
+    def draw(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> torch.Tensor:
         """
-        Noises for each image of a batch, under whose shrinking and mixing the approximate nullspace is nearly closed.
+        Noise for each image of a batch.
 
         Args:
-            count (`int`): How many for each image. Noises chosen from a bank differ, until all of it are chosen.
             batch_size (`int`): Number of images.
             generator (`torch.Generator`): Source of the draws.
-            random_scale (`bool`, *optional*, defaults to `False`): Scale each image's noise by a number uniform in
-                [0, 1].
-            convex_combination (`bool`, *optional*, defaults to `False`): Mix the bank for each image, with weights
-                uniform on the simplex, instead of choosing one noise.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the noise is to be.
 
-        Yields:
+        Returns:
             `torch.Tensor` of shape `(1, num_patches, hidden_size)` if all images share one noise, else
             `(batch_size, num_patches, hidden_size)`.
         """
-        bank_size = len(self.tensor)
-        if self.axes is not None:
-            axes, norm = self.axes.to(device), self.tensor.norm().item()
-        if bank_size > 1 and not convex_combination:
-            first = torch.randint(bank_size, (batch_size,), generator=generator)
-        for place in range(count):
-            if self.axes is not None:
-                noise = draw_in_axes(axes, batch_size, self.tensor.shape[1], norm, generator)
-            elif bank_size == 1:
-                noise = self.tensor
-            elif convex_combination:
-                # Normalised exponentials are uniform on the simplex.
-                weights = torch.empty(batch_size, bank_size).exponential_(generator=generator)
-                noise = torch.einsum("ik,knd->ind", weights / weights.sum(-1, keepdim=True), self.tensor)
-            else:
-                noise = self.tensor[(first + place) % bank_size]
-            if random_scale:
-                noise = noise * torch.rand(batch_size, 1, 1, generator=generator).to(noise)
-            yield noise.to(device)
-
-    def image_noise(self, device: torch.device) -> ImageNoise | None:
-        """The draws that a certificate is measured on, where every image gets a noise of its own."""
-        if self.axes is None:
-            return None
-        key = (self.config.seed, self.round_index)
-        return ImageNoise(self.axes.to(device), self.tensor.shape[1], self.tensor.norm().item(), key)
+        return self.noise.to(device).draw(batch_size, generator)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
@@ -193,49 +139,13 @@ class NullspaceNoise:
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         with replaced(directory / NOISE_TENSOR_NAME) as path:
-            save_file(self._tensors(), path, metadata={"format": "pt"})
+            save_file(self.noise.tensors(), path, metadata={"format": "pt"})
         with replaced(directory / NOISE_CONFIG_NAME) as path:
             path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def digest(self) -> str:
         """SHA-256 of the tensors' bytes: two noises have the same one only if they are bitwise equal."""
-        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._tensors().values())).hexdigest()
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return {"noise": self.tensor} | ({} if self.axes is None else {"axes": self.axes})
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload nullspace noise",
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-    ) -> CommitInfo:
-        """
-        Uploads the two files of [`~NullspaceNoise.save_pretrained`] to the Hub.
-
-        Args:
-            repo_id (`str`): `"user/repo"`, or a name within the namespace of the token's owner; made if need be.
-            commit_message (`str`, *optional*): Message of the commit.
-            private (`bool`, *optional*): Whether a new repository is private.
-            token (`str` or `bool`, *optional*): Access token; by default the one logged in with.
-            revision (`str`, *optional*): Branch to commit to; made if need be.
-
-        Raises:
-            `huggingface_hub.errors.HfHubHTTPError`: If the Hub refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return upload_files(
-                folder,
-                [NOISE_TENSOR_NAME, NOISE_CONFIG_NAME],
-                open_repository(repo_id, private, token, revision),
-                commit_message=commit_message,
-                token=token,
-                revision=revision,
-            )
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in self.noise.tensors().values())).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensor, JSON-serialisable."""
@@ -245,7 +155,7 @@ class NullspaceNoise:
             "sha256": self.digest(),
             "round_index": self.round_index,
             "config": self.config.to_dict(),
-            "certificates": [certificate.to_dict() for certificate in self.certificates],
+            "certificates": [self.certificate.to_dict()],  # a list, since earlier versions kept several noises
         }
 
     @classmethod
@@ -272,7 +182,8 @@ class NullspaceNoise:
 
         Raises:
             `FileNotFoundError`: If the folder or repository holds no noise.
-            `ValueError`: If its two files are damaged or do not belong together.
+            `ValueError`: If its two files are damaged or do not belong together, or hold several noises, as those of
+                earlier versions may.
         """
         folder, names = Path(pretrained_model_name_or_path), (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME)
         if not folder.is_dir():
@@ -288,23 +199,47 @@ class NullspaceNoise:
                 )
         try:
             tensors = load_file(paths[0])
-            tensor = tensors["noise"]
             values = json.loads(paths[1].read_text(encoding="utf-8"))
-            if list(tensor.shape) != values["shape"]:
-                raise ValueError(f"the tensor has shape {list(tensor.shape)}, the JSON says {values['shape']}")
-            noise = cls(
-                tensor,
-                [Certificate.from_dict(certificate) for certificate in values["certificates"]],
-                NullspaceConfig.from_dict(values["config"]),
-                values["round_index"],
-                tensors.get("axes"),
-                values.get("grid"),  # earlier versions did not write it
-            )
-            if noise.digest() != values["sha256"]:
-                raise ValueError("the tensor is not the one that the JSON was written with")
-            return noise
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            if list(tensors["noise"].shape) != values["shape"]:
+                raise ValueError(
+                    f"the tensor has shape {list(tensors['noise'].shape)}, the JSON says {values['shape']}"
+                )
+            is_bank = values["config"].get("bank_size", 1) != 1
+            noise = None if is_bank else _from_files(tensors, values)
+        except (AttributeError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The noise in {pretrained_model_name_or_path} is damaged or its two files do not belong together: "
                 f"{error}. Restore both files from one save, or synthesise the noise again."
             ) from error
+        if noise is None:
+            raise ValueError(
+                f"The noise in {pretrained_model_name_or_path} is a bank of {values['config']['bank_size']} noises. "
+                f"{REMOVED_SETTINGS['bank_size']} Synthesise it again, or load it with the version that wrote it."
+            )
+        return noise
+
+
+def _from_files(tensors: dict[str, torch.Tensor], values: Mapping[str, Any]) -> NullspaceNoise:
+    """The noise of the two files' contents."""
+    config = NullspaceConfig.from_dict(values["config"])
+    (certificate,) = values["certificates"]
+    noise = NullspaceNoise(
+        NOISE_METHODS[config.method].noise_class.from_tensors(tensors),
+        Certificate.from_dict(certificate),
+        config,
+        values["round_index"],
+        values.get("grid"),  # earlier versions did not write it
+    )
+    if noise.digest() != values["sha256"]:
+        raise ValueError("the tensor is not the one that the JSON was written with")
+    return noise
+
+
+def _kept(noise: Noise) -> Noise:
+    """The noise in float32 on the CPU, hidden-axis mean removed."""
+    tensors = {name: part.detach().to("cpu", torch.float32).contiguous() for name, part in noise.tensors().items()}
+    tensor = tensors["noise"]
+    # Not where it is removed already: doing it twice changes the last bits, and a resumed run would differ.
+    if tensor.mean(-1).abs().max() > 1e-6 * tensor.abs().max():
+        tensors["noise"] = remove_hidden_mean(tensor).contiguous()
+    return type(noise).from_tensors(tensors)

@@ -17,8 +17,8 @@ from ..utils.random import keyed_generator, preserved_random_state
 from .certificate import Certificate
 from .certify import certify, check_config, check_epsilon, measure_probability_mse
 from .config import NullspaceConfig
-from .draws import ImageNoise
 from .images import FrozenImages, read_images
+from .kinds import Noise
 from .methods import NOISE_METHODS
 from .methods.scaling import MAX_RELATIVE_NORM, boundary_scale
 from .nullspace_noise import NullspaceNoise
@@ -53,7 +53,7 @@ def synthesize_noise(
     disable_tqdm: bool = False,
 ) -> NullspaceNoise:
     """
-    Synthesises a bank of noises that move the outputs of `model` by at most epsilon, and certifies them.
+    Synthesises noise that moves the outputs of `model` by at most epsilon, and certifies it.
 
     The model is frozen and in evaluation mode meanwhile and comes back as it was; no global random state is touched.
     Images are split in two, at random by the seed: the noise is optimised on some and certified on the others. That
@@ -88,7 +88,7 @@ def synthesize_noise(
             Whether to hide the progress bar.
 
     Returns:
-        [`NullspaceNoise`]: The bank with one certificate for each noise.
+        [`NullspaceNoise`]: The noise with its certificate.
 
     Raises:
         `ValueError`: If there are fewer images than one batch, the model's logits are not finite or no classes' (a
@@ -109,31 +109,22 @@ def synthesize_noise(
         check_epsilon(config, classifier)
         method = NOISE_METHODS[config.method]
         progress = logging.tqdm(
-            total=config.bank_size * config.max_steps,
+            total=config.max_steps,
             desc="Synthesising noise",
             leave=False,
             disable=disable_tqdm or not classifier.accelerator.is_local_main_process,
         )
-        noises, certificates = [], []
-        reading = (time.perf_counter() - start) / config.bank_size
         with progress:
-            for index in range(config.bank_size):
-                generator = keyed_generator("synthesis", config.seed, round_index, index)
-                start = time.perf_counter()
-                noise, steps, axes = method.search(classifier, searched, config, generator, progress.update)
-                draws = None
-                if axes is not None:
-                    draws = ImageNoise(axes, noise.shape[1], noise.norm().item(), (config.seed, round_index))
-                if method.scales_up or config.on_failure == "shrink":
-                    scale = _largest_scale(classifier, held_out, draws or noise, noise.norm().item(), config)
-                    noise, draws = scale * noise, draws and scale * draws
-                certificate = certify(classifier, held_out, noise, config, generator, steps, draws=draws)
-                certificate = dataclasses.replace(certificate, seconds=reading + time.perf_counter() - start)
-                _report(certificate, config, round_index)
-                noises.append(noise)
-                certificates.append(certificate)
-                progress.update(config.max_steps - steps)
-        return NullspaceNoise(torch.cat(noises), certificates, config, round_index, axes, held_out.grid)
+            generator = keyed_generator("synthesis", config.seed, round_index, 0)
+            noise, steps = method.search(classifier, searched, config, generator, progress.update)
+            noise = noise.keyed(config.seed, round_index)
+            if method.scales_up or config.on_failure == "shrink":
+                noise = noise.scaled(_largest_scale(classifier, held_out, noise, config))
+            certificate = certify(classifier, held_out, noise, config, generator, steps)
+            certificate = dataclasses.replace(certificate, seconds=time.perf_counter() - start)
+            _report(certificate, config, round_index)
+            progress.update(config.max_steps - steps)
+        return NullspaceNoise(noise, certificate, config, round_index, held_out.grid)
 
 
 def read_and_split(
@@ -180,8 +171,7 @@ def num_held_out(total: int, batch_size: int, config: NullspaceConfig, largest: 
 def _largest_scale(
     classifier: FrozenClassifier,
     held_out: FrozenImages,
-    noise: torch.Tensor | ImageNoise,
-    norm: float,
+    noise: Noise,
     config: NullspaceConfig,
 ) -> float:
     """
@@ -191,12 +181,12 @@ def _largest_scale(
     the images are too few to bound the mean of any noise, the largest whose measured mean is within epsilon. 1 if there
     is none.
     """
-    largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(norm, 1e-30)
+    largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(noise.tensor.norm().item(), 1e-30)
     largest = max(largest, 1.0) if NOISE_METHODS[config.method].scales_up else 1.0
     is_certifiable = len(held_out) >= config.fewest_certificate_images(classifier.largest_error)
 
     def error_at(scale: float, images: FrozenImages, upper: bool) -> float:
-        mean, bound = measure_probability_mse(classifier, images, scale * noise, config.confidence)
+        mean, bound = measure_probability_mse(classifier, images, noise.scaled(scale), config.confidence)
         return bound if upper else mean
 
     start = 1.0

@@ -14,7 +14,7 @@ from ..models.injection import tokens_shape
 from ..models.objectives import agreement, is_multi_label
 from ..models.patch_projection import find_patch_projection
 from ..models.pixel_box import PIXEL_MARGIN, normalization
-from ..noise.certify import permute_elements
+from ..noise.controls import permute_elements
 from ..noise.injection import inject_noise
 from ..utils.random import keyed_generator
 

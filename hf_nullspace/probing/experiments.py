@@ -10,7 +10,7 @@ import torch
 from ..models.frozen import FrozenClassifier
 from ..models.objectives import logit_distance, probabilities
 from ..noise.certificate import token_norms
-from ..noise.certify import permute_elements
+from ..noise.controls import permuted_control
 from ..noise.images import FrozenImages
 from ..utils.random import keyed_generator
 
@@ -38,7 +38,7 @@ def closure(measure: Measure, noise: torch.Tensor, second: torch.Tensor, seed: i
         "mean of both": 0.5 * noise + 0.5 * second,
         "sign flipped": -noise,
         "tokens permuted": noise[:, order],
-        "elements permuted": permuted_control(noise, seed),
+        "elements permuted": permuted_control(noise, keyed_generator("permutation", seed)),
     }
     return [
         {"operation": name, "norm": changed.norm().item(), **measure(changed)} for name, changed in operations.items()
@@ -110,12 +110,7 @@ def measure_outcomes(classifier: FrozenClassifier, images: FrozenImages, noise: 
     return dict(zip(("probability_mse", "logit_distance", "agreement", "confidence_change"), means, strict=True))
 
 
-def permuted_control(noise: torch.Tensor, seed: int) -> torch.Tensor:
-    """The noise with its elements in the one random order that the seed gives."""
-    return permute_elements(noise, keyed_generator("permutation", seed))
-
-
 def with_control(measure: Measure, noise: torch.Tensor, seed: int) -> dict[str, float]:
     """Outcomes of the noise, and as `permuted_...` those of the noise with its elements permuted."""
-    control = measure(permuted_control(noise, seed))
+    control = measure(permuted_control(noise, keyed_generator("permutation", seed)))
     return {**measure(noise), **{f"permuted_{name}": control[name] for name in control if name != "num_images"}}

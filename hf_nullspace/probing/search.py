@@ -12,6 +12,7 @@ import torch
 from ..models.frozen import FrozenClassifier
 from ..noise.certificate import remove_hidden_mean
 from ..noise.images import FrozenImages
+from ..noise.kinds import SharedNoise
 from ..noise.methods.scaling import MAX_RELATIVE_NORM, boundary_scale
 from ..noise.methods.steps import (
     SCALE_GAIN,
@@ -45,7 +46,7 @@ def harmless_search_axes(
     random = remove_hidden_mean(random.to(classifier.device))
     random *= images.embedding_norm / random.norm()
     random *= _scale_to(classifier, images, random, norm_weight)
-    return measured_axes(classifier, itertools.islice(images.batches(), max_steps), random, on_step)
+    return measured_axes(classifier, itertools.islice(images.batches(), max_steps), SharedNoise(random), on_step)
 
 
 def search_at(

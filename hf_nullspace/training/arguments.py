@@ -24,7 +24,6 @@ CONFIG_FIELDS = {
     "noise_learning_rate": "learning_rate",
     "noise_max_steps": "max_steps",
     "noise_norm_weight": "norm_weight",
-    "noise_bank_size": "bank_size",
     "noise_num_images": "num_images",
     "noise_num_certificate_images": "num_certificate_images",
     "noise_on_failure": "on_failure",
@@ -102,9 +101,6 @@ class NullspaceTrainingArguments(TrainingArguments):
     noise_learning_rate: float | None = field(default=None, metadata=metadata_of("learning_rate"))
     noise_max_steps: int | None = field(default=None, metadata=metadata_of("max_steps"))
     noise_norm_weight: float = field(default=NullspaceConfig.norm_weight, metadata=metadata_of("norm_weight"))
-    noise_bank_size: int = field(
-        default=NullspaceConfig.bank_size, metadata={"help": "Number of noises synthesised in a round."}
-    )
     noise_num_images: int = field(
         default=NullspaceConfig.num_images, metadata={"help": "Images that the noise is optimised on."}
     )
@@ -169,8 +165,9 @@ class NullspaceTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
-        if self.noise_ascent and not method.is_drawn:
-            drawn = " or ".join(f"`noise_method={name!r}`" for name, each in NOISE_METHODS.items() if each.is_drawn)
+        if self.noise_ascent and not method.noise_class.is_drawn:
+            drawn = [name for name, each in NOISE_METHODS.items() if each.noise_class.is_drawn]
+            drawn = " or ".join(f"`noise_method={name!r}`" for name in drawn)
             raise ValueError(
                 f"`noise_ascent` moves the draws of {drawn}, but the method is {self.noise_method!r}. Set {drawn}, or "
                 "leave `noise_ascent` at 0."

@@ -12,6 +12,7 @@ import torch
 from ..exact_nullspace.patch_nullspace import PatchNullspace
 from ..models.frozen import LABEL_NAMES
 from ..models.preprocessing import Preprocessing
+from ..noise.kinds import SharedNoise
 from ..noise.nullspace_noise import NullspaceNoise
 from ..utils.random import keyed_generator
 
@@ -38,9 +39,9 @@ class NullspaceDataCollator:
             The model's. Without `noise`, each image gets noise from the exact nullspace, which this model does not see
             and others do. It belongs to the weights it was built from: keep the patch projection frozen, or build a new
             one when it has changed.
-        noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(bank_size, num_patches, hidden_size)`, *optional*):
-            Noise of the encoder's approximate nullspace. Each image gets one of the bank, or a draw of its own where the
-            noise has axes to draw in, realised in pixels by `nullspace`.
+        noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(1, num_patches, hidden_size)`, *optional*):
+            Noise of the encoder's approximate nullspace, realised in pixels by `nullspace`: the same for all images, or
+            where noise is drawn a draw of its own for each.
         noise_norm (`float`, *optional*):
             Norm of the exact noise of an image, in normalised pixels. By default as large as the pixel box allows.
         image_mean, image_std (`Sequence[float]`, *optional*):
@@ -113,11 +114,14 @@ class NullspaceDataCollator:
             return
         if self.noise_norm is not None:
             raise ValueError("`noise_norm` is for exact noise; scale `noise` itself instead.")
-        bank = self.noise.tensor if isinstance(self.noise, NullspaceNoise) else self.noise
-        self._bank = bank.detach().cpu().float()
-        self._draws = isinstance(self.noise, NullspaceNoise) and self.noise.axes is not None
-        is_fixed = self.image_mean is None and not self._draws
-        self._realized = self.nullspace.realize(self._bank) if is_fixed else None
+        own = self.noise.noise if isinstance(self.noise, NullspaceNoise) else SharedNoise(self.noise)
+        if len(own.tensor) != 1:
+            raise ValueError(
+                f"`noise` must be one noise of shape (1, num_patches, hidden_size), but has shape {tuple(own.tensor.shape)}."
+            )
+        self._drawn_from = own.to("cpu")
+        is_fixed = self.image_mean is None and not own.is_drawn
+        self._realized = self.nullspace.realize(own.tensor.detach().cpu().float()) if is_fixed else None
 
     def _take_statistics(self) -> None:
         if self.image_processor is None:
@@ -188,19 +192,14 @@ class NullspaceDataCollator:
         return noisy
 
     def _noise_for(self, image: torch.Tensor, places: torch.Tensor | slice) -> torch.Tensor:
-        """The noise of one image, of its shape, whose patches are those at `places` of a noise in the bank."""
+        """The noise of one image, of its shape, whose patches are those at `places` of the noise."""
         digest = hashlib.sha256(image.numpy().tobytes()).digest()
         generator = keyed_generator("pixel noise", self.seed, self._epoch, int.from_bytes(digest[:8], "little"))
         statistics = (self.image_mean, self.image_std)
         if self.noise is not None:
-            if self._draws:
-                noise = self.noise.draw(1, generator)[:, places]
-            else:
-                choice = int(torch.randint(len(self._bank), (1,), generator=generator))
-                if self._realized is not None:
-                    realized = self._realized[choice : choice + 1]
-                    return realized[:, places] if image.dim() == 3 else realized
-                noise = self._bank[choice : choice + 1, places]
+            if self._realized is not None:
+                return self._realized[:, places] if image.dim() == 3 else self._realized
+            noise = self._drawn_from.draw(1, generator)[:, places].detach().float()
             if self.image_mean is None:
                 return self.nullspace.realize(noise)
             return self.nullspace.realize_within(noise, image, *statistics)[0]

@@ -37,14 +37,14 @@ LOGGED_FIELDS = (
 
 class NoiseSchedule:
     """
-    The current bank of noises and the history of its rounds.
+    The current noise and the history of its rounds.
 
     Args:
         refresh_steps (`int`): Optimizer steps in a round.
-        seed (`int`): Seed of the draws from the bank.
+        seed (`int`): Seed of the draws.
 
     Attributes:
-        noise ([`NullspaceNoise`] or `None`): The current bank.
+        noise ([`NullspaceNoise`] or `None`): The current noise.
         history (`list[dict]`): One row for each round.
     """
 
@@ -71,13 +71,7 @@ class NoiseSchedule:
         """Makes `noise` the current one and adds its row to the history."""
         self.noise = noise
         row = {"round": noise.round_index, "step": step, **noise.certificate.to_dict()}
-        # The certificate is that of the worst noise of a bank; the round is made of all of them.
-        whole = {
-            "converged": noise.converged,
-            "in_use": noise.is_usable,
-            "seconds": sum(each.seconds for each in noise.certificates),
-        }
-        self.history.append({**row, **whole})
+        self.history.append({**row, "in_use": noise.is_usable})
 
     def go_back_to(self, noise: NullspaceNoise) -> None:
         """Makes the noise of an earlier round the current one; the rounds after it are no part of the model's history."""

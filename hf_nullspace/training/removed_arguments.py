@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..hub.model_card import TRAINING_NAME
+from ..noise.config import REMOVED_SETTINGS
+from ..utils.wording import renamed
 
 
 # All were measured on CIFAR-10 with three seeds: points of accuracy over the columns of a robustness report, minus the
@@ -45,6 +47,11 @@ REMOVED_ARGUMENTS = {
     ),
 }
 
+# A setting of the synthesis, in the names of the arguments.
+REMOVED_ARGUMENTS["noise_bank_size"] = renamed(
+    REMOVED_SETTINGS["bank_size"], {"bank_size": "noise_bank_size", "method": "noise_method"}
+)
+
 
 # The values at which a removed argument did nothing, under the names that files of earlier versions have them.
 OLD_DEFAULTS = {
@@ -54,6 +61,8 @@ OLD_DEFAULTS = {
     "epsilon_warmup_steps": 0,
     "noise_random_scale": False,
     "noise_convex_combination": False,
+    "noise_bank_size": 1,
+    "bank_size": 1,
     "random_scale": False,
     "convex_combination": False,
     "ema_decay": 0.0,

@@ -23,7 +23,6 @@ from ..models.objectives import is_multi_label, largest_probability_mse, probabi
 from ..models.soft_labels import SoftLabelSmoother, classification_loss, knows_no_soft_labels, settle_problem_type
 from ..noise.certificate import Certificate
 from ..noise.certify import measure_noise
-from ..noise.draws import ascend_in_axes
 from ..noise.nullspace_noise import NullspaceNoise
 from ..noise.synthesis import synthesize_noise
 from ..utils.phases import announce
@@ -75,7 +74,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             The arguments; a plain `TrainingArguments` is refused.
 
     Attributes:
-        noise ([`NullspaceNoise`] or `None`): The current bank; `None` before the first round.
+        noise ([`NullspaceNoise`] or `None`): The current noise; `None` before the first round.
         card_extras (`dict`): What [`~hub.card_results`] gives, for the card.
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
@@ -168,7 +167,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     @property
     def noise(self) -> NullspaceNoise | None:
-        """The current bank of noises; `None` before the first round."""
+        """The current noise; `None` before the first round."""
         return self.noise_schedule.noise
 
     @property
@@ -321,7 +320,7 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             # Without its scale, the gradient of a small loss is lost in fp16.
             loss = loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
             (gradient,) = torch.autograd.grad(loss, variable)
-        return ascend_in_axes(noise, gradient, self.noise.axes.to(noise), self.args.noise_ascent)
+        return self.noise.noise.ascend(noise, gradient, self.args.noise_ascent)
 
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""

@@ -1,7 +1,9 @@
 """`NullspaceConfig`: its JSON round trip, and that every value outside its range is refused by name."""
 
+import copy
 import json
 import math
+import pickle
 
 import pytest
 
@@ -9,7 +11,7 @@ from hf_nullspace import NullspaceConfig
 
 
 POSITIVE_NUMBERS = ("epsilon", "noise_limit")
-COUNTS = ("max_steps", "bank_size", "num_images", "num_certificate_images")
+COUNTS = ("max_steps", "num_images", "num_certificate_images")
 INVALID = [
     *[(name, value) for name in POSITIVE_NUMBERS for value in (0, -0.5, math.nan, math.inf, "1", True, None)],
     *[("learning_rate", value) for value in (0, -0.5, math.nan, math.inf, "1", True)],
@@ -36,7 +38,6 @@ INVALID = [
             "max_token_ratio": None,
             "max_steps": 5,
             "norm_weight": 0.4,
-            "bank_size": 3,
             "num_images": 16,
             "num_certificate_images": 8,
             "confidence": 0.5,
@@ -48,7 +49,7 @@ INVALID = [
 )
 def test_json_round_trip(changes):
     config = NullspaceConfig(**changes)
-    values = json.loads(config.to_json_string())
+    values = json.loads(json.dumps(config.to_dict()))
     assert values == config.to_dict()
     assert {name: values[name] for name in changes} == changes
     assert NullspaceConfig.from_dict(values) == config
@@ -58,13 +59,24 @@ def test_json_round_trip(changes):
 def test_defaults(method, learning_rate):
     config = NullspaceConfig(method=method)
     assert (config.epsilon, config.noise_limit, config.learning_rate) == (0.03, 3.0, learning_rate)
-    assert (config.norm_weight, config.bank_size, config.on_failure, config.seed) == (0.0, 1, "shrink", 42)
+    assert (config.norm_weight, config.on_failure, config.seed) == (0.0, "shrink", 42)
     assert NullspaceConfig(method=method, learning_rate=0.7).learning_rate == 0.7
 
 
-def test_a_bank_of_draws_is_refused():
-    with pytest.raises(ValueError, match="`bank_size` must be 1 with `method='sample'`.* but got 3"):
-        NullspaceConfig(method="sample", bank_size=3)
+def test_a_bank_is_refused_with_what_was_measured():
+    message = r"`bank_size` was removed: .*3.78 points.*`method='sample'`"
+    for make in (lambda: NullspaceConfig(bank_size=3), lambda: NullspaceConfig.from_dict({"bank_size": 3})):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert NullspaceConfig.from_dict({"bank_size": 1, "seed": 3}) == NullspaceConfig(
+        seed=3
+    )  # as earlier versions wrote it
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
+def test_a_config_can_be_copied(copied):
+    config = NullspaceConfig(method="paper", epsilon=0.2)
+    assert copied(config) == config
 
 
 @pytest.mark.parametrize("name, value", INVALID, ids=lambda value: repr(value))

@@ -44,17 +44,16 @@ def logits_by_hand(model, images, noise):
         handle.remove()
 
 
-@pytest.mark.parametrize("clean_rows", [0, 1, 3])
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("is_grid", [False, True], ids=["tokens", "grid"])
-def test_add_noise_by_hand(is_grid, per_image, clean_rows):
+def test_add_noise_by_hand(is_grid, per_image):
     generator = torch.Generator().manual_seed(0)
     height, width, hidden = 2, 3, 5
     tokens = torch.randn(4, height * width, hidden, generator=generator)
-    noise = torch.randn(4 - clean_rows if per_image else 1, height * width, hidden, generator=generator)
+    noise = torch.randn(4 if per_image else 1, height * width, hidden, generator=generator)
     expected = tokens.clone()
-    for image in range(clean_rows, 4):
-        expected[image] += noise[image - clean_rows if per_image else 0]
+    for image in range(4):
+        expected[image] += noise[image if per_image else 0]
     if is_grid:
         # Patch `row * width + column` of the tokens lies at `[row, column]` of the grid.
         activation, grid = torch.empty(2, 4, hidden, height, width)
@@ -65,34 +64,29 @@ def test_add_noise_by_hand(is_grid, per_image, clean_rows):
         expected = grid
     else:
         activation = tokens
-    assert torch.equal(add_noise(activation, noise, clean_rows), expected)
+    assert torch.equal(add_noise(activation, noise), expected)
 
 
-@pytest.mark.parametrize("clean_rows", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_noise_is_cast_to_the_activation(dtype, clean_rows):
+def test_noise_is_cast_to_the_activation(dtype):
     activation, noise = torch.ones(2, 3, 4, dtype=dtype), torch.full((1, 3, 4), 0.5)
-    noisy = add_noise(activation, noise, clean_rows)
+    noisy = add_noise(activation, noise)
     assert noisy.dtype == dtype
-    assert (
-        noisy.tolist()
-        == torch.tensor([1.5, 1.5] if not clean_rows else [1.0, 1.5])[:, None, None].expand(2, 3, 4).tolist()
-    )
+    assert noisy.tolist() == torch.full((2, 3, 4), 1.5).tolist()
 
 
 @pytest.mark.parametrize(
-    "noise_shape, activation_shape, clean_rows, expected",
+    "noise_shape, activation_shape, expected",
     [
-        ((1, 5, 8), (2, 4, 8), 0, "(1, 4, 8)"),
-        ((1, 4, 7), (2, 8, 2, 2), 0, "(1, 4, 8)"),
-        ((3, 4, 8), (2, 4, 8), 0, "(2, 4, 8)"),
-        ((2, 4, 8), (2, 4, 8), 1, "(1, 4, 8)"),
-        ((4, 8), (4, 4, 8), 0, "(4, 4, 8)"),
+        ((1, 5, 8), (2, 4, 8), "(1, 4, 8)"),
+        ((1, 4, 7), (2, 8, 2, 2), "(1, 4, 8)"),
+        ((3, 4, 8), (2, 4, 8), "(2, 4, 8)"),
+        ((4, 8), (4, 4, 8), "(4, 4, 8)"),
     ],
 )
-def test_wrong_shape_is_refused_with_both_shapes(noise_shape, activation_shape, clean_rows, expected):
+def test_wrong_shape_is_refused_with_both_shapes(noise_shape, activation_shape, expected):
     with pytest.raises(ValueError) as error:
-        add_noise(torch.zeros(activation_shape), torch.zeros(noise_shape), clean_rows)
+        add_noise(torch.zeros(activation_shape), torch.zeros(noise_shape))
     for text in (str(noise_shape), str(activation_shape), expected):
         assert text in str(error.value)
 
@@ -158,14 +152,6 @@ def test_each_image_gets_its_own_noise(model, images):
         with inject_noise(model, noises[index : index + 1]):
             alone = logits_of(model, images[index : index + 1])
         torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-5)
-
-
-def test_clean_rows_stay_clean(model, images, noise):
-    clean = logits_of(model, images)
-    with NoiseInjector.attach(model).inject(noise, clean_rows=2):
-        half = logits_of(model, images)
-    torch.testing.assert_close(half[:2], clean[:2], rtol=0, atol=1e-6)
-    torch.testing.assert_close(half[2:], logits_by_hand(model, images[2:], noise), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 3])

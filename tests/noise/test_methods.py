@@ -31,13 +31,14 @@ def search(method, model, pixels, batch_size=32, **changes):
     with frozen(model):
         classifier = FrozenClassifier(model)
         images = read_images(classifier, [{"pixel_values": chunk} for chunk in pixels.split(batch_size)], len(pixels))
-        noise, steps, _ = NOISE_METHODS[method].search(
+        found, steps = NOISE_METHODS[method].search(
             classifier,
             images,
             NullspaceConfig(method=method, **changes),
             torch.Generator().manual_seed(0),
             lambda: reported.append(1),
         )
+    noise = found.tensor
     assert noise.shape == (1, 4, 32)
     assert noise.isfinite().all()
     return noise.detach(), steps, len(reported)

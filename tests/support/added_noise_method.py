@@ -3,6 +3,7 @@
 import torch
 
 from hf_nullspace.noise.certificate import remove_hidden_mean
+from hf_nullspace.noise.kinds import SharedNoise
 from hf_nullspace.noise.methods import NoiseMethod, register
 from hf_nullspace.noise.methods.base import FoundNoise
 
@@ -28,4 +29,4 @@ class FlatMethod(NoiseMethod):
         for _ in range(config.max_steps):
             on_step()
         noise = remove_hidden_mean(vector).expand(1, num_patches, hidden_size)
-        return FoundNoise(noise.to(classifier.device), config.max_steps)
+        return FoundNoise(SharedNoise(noise.to(classifier.device)), config.max_steps)

@@ -24,7 +24,7 @@ def main(path: str, expected_processes: str, workers: str) -> None:
     batches = {}
     for name, options in (
         ("exact", {**box, "slides": 32}),
-        ("realised", {**box, "noise": torch.randn(3, 4, 32)}),
+        ("realised", {**box, "noise": torch.randn(1, 4, 32)}),
         ("paired", {"noise_norm": 9.0, "paired": True}),
     ):
         collator = NullspaceDataCollator(nullspace=nullspace, **options)

@@ -126,7 +126,7 @@ def _disagreement(trainer) -> str:
     """What is said when the last process has another noise than the others."""
     noise, accelerator = trainer.noise, trainer.accelerator
     if accelerator.process_index > 0:
-        noise = NullspaceNoise(2 * noise.tensor, noise.certificates, noise.config, noise.round_index)
+        noise = NullspaceNoise(2 * noise.tensor, noise.certificate, noise.config, noise.round_index)
     try:
         check_same_on_all_processes(noise, accelerator)
     except RuntimeError as error:

@@ -80,7 +80,6 @@ def build(
         "noise_num_images": 16,
         "noise_num_certificate_images": 8,
         "noise_method": "boundary",
-        "noise_bank_size": 2,
         "epsilon": 1e-3,
         "save_strategy": "steps",
         "save_steps": 4,

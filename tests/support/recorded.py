@@ -22,7 +22,7 @@ from hf_nullspace import (
     measure_noise,
     synthesize_noise,
 )
-from hf_nullspace.baselines import WAYS
+from hf_nullspace.baselines import METHODS
 from hf_nullspace.robustness import Profile
 
 
@@ -138,8 +138,9 @@ def batches() -> list[dict]:
 
 
 def trainer(folder: Path, method: str, **changes) -> NullspaceTrainer:
-    way = WAYS[method]
-    arguments = way.arguments(str(folder), **{**TRAINING, "save_strategy": "no", **changes})
+    way = METHODS[method]
+    values = {**TRAINING, "save_strategy": "no", **changes, **way.fixed_arguments}
+    arguments = way.args_class(str(folder), **values)
     return way.trainer_class(model(), arguments, NullspaceDataCollator(), examples(), examples(12), processor())
 
 
@@ -185,8 +186,6 @@ def write_files(folder: Path) -> None:
     run.train()
     run.save_model()
     run.create_model_card(dataset="drawings")
-    bank = NullspaceConfig(method="boundary", bank_size=2, **SYNTHESIS)
-    synthesize_noise(model(), batches(), bank).save_pretrained(folder / "noise-bank")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,13 @@ def test_noise_of_before_loads(method):
         assert measured.probability_mse == pytest.approx(expected["measured_probability_mse"], rel=1e-3)
 
 
+def test_a_bank_of_before_is_refused_by_what_was_measured():
+    with pytest.raises(
+        ValueError, match="bank of 2 noises.*`bank_size` was removed: .*3.78 points.*`method='sample'`"
+    ):
+        NullspaceNoise.from_pretrained(FILES / "noise-bank")
+
+
 def test_a_report_of_before_loads():
     report = RobustnessReport.load(FILES / "report")
     expected = json.loads((RECORDED / "numbers.json").read_text(encoding="utf-8"))["evaluation"]

@@ -29,6 +29,7 @@ from whole_path import draw_model
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, NullspaceNoise, PatchNullspace
 from hf_nullspace.models.patch_projection import PatchProjection, find_patch_projection
 from hf_nullspace.models.preprocessing import Preprocessing, image_transform
+from hf_nullspace.noise.kinds import DrawnNoise
 from hf_nullspace.probing.exact import predict, relative_logit_change
 
 
@@ -52,9 +53,9 @@ def pictures():
 
 
 @pytest.fixture(scope="module")
-def bank(make_certificate):
-    tensor = 0.01 * torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(1))
-    return NullspaceNoise(tensor, [make_certificate()] * 3, NullspaceConfig())
+def shared(make_certificate):
+    tensor = 0.01 * torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1))
+    return NullspaceNoise(tensor, make_certificate(), NullspaceConfig())
 
 
 def stack(examples):
@@ -91,7 +92,7 @@ def test_the_box_is_that_of_the_image_processor(nullspace, processor):
 
 
 @pytest.mark.parametrize("boxed", [False, True])
-@pytest.mark.parametrize("kind", ["exact", "bank", "tensor"])
+@pytest.mark.parametrize("kind", ["exact", "shared", "tensor"])
 def test_patches_that_are_cut_already_come_in_pairs(make_certificate, boxed, kind):
     """Siglip2: pictures of different shapes, of which one does not fill its row of patches."""
     config = Siglip2Config(
@@ -107,7 +108,7 @@ def test_patches_that_are_cut_already_come_in_pairs(make_certificate, boxed, kin
     examples = [{name: values[index] for name, values in rows.items()} for index in range(2)]
     tensor = 0.1 * torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))
     noise = {"exact": {}, "tensor": {"noise": tensor}}
-    noise["bank"] = {"noise": NullspaceNoise(tensor, [make_certificate()], NullspaceConfig())}
+    noise["shared"] = {"noise": NullspaceNoise(tensor, make_certificate(), NullspaceConfig())}
     options = {"image_processor": processor} if boxed else {"noise_norm": 3.0} if kind == "exact" else {}
     collator = NullspaceDataCollator(nullspace=PatchNullspace.from_model(model), paired=True, **noise[kind], **options)
     batch = collator(examples)
@@ -136,21 +137,25 @@ def test_exact_noise_of_a_norm(nullspace, pictures):
     assert (boxed - stack(pictures)).flatten(1).norm(dim=1).tolist() == pytest.approx([1.0] * 8, rel=1e-4)
 
 
-def test_approximate_noise_is_one_of_the_bank_in_pixels(model, nullspace, pictures, bank):
-    noisy = NullspaceDataCollator(nullspace=nullspace, noise=bank)(pictures)["pixel_values"]
+def test_approximate_noise_is_that_of_the_embeddings_in_pixels(model, nullspace, pictures, shared):
+    noisy = NullspaceDataCollator(nullspace=nullspace, noise=shared)(pictures)["pixel_values"]
     projection = find_patch_projection(model).module
     embedded = nn.functional.conv2d(noisy - stack(pictures), projection.weight, stride=8).flatten(2).transpose(1, 2)
-    distances = (embedded[:, None] - bank.tensor[None]).flatten(2).norm(dim=2) / bank.tensor.flatten(1).norm(dim=1)
-    assert distances.min(1).values.max() < 1e-4
-    assert len(set(distances.argmin(1).tolist())) > 1
-    boxed = NullspaceDataCollator(nullspace=nullspace, noise=bank.tensor, **STATISTICS)(pictures)["pixel_values"]
+    distances = (embedded - shared.tensor).flatten(1).norm(dim=1) / shared.tensor.norm()
+    assert distances.max() < 1e-4
+    boxed = NullspaceDataCollator(nullspace=nullspace, noise=shared.tensor, **STATISTICS)(pictures)["pixel_values"]
     assert boxed.abs().max() <= 1 + 1e-6
     assert not torch.equal(boxed, noisy)
 
 
-def test_every_image_gets_a_draw_of_its_own(model, nullspace, pictures, bank):
+def test_several_noises_are_refused(nullspace):
+    with pytest.raises(ValueError, match=r"must be one noise.*\(3, 4, 32\)"):
+        NullspaceDataCollator(nullspace=nullspace, noise=torch.ones(3, 4, 32))
+
+
+def test_every_image_gets_a_draw_of_its_own(model, nullspace, pictures, shared):
     axes = torch.diag(torch.cat([torch.ones(8), torch.zeros(24)]))
-    draws = NullspaceNoise(bank.tensor[:1], bank.certificates[:1], bank.config, axes=axes)
+    draws = NullspaceNoise(DrawnNoise(shared.tensor, axes), shared.certificate, NullspaceConfig(method="sample"))
     collator = NullspaceDataCollator(nullspace=nullspace, noise=draws)
     noisy = collator(pictures)["pixel_values"]
     projection = find_patch_projection(model).module
@@ -176,9 +181,9 @@ def test_pairs_hold_the_clean_images_first(nullspace, pictures):
 
 
 @pytest.mark.parametrize("boxed", [True, False])
-def test_noise_is_the_same_for_any_workers_batches_and_order(nullspace, pictures, bank, boxed):
+def test_noise_is_the_same_for_any_workers_batches_and_order(nullspace, pictures, shared, boxed):
     statistics = STATISTICS if boxed else {}
-    collators = [NullspaceDataCollator(nullspace=nullspace, noise=bank, **statistics)]
+    collators = [NullspaceDataCollator(nullspace=nullspace, noise=shared, **statistics)]
     collators.append(NullspaceDataCollator(nullspace=nullspace, **(statistics or {"noise_norm": 9.0})))
     for collator in collators:
         state = torch.get_rng_state()

@@ -5,7 +5,6 @@ import functools
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 from trainer_runs import arguments, assert_same_weights, batch_of, build
 from transformers import Trainer
 
@@ -16,7 +15,7 @@ from hf_nullspace import (
     NullspaceTrainingArguments,
     inject_noise,
 )
-from hf_nullspace.noise.draws import ascend_in_axes
+from hf_nullspace.noise.kinds import ascend_in_axes
 
 
 @pytest.fixture
@@ -130,7 +129,7 @@ def test_draws_move_up_the_loss_before_they_are_trained_on(model, examples, tmp_
     clean = model(**batch).loss
     with inject_noise(model, draws):
         before = model(**batch).loss
-    moved = ascend_in_axes(draws.detach(), torch.autograd.grad(before, draws)[0], trainer.noise.axes, 2.0)
+    moved = ascend_in_axes(draws.detach(), torch.autograd.grad(before, draws)[0], trainer.noise.noise.axes, 2.0)
     with inject_noise(model, moved):
         after = model(**batch).loss
     torch.testing.assert_close(loss, clean + after)
@@ -142,7 +141,6 @@ def test_draws_move_up_the_loss_before_they_are_trained_on(model, examples, tmp_
     "settings",
     [
         {},
-        {"noise_bank_size": 3},
         {"gradient_accumulation_steps": 2},
         {"noise_method": "sample", "noise_ascent": 2.0},
     ],
@@ -269,7 +267,7 @@ def test_evaluation_and_prediction_are_clean(model, examples, tmp_path):
 @pytest.mark.parametrize(
     "noise",
     [
-        {"noise_bank_size": 3},
+        {},
         {"noise_method": "sample", "noise_ascent": 2.0},
     ],
 )
@@ -374,7 +372,7 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
             {"noise_method": "boundary", "noise_ascent": 3.0},
             "`noise_ascent` moves the draws of `noise_method='sample'`, but the method is 'boundary'",
         ),
-        ({"noise_method": "sample", "noise_bank_size": 4}, "`noise_bank_size` must be 1 with.* but got 4"),
+        ({"noise_bank_size": 4}, "`noise_bank_size` was removed: .*`noise_method='sample'`"),
         ({"noise_weight": -0.5}, "`noise_weight`.*-0.5"),
         ({"noise_batch_size": 0}, "`noise_batch_size`.*0"),
         ({"noise_on_failure": "hope"}, "`noise_on_failure`.*hope"),

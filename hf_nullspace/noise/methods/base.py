@@ -10,6 +10,7 @@ import torch
 
 from ...models.frozen import FrozenClassifier
 from ..images import FrozenImages
+from ..kinds import Noise, SharedNoise
 
 
 class SearchSettings(Protocol):
@@ -50,15 +51,12 @@ class FoundNoise(NamedTuple):
     What a search found.
 
     Args:
-        noise (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise.
+        noise ([`Noise`]): The noise, of the method's `noise_class`.
         steps (`int`): Steps it took.
-        axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`, *optional*): Where every image gets a noise of its
-            own: what they are drawn in; `noise` is one of them.
     """
 
-    noise: torch.Tensor
+    noise: Noise
     steps: int
-    axes: torch.Tensor | None = None
 
 
 class NoiseMethod(ABC):
@@ -75,8 +73,9 @@ class NoiseMethod(ABC):
         learning_rate (`float`, *optional*): Default of the setting, where the method reads it.
         settings (`tuple[str, ...]`, *optional*): Which of `OPTIONAL_SETTINGS` it reads. Given on a command line to a
             method that does not, they are refused.
-        is_drawn (`bool`, *optional*, defaults to `False`): Whether every image gets a noise of its own.
-        ascent (`float`, *optional*, defaults to 0.0): Default of the trainer's `noise_ascent`, where it is drawn.
+        noise_class (`type[Noise]`, *optional*, defaults to [`SharedNoise`]): What it finds: one noise for all images, or
+            [`DrawnNoise`], another for each. Any class with the methods of [`Noise`] will do.
+        ascent (`float`, *optional*, defaults to 0.0): Default of the trainer's `noise_ascent`, where noise is drawn.
         scales_up (`bool`, *optional*, defaults to `True`): Whether the noise that was found is scaled to the boundary of
             epsilon, be it up or down. Otherwise it is only ever scaled down, and under `on_failure="shrink"` alone.
 
@@ -95,7 +94,7 @@ class NoiseMethod(ABC):
     max_steps: ClassVar[int]
     learning_rate: ClassVar[float | None] = None
     settings: ClassVar[tuple[str, ...]] = ()
-    is_drawn: ClassVar[bool] = False
+    noise_class: ClassVar[type[Noise]] = SharedNoise
     ascent: ClassVar[float] = 0.0
     scales_up: ClassVar[bool] = True
 

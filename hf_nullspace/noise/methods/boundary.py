@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ...models.frozen import FrozenClassifier
 from ..certificate import remove_hidden_mean
 from ..images import FrozenImages
+from ..kinds import SharedNoise
 from .base import FoundNoise, NoiseMethod, SearchSettings, register
 from .scaling import MAX_RELATIVE_NORM, scaled_to_boundary
 from .steps import (
@@ -67,7 +68,7 @@ class BoundaryMethod(NoiseMethod):
         num_turns = config.max_steps - num_measured
         coordinates = torch.randn(1, *images.tokens_shape, generator=generator).to(classifier.device)
         start = scaled_to_boundary(classifier, images, remove_hidden_mean(coordinates), config.epsilon)
-        axes = measured_axes(classifier, itertools.islice(batches, num_measured), start, on_step)
+        axes = measured_axes(classifier, itertools.islice(batches, num_measured), SharedNoise(start), on_step)
         noise = scaled_to_boundary(classifier, images, coordinates @ axes, config.epsilon)
         coordinates = coordinates * (noise.norm() / (coordinates @ axes).norm())
         adam = RelativeAdam(coordinates)
@@ -97,4 +98,4 @@ class BoundaryMethod(NoiseMethod):
                 f"The model gave NaN or infinite logits in {int(backed_off)} of {config.max_steps} synthesis steps; each time "
                 "the noise was made smaller. If there are many, run in bf16 or fp32 instead of fp16."
             )
-        return FoundNoise(noise, config.max_steps)
+        return FoundNoise(SharedNoise(noise), config.max_steps)

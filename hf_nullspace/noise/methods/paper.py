@@ -10,6 +10,7 @@ import torch
 from ...models.frozen import FrozenClassifier
 from ..certificate import remove_hidden_mean
 from ..images import FrozenImages
+from ..kinds import SharedNoise
 from .base import FoundNoise, NoiseMethod, SearchSettings, register
 from .steps import distance_gradient, endless_batches
 
@@ -49,7 +50,7 @@ class PaperMethod(NoiseMethod):
             measured = distance_gradient(classifier, batch, noise)
             mse, is_finite = torch.stack([measured.mse, measured.finite]).tolist()  # the step's one device sync
             if mse <= config.epsilon:
-                return FoundNoise(noise, step)
+                return FoundNoise(SharedNoise(noise), step)
             if not is_finite:
                 raise ValueError(
                     f"The model gives NaN or infinite logits under noise of norm {noise.norm():.3g} at synthesis step "
@@ -60,4 +61,4 @@ class PaperMethod(NoiseMethod):
             optimizer.step()
             noise.copy_(remove_hidden_mean(noise))
             on_step()
-        return FoundNoise(noise, config.max_steps)
+        return FoundNoise(SharedNoise(noise), config.max_steps)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from ...models.frozen import FrozenClassifier
-from ..certificate import remove_hidden_mean
-from ..draws import ImageNoise, draw_in_axes
 from ..images import FrozenImages
+from ..kinds import DrawnNoise, all_directions, draw_in_axes
 from .base import FoundNoise, NoiseMethod, SearchSettings, register
 from .scaling import scaled_to_boundary
 from .steps import endless_batches, measured_axes
@@ -29,7 +28,7 @@ class SampleMethod(NoiseMethod):
     name = "sample"
     help = "draws a noise of its own for every image, in axes that the encoder hardly sees"
     max_steps = 4
-    is_drawn = True
+    noise_class = DrawnNoise
     ascent = 3.0
 
     def search(
@@ -40,12 +39,14 @@ class SampleMethod(NoiseMethod):
         generator: torch.Generator,
         on_step: Callable[[], Any],
     ) -> FoundNoise:
-        batches, (num_patches, hidden_size) = endless_batches(images, generator), images.tokens_shape
-        equal = remove_hidden_mean(torch.eye(hidden_size, device=classifier.device))
+        batches = endless_batches(images, generator)
+        num_patches, hidden_size = images.tokens_shape
+        equal = all_directions(hidden_size).to(classifier.device)
         random = draw_in_axes(equal, 1, num_patches, images.embedding_norm, generator)
-        norm = scaled_to_boundary(classifier, images, random, config.epsilon).norm().item()
+        random = scaled_to_boundary(classifier, images, random, config.epsilon)
         # Another noise for each image: under one, an encoder shows the directions that it moves the logits in, and no others.
-        every = ImageNoise(equal, num_patches, norm, ("axes", config.seed))
+        every = DrawnNoise(random, equal, key=("axes", config.seed))
         axes = measured_axes(classifier, itertools.islice(batches, config.max_steps), every, on_step)
-        noise = draw_in_axes(axes, 1, num_patches, norm, generator)
-        return FoundNoise(scaled_to_boundary(classifier, images, noise, config.epsilon), config.max_steps, axes)
+        drawn = draw_in_axes(axes, 1, num_patches, every.norm, generator)
+        drawn = scaled_to_boundary(classifier, images, drawn, config.epsilon)
+        return FoundNoise(DrawnNoise(drawn, axes), config.max_steps)

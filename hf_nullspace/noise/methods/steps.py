@@ -9,8 +9,8 @@ import torch
 
 from ...models.frozen import FrozenClassifier
 from ...models.objectives import logit_distance
-from ..draws import ImageNoise
 from ..images import FrozenBatch, FrozenImages
+from ..kinds import Noise
 from .axes import harmless_axes, hidden_moment
 
 
@@ -55,15 +55,14 @@ class RelativeAdam:
 def measured_axes(
     classifier: FrozenClassifier,
     batches: Iterable[FrozenBatch],
-    noise: torch.Tensor | ImageNoise,
+    noise: Noise,
     on_step: Callable[[], None],
 ) -> torch.Tensor:
     """Axes of the hidden axis that avoid what moves the logits of these batches under `noise`: see [`harmless_axes`]."""
-    differs = isinstance(noise, ImageNoise)
-    hidden_size = (noise.axes if differs else noise).shape[-1]
+    hidden_size = noise.tensor.shape[-1]
     total = torch.zeros(hidden_size, hidden_size, device=classifier.device)
     for batch in batches:
-        own = noise(batch.positions) if differs else noise
+        own = noise.at(batch.positions)
         step = distance_gradient(classifier, batch, own)
         moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(own))))
         # Every batch counts the same, however large its gradients are; one that is not finite does not count.

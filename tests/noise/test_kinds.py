@@ -1,11 +1,12 @@
-"""A noise of its own for every image: the distribution of the draws, and closed forms of a step up the loss."""
+"""One noise for all images, and one of its own for each: what both kinds answer, and closed forms of a step up the loss."""
 
 import math
 
 import pytest
 import torch
 
-from hf_nullspace.noise.draws import ImageNoise, ascend_in_axes, draw_in_axes
+from hf_nullspace.noise.controls import permuted_control
+from hf_nullspace.noise.kinds import DrawnNoise, SharedNoise, ascend_in_axes, draw_in_axes
 from hf_nullspace.noise.methods.axes import harmless_axes
 
 
@@ -41,12 +42,49 @@ def test_draws_spread_as_the_axes_do(axes):
 
 
 def test_an_image_keeps_its_noise(axes):
-    draws = ImageNoise(axes, 4, 1.5, (42, 3))
-    noise = draws(torch.arange(6))
-    assert torch.equal(noise[[5, 2]], draws(torch.tensor([5, 2])))
-    torch.testing.assert_close((2 * draws)(torch.arange(6)), 2 * noise)
-    assert not torch.isclose(noise[0], ImageNoise(axes, 4, 1.5, (42, 4))(torch.arange(1))[0]).any()
+    draws = DrawnNoise(draw_in_axes(axes, 1, 4, 1.5, generator(3)), axes).keyed(42, 3)
+    noise = draws.at(torch.arange(6))
+    assert torch.equal(noise[[5, 2]], draws.at(torch.tensor([5, 2])))
+    torch.testing.assert_close(draws.scaled(2.0).at(torch.arange(6)), 2 * noise)
+    assert not torch.isclose(noise[0], draws.keyed(42, 4).at(torch.arange(1))[0]).any()
     torch.testing.assert_close(noise.flatten(1).norm(dim=1), torch.full((6,), 1.5))
+    assert draws.at(torch.arange(0)).shape == (0, 4, 32)
+
+
+def test_a_shared_noise_is_itself_wherever_it_is_asked_for():
+    tensor = torch.randn(1, 4, 32, generator=generator(1))
+    noise = SharedNoise(tensor)
+    for found in (noise.draw(8, generator()), noise.at(torch.arange(8)), noise.keyed(42, 3).tensor):
+        assert torch.equal(found, tensor)
+    assert torch.equal(noise.scaled(0.5).tensor, 0.5 * tensor)
+    assert torch.equal(noise.control(permuted_control, generator()).tensor, permuted_control(tensor, generator()))
+    with pytest.raises(TypeError, match="cannot move up the loss of each"):
+        noise.ascend(tensor, tensor, 3.0)
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_its_tensors_make_it_again(axes, is_drawn):
+    tensor = draw_in_axes(axes, 1, 4, 1.5, generator(3))
+    noise = DrawnNoise(tensor, axes) if is_drawn else SharedNoise(tensor)
+    again = type(noise).from_tensors(noise.tensors())
+    assert noise.is_drawn is is_drawn
+    assert torch.equal(again.draw(5, generator()), noise.draw(5, generator()))
+    with pytest.raises(ValueError, match=r"is made of the tensors \['axes', 'noise'\], but got|\['noise'\], but got"):
+        type(noise).from_tensors({"other": tensor})
+
+
+def test_axes_of_another_hidden_size_are_refused(axes):
+    with pytest.raises(ValueError, match=r"`axes` must have shape \(16, 16\).*\(32, 32\)"):
+        DrawnNoise.from_tensors({"noise": torch.ones(1, 4, 16), "axes": axes})
+
+
+def test_the_control_of_draws_prefers_no_direction(axes):
+    draws = DrawnNoise(draw_in_axes(axes, 1, 4, 1.5, generator(3)), axes)
+    control = draws.control(permuted_control, generator(4))
+    noise = control.draw(4000, generator(5))
+    torch.testing.assert_close(noise.flatten(1).norm(dim=1), torch.full((4000,), 1.5))
+    values = torch.linalg.eigvalsh(noise.flatten(0, 1).T @ noise.flatten(0, 1))
+    assert values[0].abs() < 1e-3 * values[1] and values[1] > 0.8 * values[-1]  # the mean, and 31 alike
 
 
 def test_a_step_in_equal_axes_goes_along_the_gradient():
