@@ -15,7 +15,7 @@ from ..robustness.outcomes import Outcomes, model_fingerprint
 from ..robustness.preparation import describe_preprocessing
 from ..robustness.profiles import EVALUATION_SET, PROFILES
 from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME, RobustnessReport
-from ..robustness.scoring import aggregate_columns, score_columns, shared_bar, summarize_columns
+from ..robustness.scoring import aggregate_columns, shared_bar
 from ..robustness.shards import choose_images
 from ..utils.escaping import plain_text
 from ..utils.strict_json import read_json
@@ -181,11 +181,8 @@ def check_stated_fields(folder: Path, report: RobustnessReport, is_old: bool) ->
 
 def derive(report: RobustnessReport) -> RobustnessReport:
     """The report that the outcomes give."""
-    rows = score_columns(report.profile.columns, report.outcomes)
-    bars = summarize_columns(report.profile.columns, rows, report.outcomes)
-    means = aggregate_columns(report.profile.columns, rows, bars)
-    parts = (report.model_name, report.profile, rows, bars, report.not_measured, means, report.run)
-    return RobustnessReport(*parts, report.seconds, report.outcomes)
+    parts = (report.outcomes, report.not_measured, report.run, report.seconds)
+    return RobustnessReport.of(report.model_name, report.profile, *parts)
 
 
 def check_numbers(report: RobustnessReport, derived: RobustnessReport, is_old: bool) -> list[Claim]:

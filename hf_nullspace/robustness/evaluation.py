@@ -18,11 +18,10 @@ from ..utils.processes import on_main_process
 from ..utils.random import preserved_random_state
 from .outcomes import ShardStore, check_manifest
 from .picture_check import check_pictures
-from .preparation import prepare_evaluation
+from .preparation import Evaluation, prepare_evaluation
 from .profiles import Profile
 from .report import REPORT_NAME, RobustnessReport
 from .report_markdown import competition
-from .scoring import aggregate_columns, score_columns, summarize_columns
 from .shards import Shard, ShardRunner, plan_shards
 
 
@@ -127,19 +126,14 @@ def evaluate_robustness(
         batch_size=batch_size,
         mixed_precision=accelerator.mixed_precision,
     )
-    profile, store = evaluation.profile, None
+    store = None
     if output_dir is not None:
         store = ShardStore(Path(output_dir, PARTIAL_FOLDER))
         report = _finished_report(Path(output_dir), evaluation.manifest, accelerator, store)
         if report is not None:
             return report
     if accelerator.is_main_process:
-        for text, names in competition(evaluation.run).items():
-            logger.info(f"{', '.join(names)}: a prediction is the largest of {text}.")
-    if accelerator.is_main_process and was_training:
-        logger.warning(
-            f"{type(model).__name__} was in training mode, where dropout is on; it is measured in evaluation mode."
-        )
+        _announce(evaluation, model, was_training)
     skipped = check_pictures(
         evaluation,
         skip_bad_images=skip_bad_images,
@@ -149,22 +143,17 @@ def evaluate_robustness(
     )
     run = {**evaluation.run, "skipped_images": skipped} if skipped else evaluation.run
     left_out = {name: skipped.get(source.name, []) for name, source in evaluation.sources.items()}
-    shards = plan_shards(profile, evaluation.sources, batch_size, left_out)
+    shards = plan_shards(evaluation.profile, evaluation.sources, batch_size, left_out)
     with preserved_random_state(), frozen(model):
         runner = ShardRunner(evaluation.pixel_model, evaluation.images, accelerator, num_workers, disable_tqdm)
-        outcomes, seconds = runner.run(shards, store, {"profile": profile.hash, **run})
-    rows = score_columns(profile.columns, outcomes)
-    bars = summarize_columns(profile.columns, rows, outcomes)
-    report = RobustnessReport(
+        outcomes, seconds = runner.run(shards, store, {"profile": evaluation.profile.hash, **run})
+    report = RobustnessReport.of(
         model_name or _own_name(model),
-        profile,
-        rows,
-        bars,
+        evaluation.profile,
+        outcomes,
         evaluation.not_measured,
-        aggregate_columns(profile.columns, rows, bars),
         run,
         seconds_by_column(shards, seconds),
-        outcomes,
     )
     if accelerator.is_main_process:
         for warning in report.warnings:
@@ -172,6 +161,16 @@ def evaluate_robustness(
     if output_dir is not None:
         on_main_process(accelerator, lambda: (report.save(output_dir), store.remove()) and None)
     return report
+
+
+def _announce(evaluation: Evaluation, model: nn.Module, was_training: bool) -> None:
+    """Says among which classes predictions are, and that dropout was on."""
+    for text, names in competition(evaluation.run).items():
+        logger.info(f"{', '.join(names)}: a prediction is the largest of {text}.")
+    if was_training:
+        logger.warning(
+            f"{type(model).__name__} was in training mode, where dropout is on; it is measured in evaluation mode."
+        )
 
 
 def _finished_report(

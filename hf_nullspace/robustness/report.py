@@ -17,6 +17,7 @@ from .figure import plot_robustness
 from .outcomes import Outcomes, explained, load_outcomes, save_outcomes
 from .profiles import Profile
 from .report_markdown import aggregates_over, report_sections, row_warnings
+from .scoring import aggregate_columns, score_columns, summarize_columns
 
 
 REPORT_NAME, MARKDOWN_NAME, FIGURE_NAME = "robustness.json", "robustness.md", "robustness.png"
@@ -36,9 +37,9 @@ class RobustnessReport:
         columns (`dict[str, dict]`): For each measured column: `accuracy` with the ends of its 95 % Wilson interval `low`
             and `high` (all in per cent), `correct`, `count`; where asked `ece` in per cent; for attacks `success_rate`
             (per cent of the images that are right without it) and the mean distances `mean_l2` and `mean_linf` of the
-            images that it turned wrong, in pixel units; for AutoAttack its `tier` and the kinds of `warnings`, which other
-            attacks have where there are some, with the number of images whose gradient was zero, `zero_gradients`;
-            `no_answer` is the number of images with a logit that is not finite, which count as wrong.
+            images that it turned wrong, in pixel units, and what else the attack says; see [`Attack.row`]. Where there are
+            some, `warnings` are the kinds of warnings of an attack and `zero_gradients` the number of images without a
+            gradient; `no_answer` is the number of images with a logit that is not finite, which count as wrong.
         summary (`dict[str, dict]`): `accuracy`, `low` and `high` of each bar of the figure: a measured column, or all
             corruptions together.
         not_measured (`dict[str, str]`): The reason for each column without a result.
@@ -58,6 +59,22 @@ class RobustnessReport:
     run: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     outcomes: dict[str, Outcomes] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        model_name: str,
+        profile: Profile,
+        outcomes: dict[str, Outcomes],
+        not_measured: dict[str, str],
+        run: dict[str, Any],
+        seconds: dict[str, float],
+    ) -> RobustnessReport:
+        """The report whose numbers follow from the outcomes of the images; the arguments are those of the class."""
+        rows = score_columns(profile.columns, outcomes)
+        bars = summarize_columns(profile.columns, rows, outcomes)
+        means = aggregate_columns(profile.columns, rows, bars)
+        return cls(model_name, profile, rows, bars, not_measured, means, run, seconds, outcomes)
 
     @property
     def warnings(self) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 from importlib.metadata import version as package_version
 from types import ModuleType
 from typing import Any
@@ -111,26 +112,6 @@ class AutoAttackReport:
         return asdict(self)
 
 
-def autoattack(
-    model: PixelModel,
-    pixels: torch.Tensor,
-    labels: torch.Tensor,
-    epsilon: float | str | None = None,
-    *,
-    norm: str = "Linf",
-    tier: str = "standard",
-    batch_size: int = 1,
-    seed: int = 42,
-    indices: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """The attacked pictures of [`run_autoattack`], whose warnings are logged; see there."""
-    settings = {"norm": norm, "tier": tier, "batch_size": batch_size, "seed": seed, "indices": indices}
-    attacked, report = run_autoattack(model, pixels, labels, epsilon, **settings)
-    for message in report.messages:
-        logger.warning(f"AutoAttack: {message}")
-    return attacked
-
-
 def run_autoattack(
     model: PixelModel,
     pixels: torch.Tensor,
@@ -208,6 +189,15 @@ def run_autoattack(
 
     with preserved_random_state(), _recording(report), _preserved_trace(package):
         return attack_correct(search, model, pixels, labels, indices), report
+
+
+@wraps(run_autoattack, assigned=(), updated=())
+def autoattack(*args, **settings) -> torch.Tensor:
+    """The attacked pictures of [`run_autoattack`], whose warnings are logged; see there."""
+    attacked, report = run_autoattack(*args, **settings)
+    for message in report.messages:
+        logger.warning(f"AutoAttack: {message}")
+    return attacked
 
 
 def _import_package() -> ModuleType:

@@ -80,18 +80,12 @@ def pgd_l2(
     of the steps is, the one of the highest loss comes back.
 
     Args:
-        model ([`PixelModel`]): The classifier under attack.
-        pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Clean pictures in [0, 1].
-        labels (`torch.Tensor` of shape `(batch_size,)`): Their true classes.
+        model, pixels, labels: As in [`pgd_linf`].
         epsilon (`float` or `str`, *optional*, defaults to 0.5): Radius of the ball: the length, in pixel units, of the
             change of a whole picture. It means more on small pictures: 0.5 is the custom for 32x32 pixels, 3.0 for
             224x224.
         step_size (`float` or `str`, *optional*): Length of a step. By default `epsilon / 5`.
-        steps (`int`, *optional*, defaults to 10): Number of steps.
-        random_start (`bool`, *optional*, defaults to `True`): Start at a random point of the ball, not at the picture.
-        seed (`int`, *optional*, defaults to 42): Seed of the random start.
-        indices (`Sequence[int]`, *optional*): Place of each picture in its dataset, which its random numbers are drawn
-            from. By default 0 to `batch_size - 1`.
+        steps, random_start, seed, indices (*optional*): As in [`pgd_linf`].
 
     Returns:
         `torch.Tensor`: Pictures in [0, 1], no further than `epsilon` from the clean ones.
