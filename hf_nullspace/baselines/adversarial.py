@@ -1,4 +1,4 @@
-"""`Trainer`s that finetune on adversarial examples: PGD training and TRADES, under the same regime as the others."""
+"""Finetuning on adversarial examples, under the same regime as the other ways: PGD training and TRADES."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..models.frozen import LABEL_NAMES, frozen
 from ..models.full_precision import full_precision, is_half
@@ -20,134 +19,11 @@ from ..training.arguments import NullspaceTrainingArguments
 from ..training.images import image_statistics
 from ..training.trainer import NullspaceTrainer
 from ..utils.random import keyed_generator
+from .way import Way
 
 
 # Standard deviation of TRADES' start, in pixel units: at the image itself the divergence has no gradient.
 TRADES_START = 0.001
-
-
-@dataclass(frozen=True)
-class LinfAscent:
-    """
-    Projected ascent along the sign of the gradient, in a Linf ball around normalised images.
-
-    The ball and the steps are those of pixels in [0, 1], whatever the normalisation, and every picture stays one. All
-    images take all steps: nothing stops early, so that every process runs the model equally often.
-
-    Args:
-        image_mean, image_std (`Sequence[float]`): Normalisation of the images, one value for each channel.
-        epsilon (`float`): Radius of the ball, in pixel units.
-        steps (`int`): Number of steps.
-        step_size (`float`): Length of a step, in pixel units.
-    """
-
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-    epsilon: float
-    steps: int
-    step_size: float
-
-    def maximize(
-        self,
-        loss_of: Callable[[torch.Tensor], torch.Tensor],
-        pixel_values: torch.Tensor,
-        start: torch.Tensor,
-    ) -> torch.Tensor:
-        """
-        Args:
-            loss_of (`Callable`): From images to a loss summed over them, which it must not draw random numbers for.
-            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
-            start (`torch.Tensor` of the same shape): First change of the images, in pixel units; projected.
-
-        Returns:
-            `torch.Tensor` of the shape and dtype of `pixel_values`.
-
-        Raises:
-            `ValueError`: If the images are not pictures in [0, 1] normalised as `image_mean` and `image_std` say.
-        """
-        images = pixel_values.detach().float()
-        lower, upper = pixel_limits(images, self.image_mean, self.image_std)
-        std = normalization(self.image_mean, self.image_std, images)[1].float()
-        lower, upper = torch.maximum(lower, -self.epsilon / std), torch.minimum(upper, self.epsilon / std)
-        change = (start / std).clamp(lower, upper)
-        for _ in range(self.steps):
-            with torch.enable_grad():
-                current = (images + change).to(pixel_values.dtype).requires_grad_()
-                (gradient,) = torch.autograd.grad(loss_of(current), current)
-            direction = gradient.float().nan_to_num(0.0, 0.0, 0.0).sign()
-            change = (change + self.step_size / std * direction).clamp(lower, upper)
-        return (images + change).to(pixel_values.dtype)
-
-
-def pgd_examples(
-    ascent: LinfAscent,
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
-    pixel_values: torch.Tensor,
-    labels: torch.Tensor,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """
-    Images of high cross-entropy ([Madry et al., 2018](https://arxiv.org/abs/1706.06083)), from a uniform start in the
-    ball.
-
-    Args:
-        ascent ([`LinfAscent`]): The ball and the steps.
-        logits_of (`Callable`): From normalised images to logits of shape `(batch_size, num_labels)`.
-        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
-        labels (`torch.Tensor` of shape `(batch_size,)`, or `(batch_size, num_labels)` for probabilities): Their classes.
-        generator (`torch.Generator`): A CPU generator, which draws the start.
-    """
-
-    def loss_of(images: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(scaled_rows(logits_of(images)), labels, reduction="sum")
-
-    return ascent.maximize(loss_of, pixel_values, uniform_start(ascent.epsilon, pixel_values, generator))
-
-
-def uniform_start(epsilon: float, pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A change of images, uniform in the ball, in pixel units; drawn on the CPU."""
-    start = epsilon * (2 * torch.rand(pixel_values.shape, generator=generator) - 1)
-    return start.to(pixel_values.device)
-
-
-def scaled_rows(logits: torch.Tensor) -> torch.Tensor:
-    """
-    The logits in float32; the gradient of each row is scaled by a power of two on its way back, to a size of about 1.
-
-    The gradient of a confident answer is tiny, and in float16 it would be 0 in the layers below. Images do not mix in
-    evaluation mode, so the gradient of each image keeps its direction, and its sign bit for bit.
-    """
-    logits = logits.float()
-    if logits.requires_grad:
-        logits.register_hook(lambda gradient: torch.ldexp(gradient, -_exponent(gradient)))
-    return logits
-
-
-def _exponent(gradient: torch.Tensor) -> torch.Tensor:
-    return torch.frexp(gradient.abs().amax(-1, keepdim=True)).exponent.clamp(-100, 100)
-
-
-def trades_examples(
-    ascent: LinfAscent,
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
-    pixel_values: torch.Tensor,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """
-    Images whose prediction diverges most from the clean one ([Zhang et al., 2019](https://arxiv.org/abs/1901.08573)),
-    from a small Gaussian start; no labels are needed.
-
-    Args:
-        ascent, logits_of, pixel_values, generator: As in [`pgd_examples`].
-    """
-    start = TRADES_START * torch.randn(pixel_values.shape, generator=generator)
-    with torch.no_grad():
-        clean_logits = logits_of(pixel_values)
-
-    def loss_of(images: torch.Tensor) -> torch.Tensor:
-        return kl_divergence(clean_logits, scaled_rows(logits_of(images))).sum()
-
-    return ascent.maximize(loss_of, pixel_values, start.to(pixel_values.device))
 
 
 @dataclass
@@ -208,6 +84,112 @@ class AdversarialTrainingArguments(NullspaceTrainingArguments):
         if self.adversarial_step_size is None:
             return radius, 2.5 * radius / self.adversarial_steps
         return radius, _parse("adversarial_step_size", self.adversarial_step_size)
+
+
+def _parse(name: str, value: float | str) -> float:
+    try:
+        return parse_epsilon(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("`epsilon`", f"`{name}`")) from None
+
+
+@dataclass(frozen=True)
+class LinfAscent:
+    """
+    Projected ascent along the sign of the gradient, in a Linf ball around normalised images.
+
+    The ball and the steps are those of pixels in [0, 1], whatever the normalisation, and every picture stays one. All
+    images take all steps: nothing stops early, so that every process runs the model equally often.
+
+    Args:
+        image_mean, image_std (`Sequence[float]`): Normalisation of the images, one value for each channel.
+        epsilon (`float`): Radius of the ball, in pixel units.
+        steps (`int`): Number of steps.
+        step_size (`float`): Length of a step, in pixel units.
+    """
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    epsilon: float
+    steps: int
+    step_size: float
+
+    def maximize(
+        self,
+        loss_of: Callable[[torch.Tensor], torch.Tensor],
+        pixel_values: torch.Tensor,
+        start: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Args:
+            loss_of (`Callable`): From images to a loss summed over them, which it must not draw random numbers for.
+            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Normalised images.
+            start (`torch.Tensor` of the same shape): First change of the images, in pixel units; projected.
+
+        Returns:
+            `torch.Tensor` of the shape and dtype of `pixel_values`.
+
+        Raises:
+            `ValueError`: If the images are not pictures in [0, 1] normalised as `image_mean` and `image_std` say.
+        """
+        images = pixel_values.detach().float()
+        lower, upper = pixel_limits(images, self.image_mean, self.image_std)
+        std = normalization(self.image_mean, self.image_std, images)[1].float()
+        lower, upper = torch.maximum(lower, -self.epsilon / std), torch.minimum(upper, self.epsilon / std)
+        change = (start / std).clamp(lower, upper)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                current = (images + change).to(pixel_values.dtype).requires_grad_()
+                (gradient,) = torch.autograd.grad(loss_of(current), current)
+            direction = gradient.float().nan_to_num(0.0, 0.0, 0.0).sign()
+            change = (change + self.step_size / std * direction).clamp(lower, upper)
+        return (images + change).to(pixel_values.dtype)
+
+
+def uniform_start(epsilon: float, pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A change of images, uniform in the ball, in pixel units; drawn on the CPU."""
+    start = epsilon * (2 * torch.rand(pixel_values.shape, generator=generator) - 1)
+    return start.to(pixel_values.device)
+
+
+def gaussian_start(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A small Gaussian change of images, in pixel units; drawn on the CPU."""
+    return (TRADES_START * torch.randn(pixel_values.shape, generator=generator)).to(pixel_values.device)
+
+
+def divergence_loss(
+    logits_of: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """
+    What the adversary of TRADES raises: how far the predictions of images are from those of the clean ones.
+
+    Args:
+        logits_of (`Callable`): From normalised images to logits of shape `(batch_size, num_labels)`.
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The clean images, normalised.
+
+    Returns:
+        `Callable`: From images to the sum of their divergences.
+    """
+    with torch.no_grad():
+        clean_logits = logits_of(pixel_values)
+    return lambda images: kl_divergence(clean_logits, scaled_rows(logits_of(images))).sum()
+
+
+def scaled_rows(logits: torch.Tensor) -> torch.Tensor:
+    """
+    The logits in float32; the gradient of each row is scaled by a power of two on its way back, to a size of about 1.
+
+    The gradient of a confident answer is tiny, and in float16 it would be 0 in the layers below. Images do not mix in
+    evaluation mode, so the gradient of each image keeps its direction, and its sign bit for bit.
+    """
+    logits = logits.float()
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: torch.ldexp(gradient, -_exponent(gradient)))
+    return logits
+
+
+def _exponent(gradient: torch.Tensor) -> torch.Tensor:
+    return torch.frexp(gradient.abs().amax(-1, keepdim=True)).exponent.clamp(-100, 100)
 
 
 class AdversarialTrainer(NullspaceTrainer):
@@ -271,22 +253,21 @@ class AdversarialTrainer(NullspaceTrainer):
         generator = keyed_generator(type(self).__name__, self.args.seed, *place, self.args.process_index)
         with frozen(unwrapped), full_precision(unwrapped) if underflows else self.accelerator.autocast():
             inputs = {**inputs, "pixel_values": images.float() if underflows else images}
-            return self._search(self._ascent(images), unwrapped, inputs, num_items_in_batch, generator).to(
-                images.dtype
-            )
+            loss_of = self._loss_to_raise(unwrapped, inputs, num_items_in_batch)
+            start = self._start(inputs["pixel_values"], generator)
+            return self._ascent().maximize(loss_of, inputs["pixel_values"], start).to(images.dtype)
 
-    def _method_in_words(self) -> str:
-        return f"it saw adversarial examples of its training images (PGD, Linf {self.args.adversarial_epsilon})."
+    def _ascent(self) -> LinfAscent:
+        radius, step_size = self.args.radius_and_step()
+        return LinfAscent(self._image_mean, self._image_std, radius, self.args.adversarial_steps, step_size)
 
-    def _search(
-        self,
-        ascent: LinfAscent,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        num_items_in_batch: torch.Tensor | int | None,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        """Examples that raise the loss that the model is trained on, whatever that is."""
+    def _start(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return uniform_start(self.args.radius_and_step()[0], images, generator)
+
+    def _loss_to_raise(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The loss that the model is trained on, whatever that is."""
         if not set(inputs) & {*LABEL_NAMES, *self.label_names}:
             raise ValueError(f"The training batch has no `labels` to be adversarial to, only {sorted(inputs)}.")
 
@@ -294,12 +275,10 @@ class AdversarialTrainer(NullspaceTrainer):
             batch = {**inputs, "pixel_values": images}
             return super(AdversarialTrainer, self).compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
 
-        images = inputs["pixel_values"]
-        return ascent.maximize(loss_of, images, uniform_start(ascent.epsilon, images, generator))
+        return loss_of
 
-    def _ascent(self, images: torch.Tensor) -> LinfAscent:
-        radius, step_size = self.args.radius_and_step()
-        return LinfAscent(self._image_mean, self._image_std, radius, self.args.adversarial_steps, step_size)
+    def _method_in_words(self) -> str:
+        return f"it saw adversarial examples of its training images (PGD, Linf {self.args.adversarial_epsilon})."
 
 
 class TradesTrainer(AdversarialTrainer):
@@ -350,30 +329,42 @@ class TradesTrainer(AdversarialTrainer):
         items_of_each = labels.ne(-100).sum() / len(values)
         return values.sum() * items_of_each * scale / num_items_in_batch
 
+    def _start(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return gaussian_start(images, generator)
+
+    def _loss_to_raise(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The divergence from the clean predictions, which needs no labels."""
+        others = {name: value for name, value in inputs.items() if name not in (*LABEL_NAMES, "pixel_values")}
+
+        def logits_of(images: torch.Tensor) -> torch.Tensor:
+            return read_logits(model(pixel_values=images, **others))
+
+        return divergence_loss(logits_of, inputs["pixel_values"])
+
     def _method_in_words(self) -> str:
         return (
             "beside each clean image it saw an adversarial example of it "
             f"(TRADES, Linf {self.args.adversarial_epsilon}, beta {self.args.trades_beta:g})."
         )
 
-    def _search(
-        self,
-        ascent: LinfAscent,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        num_items_in_batch: torch.Tensor | int | None,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        others = {name: value for name, value in inputs.items() if name not in (*LABEL_NAMES, "pixel_values")}
 
-        def logits_of(images: torch.Tensor) -> torch.Tensor:
-            return read_logits(model(pixel_values=images, **others))
-
-        return trades_examples(ascent, logits_of, inputs["pixel_values"], generator)
+PGD = Way(
+    "pgd",
+    "adversarial examples of the loss (PGD)",
+    1.0 + AdversarialTrainingArguments.adversarial_steps,
+    AdversarialTrainer,
+    AdversarialTrainingArguments,
+    {"noise_weight": 0.0},
+)
 
 
-def _parse(name: str, value: float | str) -> float:
-    try:
-        return parse_epsilon(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("`epsilon`", f"`{name}`")) from None
+TRADES = Way(
+    "trades",
+    "clean images, and the divergence of adversarial ones (TRADES)",
+    2.0 + AdversarialTrainingArguments.adversarial_steps,
+    TradesTrainer,
+    AdversarialTrainingArguments,
+    {"noise_weight": 0.0},
+)

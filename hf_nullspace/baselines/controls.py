@@ -16,6 +16,8 @@ from ..noise.nullspace_noise import NullspaceNoise
 from ..noise.synthesis import read_and_split
 from ..training.trainer import NullspaceTrainer
 from ..utils.random import keyed_generator
+from .nullspace import NULLSPACE
+from .way import Way
 
 
 def make_control(
@@ -109,3 +111,19 @@ class GaussianNoiseTrainer(NoiseControlTrainer):
 
     noise_control = staticmethod(gaussian_control)
     noise_in_words = "Gaussian noise of the norm of nullspace noise"
+
+
+PERMUTED = Way(
+    "permuted",
+    "clean images, and the same under nullspace noise with its elements permuted",
+    NULLSPACE.cost,
+    PermutedNoiseTrainer,
+)
+
+
+GAUSSIAN = Way(
+    "gaussian",
+    "clean images, and the same under Gaussian noise of the norm of nullspace noise",
+    NULLSPACE.cost,
+    GaussianNoiseTrainer,
+)

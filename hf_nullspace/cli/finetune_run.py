@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
-from ..baselines import METHODS
+from ..baselines import PLAIN
 from ..comparison.runs import training_settings
 from ..data.loading import DataArguments, load_data
 from ..hub import card_results
@@ -195,9 +195,8 @@ class FinetuneRun:
         folder = Path(self.args.output_dir, name)
         if name in self.folder.finished:
             return type(model).from_pretrained(folder).to(self.args.device)
-        method = METHODS["plain"]
-        args = replace(self.args, **{**UNPUBLISHED, **method.fixed_arguments, **changes, "output_dir": str(folder)})
-        trainer = method.trainer_class(model, args, callbacks=list(callbacks), **self.shared)
+        args = replace(self.args, **{**UNPUBLISHED, **PLAIN.fixed_arguments, **changes, "output_dir": str(folder)})
+        trainer = PLAIN.trainer_class(model, args, callbacks=list(callbacks), **self.shared)
         self._train(trainer, title, last_whole_checkpoint(folder) if self.takes_last else None)
         trainer.save_model()
         self.folder.finish(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import typing
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ class CommandParser(HfArgumentParser):
 
     `--help` shows the flags in groups: one for each dataclass, or those that its class attribute `argument_groups` names,
     and last the flags of [`~transformers.TrainingArguments`]. Its class attribute `removed_arguments` says of flags of
-    earlier versions what to use instead.
+    earlier versions what to use instead. A field's `help` may be a function, called when the flags are read.
 
     Args:
         dataclass_types (`Sequence[type]`): The dataclasses.
@@ -75,6 +76,9 @@ class CommandParser(HfArgumentParser):
             if title not in groups:
                 groups[title] = self.add_argument_group(title, description)
             item.type = hints[item.name]
+            if callable(item.metadata.get("help")):
+                item = copy.copy(item)
+                item.metadata = {**item.metadata, "help": item.metadata["help"]().replace("%", "%%")}
             self._parse_dataclass_field(groups[title], item)
 
     def _describe(self, dataclass_types: Sequence[type], digits: dict[str, Any]) -> None:

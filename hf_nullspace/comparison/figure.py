@@ -10,26 +10,26 @@ import numpy as np
 from ..utils.figures import MARKERS, MODEL_COLORS, finish, pyplot, save_figure
 
 
-def plot_methods(
+def plot_rows(
     differences: dict[str, dict[str, dict[str, Any]]], costs: dict[str, float], path: str | os.PathLike
 ) -> None:
     """
-    Writes how far each finetuning method is from plain finetuning, by group of columns with intervals, and the mean
+    Writes how far each row is from plain finetuning, by group of columns with intervals, and the mean
     difference by the time that training took, as a PNG.
 
     Args:
-        differences (`dict[str, dict[str, dict]]`): For each method and group `difference`, `low` and `high` in points; the
+        differences (`dict[str, dict[str, dict]]`): For each row and group `difference`, `low` and `high` in points; the
             groups are those of the first, of which the first is the mean.
-        costs (`dict[str, float]`): Training time of each method in units of plain finetuning's.
+        costs (`dict[str, float]`): Training time of each row in units of plain finetuning's.
         path (`str` or `os.PathLike`): The picture to write.
 
     Raises:
         `ImportError`: If matplotlib is missing.
-        `ValueError`: If there is no method.
+        `ValueError`: If there is no row.
     """
     groups = list(next(iter(differences.values()), {}))
     if not groups:
-        raise ValueError("`differences` is empty: there is no method to draw.")
+        raise ValueError("`differences` is empty: there is no row to draw.")
     plt = pyplot()
     height = 1.6 + 0.2 * len(differences) * len(groups)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, max(3.6, height)), layout="constrained")

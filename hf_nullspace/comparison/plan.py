@@ -1,15 +1,19 @@
-"""The rows of a comparison of finetuning methods: the methods as they are, and variants of them from a JSON file."""
+"""The rows of a comparison: ways of finetuning as they are, and variants of them from a JSON file."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .report import BASE, PLAIN
+from ..baselines import PLAIN, Way
+
+
+# The model that all rows start from, unless they say otherwise.
+BASE = "base"
 
 
 # Training arguments that the comparison sets itself, the same for all rows.
@@ -23,41 +27,45 @@ COMMON_ARGUMENTS = (
 @dataclass(frozen=True)
 class Row:
     """
-    One way of finetuning.
+    A row of the tables: a way of finetuning, from a start, with arguments of its own.
 
     Args:
         name (`str`): Its name in tables and folders.
-        method (`str`): Its method.
+        way (`str`): Its way of finetuning.
         start (`str`, *optional*, defaults to `"base"`): The row whose finished model of the same seed it starts from, or
             the model that all rows share.
         arguments (`dict`, *optional*): Training arguments that differ from those of the comparison.
     """
 
     name: str
-    method: str
+    way: str
     start: str = BASE
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As results and variants write it: there the way is the `method`."""
+        return {"name": self.name, "method": self.way, "start": self.start, "arguments": self.arguments}
+
 
 def plan_rows(
-    names: Sequence[str], methods: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]] | None = None
+    names: Sequence[str], ways: Mapping[str, Way], variants: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Row]:
     """
     The rows of a comparison, each after the one that it starts from.
 
     Args:
-        names (`Sequence[str]`): The methods that are a row as they are. `"plain"` must be one.
-        methods (`Mapping[str, Method]`): All methods; `args_class` of each says which arguments it has.
-        variants (`Mapping[str, Mapping]`, *optional*): For each further row its `method`, if need be its `start`, and
-            training arguments.
+        names (`Sequence[str]`): The ways of finetuning that are a row as they are. `"plain"` must be one.
+        ways (`Mapping[str, Way]`): All ways of finetuning.
+        variants (`Mapping[str, Mapping]`, *optional*): For each further row its way as `method`, if need be its `start`,
+            and training arguments.
 
     Raises:
-        `ValueError`: If a method, an argument or a start is unknown, a name cannot be used, or starts run in a circle.
+        `ValueError`: If a way, an argument or a start is unknown, a name cannot be used, or starts run in a circle.
     """
-    unknown = [name for name in names if name not in methods]
-    if unknown or len(set(names)) < len(names) or PLAIN not in names:
+    unknown = [name for name in names if name not in ways]
+    if unknown or len(set(names)) < len(names) or PLAIN.name not in names:
         raise ValueError(
-            f"`methods` must be some of {list(methods)}, each once, with {PLAIN!r} among them, which all others are "
+            f"`methods` must be some of {list(ways)}, each once, with {PLAIN.name!r} among them, which all others are "
             f"compared with; but got {list(names)}."
         )
     rows = {name: Row(name, name) for name in names}
@@ -69,7 +77,7 @@ def plan_rows(
                 f"The name of a variant must be letters, digits and '._+-', because folders are named after it, but got "
                 f"{name!r}."
             )
-        rows[name] = _variant(name, values, methods)
+        rows[name] = _variant(name, values, ways)
     ordered: dict[str, Row] = {}
     while len(ordered) < len(rows):
         ready = [row for row in rows.values() if row.name not in ordered and row.start in (BASE, *ordered)]
@@ -84,26 +92,28 @@ def plan_rows(
     return list(ordered.values())
 
 
-def _variant(name: str, values: Mapping[str, Any], methods: Mapping[str, Any]) -> Row:
-    if not isinstance(values, Mapping) or values.get("method") not in methods:
+def _variant(name: str, values: Mapping[str, Any], ways: Mapping[str, Way]) -> Row:
+    if not isinstance(values, Mapping) or values.get("method") not in ways:
         raise ValueError(
-            f"The variant {name!r} must be a JSON object with a `method` of {list(methods)}, but got {values!r}."
+            f"The variant {name!r} must be a JSON object with a `method` of {list(ways)}, but got {values!r}."
         )
     arguments = {key: value for key, value in values.items() if key not in ("method", "start")}
-    method = values["method"]
-    known = {item.name for item in fields(methods[method].args_class) if item.init}
-    unknown = sorted(set(arguments) - known)
+    way = ways[values["method"]]
+    removed = [text for key, text in way.args_class.removed_arguments.items() if key in arguments]
+    if removed:
+        raise ValueError(f"The variant {name!r} has an old setting: {removed[0]}")
+    unknown = sorted(set(arguments) - way.argument_names)
     if unknown:
         raise ValueError(
             f"The variant {name!r} has the unknown training arguments {unknown}. A variant has a `method`, a `start` and "
-            f"arguments of {methods[method].args_class.__name__}."
+            f"arguments of {way.args_class.__name__}."
         )
-    taken = sorted(set(arguments) & {*COMMON_ARGUMENTS, *methods[method].fixed_arguments})
+    taken = sorted(set(arguments) & {*COMMON_ARGUMENTS, *way.fixed_arguments})
     if taken:
         raise ValueError(
-            f"The variant {name!r} sets {taken}, which the comparison or the method {method!r} sets itself. Remove them."
+            f"The variant {name!r} sets {taken}, which the comparison or the way {way.name!r} sets itself. Remove them."
         )
-    return Row(name, method, values.get("start", BASE), arguments)
+    return Row(name, way.name, values.get("start", BASE), arguments)
 
 
 def read_variants(path: str | os.PathLike | None) -> dict[str, Any]:

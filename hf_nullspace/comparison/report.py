@@ -1,4 +1,4 @@
-"""The tables of a comparison of finetuning methods, from the outcomes of their runs."""
+"""The tables of a comparison, from the outcomes of its rows."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..baselines import NULLSPACE, PERMUTED, PLAIN
 from ..robustness.outcomes import Outcomes
 from ..robustness.profiles import Column
 from ..robustness.report_markdown import table
+from .plan import BASE
 from .statistics import MEAN, PairedDifference, column_groups, mean_accuracies, paired_difference
 
 
-# The methods that others are compared with, and the model that all start from.
-PLAIN, PERMUTED, NULLSPACE, BASE = "plain", "permuted", "nullspace", "base"
-
-
-# Kinds of rows; the name of the last is the end of its rows' names.
-METHOD, VARIANT, EQUAL_TIME = "method", "variant", "equal-time"
+# Kinds of rows: a way of finetuning as it is, a variant of one, and one for the time that nullspace finetuning took, whose
+# name ends so.
+WAY, VARIANT, EQUAL_TIME = "method", "variant", "equal-time"
 
 
 Summary = dict[str, dict[str, Any]]
 
 
-def summarize_methods(
+def summarize_rows(
     columns: Sequence[Column],
     outcomes: Mapping[str, Sequence[Mapping[str, Outcomes]]],
     references: Mapping[str, Sequence[str]],
@@ -79,7 +78,7 @@ def difference_table(summary: Summary, pairs: Sequence[tuple[str, str]]) -> str:
     Differences by group with their intervals, and the lowest and highest of the seeds.
 
     Args:
-        summary (`dict`): From [`summarize_methods`].
+        summary (`dict`): From [`summarize_rows`].
         pairs (`Sequence[tuple[str, str]]`): Rows, and which of their references.
     """
     return table(
@@ -128,13 +127,13 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
     All tables of a comparison.
 
     Args:
-        results (`Mapping`): `methods` from [`summarize_methods`]; `training`, the costs of [`cost_table`]; `seeds`;
+        results (`Mapping`): `methods` from [`summarize_rows`]; `training`, the costs of [`cost_table`]; `seeds`;
             `confidence`, that of the intervals; `evaluation` with `num_images`, `split`, `profile`, `profile_hash` and
             `not_measured`; and `rows`, for each row its `kind`, `method`, `start` and `arguments`.
     """
-    rows, methods, evaluation = results["rows"], results["methods"], results["evaluation"]
+    rows, summary, evaluation = results["rows"], results["methods"], results["evaluation"]
     names, variants, timed = (
-        [name for name, row in rows.items() if row["kind"] == kind] for kind in (METHOD, VARIANT, EQUAL_TIME)
+        [name for name, row in rows.items() if row["kind"] == kind] for kind in (WAY, VARIANT, EQUAL_TIME)
     )
     parts = [
         "# Ways of finetuning, compared",
@@ -144,15 +143,15 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
         "images, and in parentheses the lowest and the highest of the seeds. The time of a row counts that of the row it "
         "started from.",
     ]
-    pairs = [(name, PLAIN) for name in [BASE, *names] if name != PLAIN]
-    pairs += [(NULLSPACE, PERMUTED)] if NULLSPACE in names and PERMUTED in names else []
+    pairs = [(name, PLAIN.name) for name in [BASE, *names] if name != PLAIN.name]
+    pairs += [(NULLSPACE.name, PERMUTED.name)] if {NULLSPACE.name, PERMUTED.name} <= set(names) else []
     parts += _section("Accuracy (%) after as many steps", results, [BASE, *names], pairs)
     if timed:
         title = "Accuracy (%) after as much time as nullspace finetuning took"
-        parts += _section(title, results, [NULLSPACE, *timed], [(NULLSPACE, name) for name in timed])
+        parts += _section(title, results, [NULLSPACE.name, *timed], [(NULLSPACE.name, name) for name in timed])
     if variants:
-        shown = [name for name in (PLAIN, NULLSPACE) if name in names] + variants
-        pairs = [(name, other) for name in variants for other in methods[name]["minus"]]
+        shown = [name for name in (PLAIN.name, NULLSPACE.name) if name in names] + variants
+        pairs = [(name, other) for name in variants for other in summary[name]["minus"]]
         parts += _section("Variants", results, shown, pairs)
         parts.append("\n".join(f"- {name}: {_describe(rows[name])}" for name in variants))
     if evaluation["not_measured"]:
@@ -161,10 +160,10 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _section(title: str, results: Mapping[str, Any], names: list[str], pairs: list[tuple[str, str]]) -> list[str]:
-    methods, costs = results["methods"], results["training"]
-    tables = [accuracy_table({name: methods[name] for name in names})]
+    summary, costs = results["methods"], results["training"]
+    tables = [accuracy_table({name: summary[name] for name in names})]
     if pairs:
-        tables.append(difference_table(methods, pairs))
+        tables.append(difference_table(summary, pairs))
     return [f"## {title}", *tables, cost_table({name: costs[name] for name in names if name in costs})]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,16 @@ def check_output_dir(path: str, **sources: str | None) -> None:
         raise ValueError(f"`--output_dir` takes a folder, but {str(there)!r} is a file. Name another one.")
     if not os.access(there, os.W_OK):
         raise ValueError(f"`--output_dir {path}` cannot be written: {str(there)!r} is protected. Name another one.")
+
+
+def dataset_locations(values: Sequence[str]) -> dict[str, str]:
+    """
+    The value of `--datasets`: folder or Hub id by name.
+
+    Raises:
+        `ValueError`: If one is not NAME=FOLDER_OR_HUB_ID.
+    """
+    unnamed = [value for value in values if "=" not in value]
+    if unnamed:
+        raise ValueError(f"`--datasets` takes NAME=FOLDER_OR_HUB_ID, but got {unnamed}.")
+    return dict(value.split("=", 1) for value in values)

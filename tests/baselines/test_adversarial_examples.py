@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hf_nullspace.baselines.adversarial import LinfAscent, pgd_examples, scaled_rows, trades_examples
+from hf_nullspace.baselines.adversarial import (
+    LinfAscent,
+    divergence_loss,
+    gaussian_start,
+    scaled_rows,
+    uniform_start,
+)
 from hf_nullspace.models.objectives import kl_divergence
 
 
@@ -31,16 +37,22 @@ def pixels_of(images):
     return images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
 
 
+def maximized(name, ascent, logits_of, images, labels):
+    """The examples that the trainer of that name makes."""
+    generator = torch.Generator().manual_seed(1)
+    if name == "trades":
+        return ascent.maximize(divergence_loss(logits_of, images), images, gaussian_start(images, generator))
+
+    def loss_of(images):
+        return functional.cross_entropy(scaled_rows(logits_of(images)), labels, reduction="sum")
+
+    return ascent.maximize(loss_of, images, uniform_start(ascent.epsilon, images, generator))
+
+
 def examples_of(name, model, images, epsilon=EPSILON, steps=3, step_size=None):
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
-    ascent, generator = LinfAscent(MEAN, STD, epsilon, steps, step_size), torch.Generator().manual_seed(1)
-
-    def logits_of(images):
-        return model(images).logits
-
-    if name == "pgd":
-        return pgd_examples(ascent, logits_of, images, torch.arange(8) % 5, generator)
-    return trades_examples(ascent, logits_of, images, generator)
+    ascent = LinfAscent(MEAN, STD, epsilon, steps, step_size)
+    return maximized(name, ascent, lambda images: model(images).logits, images, torch.arange(8) % 5)
 
 
 NAMES = pytest.mark.parametrize("name", ["pgd", "trades"])
@@ -132,8 +144,7 @@ def test_half_precision_finds_examples_as_hard(make_vit, name, dtype):
             with torch.autocast("cpu", dtype=dtype, enabled=enabled):
                 return model(images).logits
 
-        drawn, options = torch.Generator().manual_seed(1), {"pgd": pgd_examples, "trades": trades_examples}
-        found = options[name](ascent, logits_of, images, *([labels] if name == "pgd" else []), drawn)
+        found = maximized(name, ascent, logits_of, images, labels)
         with torch.no_grad():
             return 100 * (model(found).logits.argmax(-1) == labels).float().mean().item()
 

@@ -6,26 +6,27 @@ from pathlib import Path
 import pytest
 
 from hf_nullspace import NullspaceTrainingArguments
-from hf_nullspace.baselines import METHODS
+from hf_nullspace.baselines import WAYS
 from hf_nullspace.comparison.plan import Row, plan_rows, read_variants
 
 
-def test_methods_come_first_and_every_row_after_its_start():
+def test_ways_come_first_and_every_row_after_its_start():
     variants = {
         "third": {"method": "nullspace", "start": "second"},
         "second": {"method": "nullspace", "start": "pgd", "epsilon": 0.1},
         "first": {"method": "trades", "trades_beta": 3.0, "max_steps": 5},
     }
-    rows = plan_rows(["plain", "pgd"], METHODS, variants)
+    rows = plan_rows(["plain", "pgd"], WAYS, variants)
     assert [row.name for row in rows[:2]] == ["plain", "pgd"]
     names = [row.name for row in rows]
     assert names.index("second") < names.index("third")
+    assert rows[0].to_dict() == {"name": "plain", "method": "plain", "start": "base", "arguments": {}}
     assert rows[names.index("second")] == Row("second", "nullspace", "pgd", {"epsilon": 0.1})
     assert rows[names.index("first")] == Row("first", "trades", "base", {"trades_beta": 3.0, "max_steps": 5})
 
 
 def test_a_start_beside_others_that_are_ready_is_waited_for():
-    rows = plan_rows(["plain"], METHODS, {"b": {"method": "plain", "start": "a"}, "a": {"method": "plain"}})
+    rows = plan_rows(["plain"], WAYS, {"b": {"method": "plain", "start": "a"}, "a": {"method": "plain"}})
     assert [row.name for row in rows] == ["plain", "a", "b"]
 
 
@@ -52,18 +53,18 @@ def test_a_start_beside_others_that_are_ready_is_waited_for():
 )
 def test_mistakes_in_variants_are_named(variants, message):
     with pytest.raises(ValueError, match=message):
-        plan_rows(["plain"], METHODS, variants)
+        plan_rows(["plain"], WAYS, variants)
 
 
 @pytest.mark.parametrize("names", [["nullspace"], ["plain", "magic"], ["plain", "plain"]])
-def test_methods_are_known_and_plain_is_one(names):
+def test_ways_are_known_and_plain_is_one(names):
     with pytest.raises(ValueError, match="`methods` must be some of .*each once, with 'plain' among them"):
-        plan_rows(names, METHODS)
+        plan_rows(names, WAYS)
 
 
 def test_the_variants_beside_the_example_can_be_planned():
     path = Path(__file__).parents[2] / "examples" / "compare_variants.json"
-    rows = plan_rows(list(METHODS), METHODS, read_variants(path))
+    rows = plan_rows(list(WAYS), WAYS, read_variants(path))
     epsilons = [row.arguments["epsilon"] for row in rows if row.name.startswith("epsilon-")]
     assert epsilons == [0.1, 0.3]
     assert [row.name for row in rows if row.start == "pgd"] == ["pgd+plain", "pgd+nullspace"]
@@ -71,14 +72,14 @@ def test_the_variants_beside_the_example_can_be_planned():
         given = NullspaceTrainingArguments("out", use_cpu=True, **common)
         common |= {"noise_ascent": given.noise_ascent}
         for row in rows:
-            fixed = METHODS[row.method].fixed_arguments
-            METHODS[row.method].args_class("out", use_cpu=True, **{**common, **fixed, **row.arguments})
+            way = WAYS[row.way]
+            way.arguments("out", use_cpu=True, **{**common, **way.fixed_arguments, **row.arguments})
 
 
 def test_the_levers_beside_the_example_differ_from_its_methods_in_one_thing():
     path = Path(__file__).parents[2] / "examples" / "compare_levers.json"
-    rows = plan_rows(list(METHODS), METHODS, read_variants(path))
-    changed = {row.name: row.arguments for row in rows if row.name not in METHODS}
+    rows = plan_rows(list(WAYS), WAYS, read_variants(path))
+    changed = {row.name: row.arguments for row in rows if row.name not in WAYS}
     assert changed["one-round"] == {"noise_refresh_steps": 120}
     limits = {"no-token-limit": None, "token-limit-1.5": 1.5, "token-limit-1": 1.0}
     for name, limit in limits.items():
@@ -86,8 +87,8 @@ def test_the_levers_beside_the_example_differ_from_its_methods_in_one_thing():
     assert [row.name for row in rows if row.start == "pgd-2"] == ["pgd-2+plain", "pgd-2+nullspace"]
     for row in rows:  # with the other flags of the command on the page
         common = {"noise_method": "sample", "noise_ascent": 3.0, "epsilon": 0.3, "noise_weight": 2.0}
-        fixed = METHODS[row.method].fixed_arguments
-        METHODS[row.method].args_class("out", use_cpu=True, **{**common, **fixed, **row.arguments})
+        way = WAYS[row.way]
+        way.arguments("out", use_cpu=True, **{**common, **way.fixed_arguments, **row.arguments})
 
 
 def test_variants_are_read_from_json(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 from made_outcomes import made_outcomes
 
-from hf_nullspace.comparison.report import accuracy_table, cost_table, difference_table, norm_growth, summarize_methods
+from hf_nullspace.comparison.report import accuracy_table, cost_table, difference_table, norm_growth, summarize_rows
 from hf_nullspace.robustness.outcomes import Outcomes
 from hf_nullspace.robustness.profiles import Column
 
@@ -26,7 +26,7 @@ def run(*correct: int) -> dict[str, Outcomes]:
 @pytest.fixture(scope="module")
 def summary():
     outcomes = {"plain": [run(8, 5, 2), run(8, 5, 2)], "nullspace": [run(8, 8, 2), run(8, 8, 5)]}
-    return summarize_methods(COLUMNS, outcomes, {"nullspace": ["plain"]})
+    return summarize_rows(COLUMNS, outcomes, {"nullspace": ["plain"]})
 
 
 def test_summary(summary):

@@ -9,7 +9,7 @@ from tiny_model import TINY_RUN, seeded_model_and_examples
 from transformers import ViTImageProcessorPil
 
 from hf_nullspace import NullspaceDataCollator
-from hf_nullspace.baselines import METHODS
+from hf_nullspace.baselines import WAYS
 
 
 # At radius 0 the starts of the processes, which differ, make no difference.
@@ -25,17 +25,17 @@ RUNS = {
 def main(folder: str, processes: int) -> None:
     weights, ranks_agree = {}, {}
     for run, (name, changes) in RUNS.items():
-        trainer_class, args_class, fixed = METHODS[name]
+        way = WAYS[name]
         model, examples = seeded_model_and_examples()
-        args = args_class(
+        args = way.arguments(
             f"{folder}/{run}",
             max_steps=2,
             per_device_train_batch_size=8 // processes,
             gradient_accumulation_steps=2,
-            **{**TINY_RUN, **fixed, **changes},
+            **{**TINY_RUN, **changes},
         )
         processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-        trainer = trainer_class(
+        trainer = way.trainer_class(
             model, args, NullspaceDataCollator(), train_dataset=examples, processing_class=processor
         )
         assert trainer.accelerator.num_processes == processes, trainer.accelerator.state

@@ -22,7 +22,7 @@ from hf_nullspace import (
     measure_noise,
     synthesize_noise,
 )
-from hf_nullspace.baselines import METHODS
+from hf_nullspace.baselines import WAYS
 from hf_nullspace.robustness import Profile
 
 
@@ -138,9 +138,8 @@ def batches() -> list[dict]:
 
 
 def trainer(folder: Path, method: str, **changes) -> NullspaceTrainer:
-    way = METHODS[method]
-    values = {**TRAINING, "save_strategy": "no", **changes, **way.fixed_arguments}
-    arguments = way.args_class(str(folder), **values)
+    way = WAYS[method]
+    arguments = way.arguments(str(folder), **{**TRAINING, "save_strategy": "no", **changes})
     return way.trainer_class(model(), arguments, NullspaceDataCollator(), examples(), examples(12), processor())
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_nullspace.comparison.figure import plot_methods
+from hf_nullspace.comparison.figure import plot_rows
 from hf_nullspace.training.figure import plot_noise_history
 from hf_nullspace.utils.figures import optional_figure
 
@@ -43,13 +43,13 @@ def test_empty_history_is_refused(tmp_path):
 def test_methods_are_drawn_by_group_and_by_cost(tmp_path):
     bar = {"difference": 1.0, "low": 0.5, "high": 2.0}
     differences = {name: {"mean": bar, "clean": bar, "attacks": bar} for name in ("nullspace", "pgd")}
-    plot_methods(differences, {"nullspace": 2.4, "pgd": 4.0}, tmp_path / "methods.png")
+    plot_rows(differences, {"nullspace": 2.4, "pgd": 4.0}, tmp_path / "methods.png")
     with Image.open(tmp_path / "methods.png") as picture:
         assert (picture.format, picture.size) == ("PNG", (1650, 540))
         colours = set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3)))
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73)} <= colours
     with pytest.raises(ValueError, match="`differences` is empty"):
-        plot_methods({}, {}, tmp_path / "none.png")
+        plot_rows({}, {}, tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(

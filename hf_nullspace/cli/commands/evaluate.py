@@ -26,7 +26,7 @@ from ...robustness.preparation import prepare_evaluation
 from ...robustness.profiles import describe_columns, resolve_profile
 from ...robustness.report import REPORT_NAME, RobustnessReport, draw_figure
 from ...utils.files import write_text
-from ...utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
+from ...utils.flags import FlagRule, check_at_least, check_output_dir, dataset_locations, expand_paths
 from ...utils.phases import announced, logged_to_terminal
 from ..arguments import model_rules
 from ..digits import train_digits_model
@@ -108,19 +108,6 @@ def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArgum
     elif args.dataset_name is not None:
         check_dataset_name(args.dataset_name)
     return model_args, args
-
-
-def dataset_locations(values: Sequence[str]) -> dict[str, str]:
-    """
-    The value of `--datasets`: folder or Hub id by name.
-
-    Raises:
-        `ValueError`: If one is not NAME=FOLDER_OR_HUB_ID.
-    """
-    unnamed = [value for value in values if "=" not in value]
-    if unnamed:
-        raise ValueError(f"`--datasets` takes NAME=FOLDER_OR_HUB_ID, but got {unnamed}.")
-    return dict(value.split("=", 1) for value in values)
 
 
 def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list[RobustnessReport]:

@@ -1,0 +1,176 @@
+"""A comparison of ways of finetuning: rows, each with several seeds, and what their differences say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..baselines import NULLSPACE, PERMUTED, PLAIN, WAYS
+from ..data.loading import DataArguments
+from ..models.loading import ModelArguments
+from ..training.arguments import NullspaceTrainingArguments
+from ..utils.figures import optional_figure
+from ..utils.files import write_text
+from .arguments import CompareArguments
+from .figure import plot_rows
+from .plan import BASE, Row, plan_rows, read_variants
+from .report import EQUAL_TIME, VARIANT, WAY, comparison_markdown, norm_growth, summarize_rows
+from .runner import Runner
+from .statistics import CONFIDENCE
+
+
+RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differences.png"
+
+
+class Comparison:
+    """
+    Rows that are trained and measured, and compared.
+
+    Args:
+        model_args, data_args, compare_args, args, base_arguments: As in [`Runner`].
+
+    Raises:
+        `ValueError`: If a row cannot be run or measured, before anything is trained.
+    """
+
+    def __init__(
+        self,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        compare_args: CompareArguments,
+        args: NullspaceTrainingArguments,
+        base_arguments: Mapping[str, Any] | None = None,
+    ):
+        self.compare_args, self.args = compare_args, args
+        self.runner = Runner(model_args, data_args, compare_args, args, base_arguments)
+        self.rows = plan_rows(compare_args.methods, WAYS, read_variants(compare_args.variants))
+        self._check_names()
+        for row in self.rows:  # so that an argument out of range is known before any run
+            try:
+                self.runner.arguments_of(row, args.seed)
+            except (TypeError, ValueError) as error:
+                kind = "variant" if row.arguments else "way"
+                raise ValueError(f"The {kind} {row.name!r}: {error}") from error
+        self.settings = self.runner.evaluation_settings()
+
+    def _check_names(self) -> None:
+        names, timed = [row.name for row in self.rows], self.compare_args.equal_wall_time
+        if not set(timed) <= set(names) or (timed and NULLSPACE.name not in names):
+            raise ValueError(
+                f"`equal_wall_time` takes rows of this comparison, with {NULLSPACE.name!r} among them, but got {timed}, "
+                f"and the rows are {names}."
+            )
+        taken = [name for name in names if name.endswith(EQUAL_TIME)]
+        if taken:
+            raise ValueError(
+                f"The variants {taken} need other names: those of equal wall time end with {EQUAL_TIME!r}."
+            )
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.args.seed + index for index in range(self.compare_args.num_seeds)]
+
+    def run(self) -> dict[str, Any]:
+        """Trains and measures everything; returns the results."""
+        runner, runs, reports = self.runner, {}, {}
+        runner.train(runner.base, self.args.seed)
+        base = runner.evaluate(runner.base, self.args.seed)
+        timed: list[Row] = []
+
+        def run(rows: list[Row], seed: int) -> None:
+            for row in rows:
+                runs[row.name, seed] = runner.train(row, seed)
+                reports[row.name, seed] = runner.evaluate(row, seed)
+
+        for seed in self.seeds:
+            run(self.rows, seed)
+            timed = [self._for_equal_time(row, seed, runs) for row in self._timed_rows()]
+            run(timed, seed)
+        outcomes = {BASE: [base.outcomes] * len(self.seeds)}
+        for row in [*self.rows, *timed]:
+            outcomes[row.name] = [reports[row.name, seed].outcomes for seed in self.seeds]
+        columns = [column for column in runner.profile.columns if column.name in base.columns]
+        return {
+            "rows": self._described_rows(),
+            "seeds": self.seeds,
+            "confidence": CONFIDENCE,
+            "evaluation": {**self.settings, "not_measured": base.not_measured},
+            "methods": summarize_rows(columns, outcomes, self._references(timed), self.args.seed),
+            "training": {row.name: self._cost(row, runs) for row in [*self.rows, *timed]},
+        }
+
+    # ---- Rows for as much time as nullspace finetuning ----------------------------------------------------------
+
+    def _timed_rows(self) -> list[Row]:
+        return [row for row in self.rows if row.name in self.compare_args.equal_wall_time]
+
+    def _for_equal_time(self, row: Row, seed: int, runs: dict) -> Row:
+        """The row with as many steps as fit into the time that nullspace finetuning took with that seed."""
+        own = runs[row.name, seed]
+        steps = round(runs[NULLSPACE.name, seed]["seconds"] / own["seconds"] * own["steps"])
+        return replace(row, name=f"{row.name}-{EQUAL_TIME}", arguments={**row.arguments, "max_steps": max(1, steps)})
+
+    # ---- Results ------------------------------------------------------------------------------------------------
+
+    def _described_rows(self) -> dict[str, dict[str, Any]]:
+        rows = {row.name: {**row.to_dict(), "kind": self._kind(row)} for row in self.rows}
+        for row in self._timed_rows():
+            name = f"{row.name}-{EQUAL_TIME}"
+            rows[name] = {**rows[row.name], "name": name, "kind": EQUAL_TIME}
+        return rows
+
+    def _kind(self, row: Row) -> str:
+        return WAY if row.name in self.compare_args.methods else VARIANT
+
+    def _references(self, timed: list[Row]) -> dict[str, list[str]]:
+        """For each row those that it is compared with."""
+        references = {row.name: self._references_of(row) for row in self.rows} | {BASE: [PLAIN.name]}
+        references[NULLSPACE.name] = [*references.get(NULLSPACE.name, ()), *(row.name for row in timed)]
+        return references
+
+    def _references_of(self, row: Row) -> list[str]:
+        """Plain finetuning from the same start among them."""
+        others = [PLAIN.name, *([PERMUTED.name] if row.way == NULLSPACE.name else [])]
+        if self._kind(row) == VARIANT:
+            others += [NULLSPACE.name, row.start]
+            if row.start != BASE:
+                others += [known.name for known in self.rows if (known.way, known.start) == (PLAIN.name, row.start)]
+        names = [known.name for known in self.rows]
+        return [name for name in dict.fromkeys(others) if name != row.name and name in names]
+
+    def _cost(self, row: Row, runs: dict) -> dict[str, Any]:
+        """Means over seeds; the time of a row counts that of the row it started from."""
+        rows = {known.name: known for known in self.rows}
+
+        def total(row: Row, seed: int) -> float:
+            return runs[row.name, seed]["seconds"] + (total(rows[row.start], seed) if row.start in rows else 0.0)
+
+        own = [runs[row.name, seed] for seed in self.seeds]
+        growths = [norm_growth(run["noise_history"]) for run in own]
+        seconds = [total(row, seed) for seed in self.seeds]
+        return {
+            "steps": fmean(run["steps"] for run in own),
+            "seconds": fmean(seconds),
+            "synthesis_seconds": fmean(run["synthesis_seconds"] for run in own),
+            "relative_cost": fmean(seconds) / fmean(runs[PLAIN.name, seed]["seconds"] for seed in self.seeds),
+            "norm_growth": None if None in growths else fmean(growths),
+            "per_seed": {"steps": [run["steps"] for run in own], "seconds": seconds, "norm_growth": growths},
+        }
+
+
+def save_comparison(results: dict[str, Any], folder: Path) -> None:
+    """Writes and prints the tables of [`Comparison.run`]; draws the figure where matplotlib is installed."""
+    tables = comparison_markdown(results)
+    write_text(folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
+    write_text(folder / TABLES_NAME, tables + "\n")
+    shown = [name for name, row in results["rows"].items() if name != PLAIN.name and row["kind"] != EQUAL_TIME]
+    if shown:
+        differences = {name: results["methods"][name]["minus"][PLAIN.name] for name in shown}
+        costs = {name: results["training"][name]["relative_cost"] for name in shown}
+        with optional_figure(FIGURE_NAME):
+            plot_rows(differences, costs, folder / FIGURE_NAME)
+    print(f"\n{tables}\n\nEverything is in {folder}")

@@ -1,0 +1,194 @@
+"""One row of a comparison with one seed: trained and measured, unless that was done before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from transformers import BaseImageProcessor, PreTrainedModel, set_seed
+
+from ..baselines import PLAIN, WAYS
+from ..data.loading import DataArguments, load_data
+from ..data.splits import draw_images
+from ..models.loading import ModelArguments, load_model
+from ..models.patch_projection import channels_of
+from ..models.preprocessing import image_transform
+from ..robustness.evaluation import evaluate_robustness
+from ..robustness.packages import check_packages
+from ..robustness.profiles import resolve_profile
+from ..robustness.report import RobustnessReport
+from ..training.arguments import NullspaceTrainingArguments
+from ..training.data_collator import NullspaceDataCollator
+from ..utils.files import json_hash
+from ..utils.flags import dataset_locations
+from .arguments import CompareArguments
+from .plan import BASE, Row
+from .runs import begin_run, read_run, training_settings, write_run
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+
+# What does not change a model or an evaluation.
+NEUTRAL_FIELDS = ("token", "cache_dir", "preprocessing_num_workers", "max_eval_samples")
+
+
+class Runner:
+    """
+    Trains and measures rows; all are on disk as soon as they are finished.
+
+    Args:
+        model_args ([`ModelArguments`]), data_args ([`DataArguments`]), compare_args ([`CompareArguments`]),
+        args ([`NullspaceTrainingArguments`]): The flags.
+        base_arguments (`Mapping[str, Any]`, *optional*): Training arguments of the model that all rows start from.
+
+    Raises:
+        `ImportError`: If the profile needs a package that is missing.
+        `ValueError`: If there is no such profile.
+    """
+
+    def __init__(
+        self,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        compare_args: CompareArguments,
+        args: NullspaceTrainingArguments,
+        base_arguments: Mapping[str, Any] | None = None,
+    ):
+        self.model_args, self.data_args, self.compare_args, self.args = model_args, data_args, compare_args, args
+        self.folder, self.profile = Path(args.output_dir), resolve_profile(compare_args.profile)
+        check_packages(self.profile)
+        steps = {"max_steps": compare_args.base_max_steps}
+        self.base = Row(BASE, PLAIN.name, arguments={**(base_arguments or {}), **steps})
+        self.columns = {
+            "image_column_name": data_args.image_column_name,
+            "label_column_name": data_args.label_column_name,
+        }
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """A new one each time: training arguments reset the state that an earlier one stands on."""
+        precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else None
+        return Accelerator(cpu=self.args.use_cpu, mixed_precision=precision)
+
+    def folder_of(self, name: str, seed: int) -> Path:
+        return self.folder / BASE if name == BASE else self.folder / "runs" / f"{name}-{seed}"
+
+    # ---- Training -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> tuple[DatasetDict, list[str]]:
+        """The splits, and the names of their classes."""
+        hub = {"cache_dir": self.model_args.cache_dir, "token": self.model_args.token}
+        return load_data(self.data_args, self.args.seed, **hub)
+
+    def arguments_of(self, row: Row, seed: int) -> NullspaceTrainingArguments:
+        """The comparison's training arguments with those of the row."""
+        way = WAYS[row.way]
+        common = {item.name: getattr(self.args, item.name) for item in fields(self.args) if item.init}
+        ours = {"seed": seed, "data_seed": seed}
+        ours |= {"remove_unused_columns": False, "resume_from_checkpoint": None, "push_to_hub": False}
+        ours |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
+        settings = {**common, **way.fixed_arguments, **row.arguments, **ours}
+        return way.arguments(**{**settings, "output_dir": str(self.folder_of(row.name, seed))})
+
+    def train(self, row: Row, seed: int) -> dict[str, Any]:
+        """Trains a row with a seed, unless it is there; returns what its `training.json` holds."""
+        folder, args = self.folder_of(row.name, seed), self.arguments_of(row, seed)
+        start = None if row is self.base else self.folder_of(row.start, seed)
+        is_trained = row is not self.base or self.compare_args.base_max_steps > 0
+        settings = self._settings_of(row, args if is_trained else None, start)
+        run = read_run(folder, settings)
+        self.accelerator.wait_for_everyone()
+        if run is not None:
+            return run
+        if self.accelerator.is_main_process:
+            begin_run(folder)
+            print(f"Training {folder.name}", flush=True)
+        self.accelerator.wait_for_everyone()
+        set_seed(seed)
+        splits, labels = self.data
+        model, processor = load_model(self.model_args, labels) if start is None else self.load(start)
+        transform = image_transform(processor, **self.columns, num_channels=channels_of(model))
+        trainer = WAYS[row.way].trainer_class(
+            model,
+            args,
+            data_collator=NullspaceDataCollator(num_labels=len(labels)),
+            train_dataset=splits["train"].with_transform(transform),
+            processing_class=processor,
+        )
+        begin = time.perf_counter()
+        if is_trained:
+            trainer.train()
+        facts = {"seconds": time.perf_counter() - begin, "steps": trainer.state.global_step}
+        facts["synthesis_seconds"] = sum(entry["seconds"] for entry in trainer.noise_history)
+        facts["noise_history"] = trainer.noise_history
+        trainer.save_model()
+        if self.accelerator.is_main_process:
+            write_run(folder, settings, facts)
+        self.accelerator.wait_for_everyone()
+        return read_run(folder, settings)
+
+    def _settings_of(self, row: Row, args: NullspaceTrainingArguments | None, start: Path | None) -> dict[str, Any]:
+        """What makes a run this one: its way, its arguments, and what it starts from."""
+        settings = {"method": row.way, "arguments": {"max_steps": 0} if args is None else training_settings(args)}
+        if start is not None:
+            return {**settings, "start": {"row": row.start, "settings_hash": read_run(start)["settings_hash"]}}
+        given = {"model": asdict(self.model_args), "data": asdict(self.data_args)}
+        return settings | {
+            kind: {name: value for name, value in values.items() if name not in NEUTRAL_FIELDS}
+            for kind, values in given.items()
+        }
+
+    def load(self, folder: Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+        """The model and image processor of a finished run."""
+        return load_model(ModelArguments(str(folder), trust_remote_code=self.model_args.trust_remote_code))
+
+    # ---- Measuring ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> Dataset:
+        """
+        The images that are measured on.
+
+        Raises:
+            `ValueError`: If `evaluate_on` is no split that was held back from training.
+        """
+        (splits, _), name = self.data, self.compare_args.evaluate_on
+        if name not in splits or name == "train":
+            others = [split for split in splits if split != "train"]
+            raise ValueError(f"`evaluate_on` must be one of the splits {others}, but got {name!r}.")
+        return draw_images(splits[name], self.compare_args.max_robustness_samples, self.args.seed)
+
+    def evaluate(self, row: Row, seed: int) -> RobustnessReport:
+        """Measures a finished run, unless it was measured so before."""
+        folder = self.folder_of(row.name, seed)
+        report_folder = folder / f"robustness-{json_hash(self.evaluation_settings())[:12]}"
+        if (report_folder / "robustness.json").is_file():
+            return RobustnessReport.load(report_folder)
+        (model, processor), accelerator = self.load(folder), self.accelerator
+        return evaluate_robustness(
+            model.to(accelerator.device).eval(),
+            processor,
+            self.images,
+            self.profile,
+            accelerator=accelerator,
+            output_dir=report_folder,
+            datasets=dataset_locations(self.compare_args.datasets),
+            model_name=folder.name,
+            disable_tqdm=self.args.disable_tqdm,
+            **self.columns,
+        )
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """What can change a number of an evaluation beside the model; another has a folder of its own."""
+        limits = {"max_robustness_samples": self.compare_args.max_robustness_samples, "seed": self.args.seed}
+        limits |= {"max_eval_samples": self.data_args.max_eval_samples, "num_images": len(self.images)}
+        where = {"split": self.compare_args.evaluate_on, "datasets": self.compare_args.datasets}
+        return {"profile": self.profile.name, "profile_hash": self.profile.hash, **where, **limits}
