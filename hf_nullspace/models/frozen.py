@@ -41,6 +41,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     training = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
+        _forget_kept_values(model)
         model.eval()
         model.requires_grad_(False)
         for module, _ in training:
@@ -48,14 +49,19 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
                 module.training = module._gradient_checkpointing_func.keywords.get("use_reentrant") is False
         yield model
     finally:
-        for module, mode in training:
-            if mode and type(module).train is not nn.Module.train:
-                module.train()  # some drop there what they keep of their weights in evaluation mode
+        _forget_kept_values(model)
         for module, mode in training:
             module.training = mode
         _reshard(model)
         for parameter, requires_grad in trainable:
             parameter.requires_grad_(requires_grad)
+
+
+def _forget_kept_values(model: nn.Module) -> None:
+    """Some modules keep values of their weights in evaluation mode, where new weights may come in: `train` drops them."""
+    for module in model.modules():
+        if type(module).train is not nn.Module.train:
+            module.train()
 
 
 def _reshard(model: nn.Module) -> None:

@@ -67,19 +67,30 @@ def embeddings_of(model, pixels):
     return model.vit.embeddings.patch_embeddings.projection(pixels)
 
 
-def test_what_a_module_caches_in_evaluation_mode_is_dropped():
-    """LeViT keeps the biases of its attention, computed from weights that training goes on to change."""
+@pytest.mark.parametrize("was_training", [True, False])
+@pytest.mark.parametrize("pass_before", [True, False])
+def test_what_a_module_caches_in_evaluation_mode_is_dropped(was_training, pass_before):
+    """LeViT keeps the biases of its attention, computed from weights that training, or a checkpoint, goes on to change."""
     torch.manual_seed(0)
     sizes = {"image_size": 32, "hidden_sizes": [16, 16, 16], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1]}
     config = LevitConfig(**sizes, key_dim=[8, 8, 8], num_labels=5)
     model, pixels = LevitForImageClassification(config), torch.rand(2, 3, 32, 32)
-    with frozen(model.train()), torch.no_grad():
-        model(pixels)
+    model.train(was_training)
     with torch.no_grad():
+        if pass_before:
+            model.eval()(pixels)
+            model.train(was_training)
+        else:
+            with frozen(model):
+                model(pixels)
         for name, weight in model.named_parameters():
             if "attention_biases" in name:
                 weight.normal_(std=5.0)
-        found = model.eval()(pixels).logits
+        if pass_before:
+            with frozen(model):
+                found = model(pixels).logits
+        else:
+            found = model.eval()(pixels).logits
         expected = model.train().eval()(pixels).logits  # which drops the cache
     assert torch.equal(found, expected)
 
