@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..training.arguments import NullspaceTrainingArguments
 from ..training.trainer import NullspaceTrainer
+from ..utils.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Way:
 
     Raises:
         `TypeError`: If trainer or arguments are of another kind.
-        `ValueError`: If the name cannot be that of a folder, the cost is no positive number, or a fixed argument is none
-            of its arguments.
+        `ValueError`: If the cost is no positive number, or a fixed argument is none of its arguments.
     """
 
     name: str
@@ -40,11 +39,6 @@ class Way:
     fixed_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not re.fullmatch(r"\w[\w.+-]*", self.name):
-            raise ValueError(
-                f"The name of a way of finetuning must be letters, digits and '._+-', because folders are named after it, "
-                f"but got {self.name!r}."
-            )
         for part, base in (("trainer_class", NullspaceTrainer), ("args_class", NullspaceTrainingArguments)):
             given = getattr(self, part)
             if not (isinstance(given, type) and issubclass(given, base)):
@@ -82,7 +76,7 @@ class Way:
         return self.args_class(output_dir, **{**settings, **self.fixed_arguments})
 
 
-WAYS: dict[str, Way] = {}
+WAYS: Registry[Way] = Registry("way of finetuning")
 
 
 def register_way(way: Way) -> Way:
@@ -90,9 +84,6 @@ def register_way(way: Way) -> Way:
     Makes a way of finetuning known to comparisons.
 
     Raises:
-        `ValueError`: If another way has its name.
+        `ValueError`: If another way has its name, or it cannot be a name.
     """
-    if way.name in WAYS:
-        raise ValueError(f"There is a way of finetuning {way.name!r} already: {WAYS[way.name].summary}. Rename one.")
-    WAYS[way.name] = way
-    return way
+    return WAYS.register(way)

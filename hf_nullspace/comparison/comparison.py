@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ..baselines import NULLSPACE, PERMUTED, PLAIN, WAYS
-from ..data.loading import DataArguments
-from ..models.loading import ModelArguments
-from ..training.arguments import NullspaceTrainingArguments
 from ..utils.figures import optional_figure
 from ..utils.files import write_text
-from .arguments import CompareArguments
 from .figure import plot_rows
 from .plan import BASE, Row, plan_rows, read_variants
 from .report import EQUAL_TIME, VARIANT, WAY, comparison_markdown, norm_growth, summarize_rows
@@ -31,31 +26,23 @@ class Comparison:
     Rows that are trained and measured, and compared.
 
     Args:
-        model_args, data_args, compare_args, args, base_arguments: As in [`Runner`].
+        runner ([`Runner`]): What trains and measures a row, with the flags.
 
     Raises:
         `ValueError`: If a row cannot be run or measured, before anything is trained.
     """
 
-    def __init__(
-        self,
-        model_args: ModelArguments,
-        data_args: DataArguments,
-        compare_args: CompareArguments,
-        args: NullspaceTrainingArguments,
-        base_arguments: Mapping[str, Any] | None = None,
-    ):
-        self.compare_args, self.args = compare_args, args
-        self.runner = Runner(model_args, data_args, compare_args, args, base_arguments)
-        self.rows = plan_rows(compare_args.methods, WAYS, read_variants(compare_args.variants))
+    def __init__(self, runner: Runner):
+        self.runner, self.compare_args, self.seed = runner, runner.compare_args, runner.args.seed
+        self.rows = plan_rows(self.compare_args.methods, WAYS, read_variants(self.compare_args.variants))
         self._check_names()
         for row in self.rows:  # so that an argument out of range is known before any run
             try:
-                self.runner.arguments_of(row, args.seed)
+                runner.arguments_of(row, self.seed)
             except (TypeError, ValueError) as error:
                 kind = "variant" if row.arguments else "way"
                 raise ValueError(f"The {kind} {row.name!r}: {error}") from error
-        self.settings = self.runner.evaluation_settings()
+        self.settings = runner.evaluation_settings()
 
     def _check_names(self) -> None:
         names, timed = [row.name for row in self.rows], self.compare_args.equal_wall_time
@@ -72,13 +59,13 @@ class Comparison:
 
     @property
     def seeds(self) -> list[int]:
-        return [self.args.seed + index for index in range(self.compare_args.num_seeds)]
+        return [self.seed + index for index in range(self.compare_args.num_seeds)]
 
     def run(self) -> dict[str, Any]:
         """Trains and measures everything; returns the results."""
         runner, runs, reports = self.runner, {}, {}
-        runner.train(runner.base, self.args.seed)
-        base = runner.evaluate(runner.base, self.args.seed)
+        runner.train(runner.base, self.seed)
+        base = runner.evaluate(runner.base, self.seed)
         timed: list[Row] = []
 
         def run(rows: list[Row], seed: int) -> None:
@@ -99,7 +86,7 @@ class Comparison:
             "seeds": self.seeds,
             "confidence": CONFIDENCE,
             "evaluation": {**self.settings, "not_measured": base.not_measured},
-            "methods": summarize_rows(columns, outcomes, self._references(timed), self.args.seed),
+            "methods": summarize_rows(columns, outcomes, self._references(timed), self.seed),
             "training": {row.name: self._cost(row, runs) for row in [*self.rows, *timed]},
         }
 

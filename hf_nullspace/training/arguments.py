@@ -87,7 +87,16 @@ class NullspaceTrainingArguments(TrainingArguments):
             was measured of it and what to use.
     """
 
-    removed_arguments = REMOVED_ARGUMENTS  # of no type, so that it is no field
+    # Of no type, so that they are no fields: what became of old arguments, and the groups of flags in `--help`.
+    removed_arguments = REMOVED_ARGUMENTS
+    argument_groups = {
+        "Finding noise": (
+            *("epsilon", "noise_method", "noise_max_steps", "noise_learning_rate", "noise_limit", "noise_norm_weight"),
+            *("noise_max_token_ratio", "noise_bank_size", "noise_num_images", "noise_batch_size", "patch_projection"),
+        ),
+        "Certifying noise": ("noise_num_certificate_images", "noise_on_failure"),
+        "Training on noise": ("noise_weight", "noise_refresh_steps", "noise_ascent", "noise_forward"),
+    }
 
     epsilon: float = field(
         default=NullspaceConfig.epsilon,

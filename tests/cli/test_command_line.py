@@ -2,14 +2,16 @@
 
 import json
 import logging
+import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import pytest
 from example_scripts import EXAMPLES, load_example
+from transformers import HfArgumentParser, TrainingArguments
 
 import hf_nullspace
-from hf_nullspace import NullspaceConfig
+from hf_nullspace import NullspaceConfig, NullspaceTrainingArguments
 from hf_nullspace.cli.command import COMMANDS
 from hf_nullspace.cli.command_line import run_command
 from hf_nullspace.cli.field_help import field_descriptions
@@ -84,7 +86,47 @@ def test_every_flag_of_every_command_has_help(name, show_help, monkeypatch, caps
     (parser,) = parsers
     assert parser.prog == name
     assert [action.dest for action in parser._actions if not action.help] == []
-    assert len(capsys.readouterr().out) > 200
+    out = capsys.readouterr().out
+    assert len(out) > 200
+    if not isinstance(parser, CommandParser):
+        return
+    titles = re.findall(r"^([A-Z][\w ]+):$", out, re.MULTILINE)
+    assert len(titles) == len(set(titles)) >= 1
+    # Only what belongs to no dataclass stands under "options".
+    general = out[out.index("\noptions:") :].partition("\n\n")[0]
+    assert set(re.findall(r"^  (?:-h, )?(--\w+)", general, re.MULTILINE)) == {"--help", "--version"}
+    if "--warmup_steps" in out:
+        assert titles[-1] == "Trainer" and "Training on noise" in titles
+
+
+def test_flags_with_few_values_name_them(capsys):
+    for command, flag in (
+        ("synthesize", "--method"),
+        ("synthesize", "--on_failure"),
+        ("finetune", "--noise_method"),
+        ("finetune", "--noise_on_failure"),
+        ("finetune", "--noise_forward"),
+        ("finetune", "--lr_scheduler_type"),
+        ("compare", "--methods"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli([command, flag, "none-of-them"])
+        message = (
+            f"hf-nullspace {command}: error: argument {flag}(/[-a-z]+)?: invalid choice: 'none-of-them' .choose from "
+        )
+        assert re.match(message, capsys.readouterr().err)
+
+
+def test_the_arguments_are_flags_of_any_parser_too():
+    """Their groups are no metadata that Transformers' own parser would not know."""
+    (args,) = HfArgumentParser(NullspaceTrainingArguments).parse_args_into_dataclasses(
+        ["--epsilon", "0.1", "--use_cpu"]
+    )
+    grouped = [name for names in args.argument_groups.values() for name in names]
+    own = {item.name for item in fields(NullspaceTrainingArguments)} - {
+        item.name for item in fields(TrainingArguments)
+    }
+    assert args.epsilon == 0.1 and len(grouped) == len(set(grouped)) and set(grouped) == own
 
 
 def test_every_field_of_the_config_is_in_its_docstring():

@@ -42,7 +42,7 @@ VARIANTS = {
 
 
 def planned(flags: list[str]) -> Comparison:
-    return Comparison(*parse_compare_arguments(flags, "compare"))
+    return Comparison(runner.Runner(*parse_compare_arguments(flags, "compare")))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from accelerate import PartialState
 
 from ...comparison.arguments import CompareArguments
 from ...comparison.comparison import Comparison, save_comparison
+from ...comparison.runner import Runner
 from ...data.loading import DataArguments
 from ...models.loading import ModelArguments
 from ...training.arguments import NullspaceTrainingArguments
@@ -50,7 +51,7 @@ def main(argv: Sequence[str], prog: str = "compare_methods.py") -> dict[str, Any
     Raises:
         `ValueError`: If a row cannot be run or measured, before anything is trained.
     """
-    comparison = Comparison(*parse_compare_arguments(argv, prog))
+    comparison = Comparison(Runner(*parse_compare_arguments(argv, prog)))
     results = comparison.run()
     if comparison.runner.accelerator.is_main_process:
         save_comparison(results, comparison.runner.folder)
