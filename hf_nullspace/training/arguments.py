@@ -92,7 +92,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     argument_groups = {
         "Finding noise": (
             *("epsilon", "noise_method", "noise_max_steps", "noise_learning_rate", "noise_limit", "noise_norm_weight"),
-            *("noise_max_token_ratio", "noise_bank_size", "noise_num_images", "noise_batch_size", "patch_projection"),
+            *("noise_max_token_ratio", "noise_num_images", "noise_batch_size", "patch_projection"),
         ),
         "Certifying noise": ("noise_num_certificate_images", "noise_on_failure"),
         "Training on noise": ("noise_weight", "noise_refresh_steps", "noise_ascent", "noise_forward"),
