@@ -32,7 +32,13 @@ BUILDERS = {
 }
 
 
-def read_table(path: str, flag: str, image_column_name: str = "image", **load_kwargs: Any) -> Dataset:
+# Numbers that are no longer what was written once they are read: 007, +1 and 1e3.
+CODE = re.compile(r"[+-]?0\d+|\+\d+|[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def read_table(
+    path: str, flag: str, image_column_name: str = "image", label_column_name: str = "label", **load_kwargs: Any
+) -> Dataset:
     """
     The rows of one file, its pictures decoded when they are read.
 
@@ -43,12 +49,15 @@ def read_table(path: str, flag: str, image_column_name: str = "image", **load_kw
         path (`str`): A .parquet, .csv, .tsv, .json, .jsonl or .arrow file, never a pattern; or an address with "://".
         flag (`str`): The flag that names it, for messages.
         image_column_name (`str`, *optional*, defaults to `"image"`): Column of the pictures.
+        label_column_name (`str`, *optional*, defaults to `"label"`): Column of the labels; codes such as 007 are texts.
         load_kwargs: Passed on to `datasets.load_dataset`.
 
     Raises:
         `FileNotFoundError`: If there is no such file.
         `ValueError`: If it is no such file or cannot be read.
     """
+    from datasets import Dataset
+
     is_address = "://" in path
     file = Path(path) if is_address else check_path(path, flag, folder=False)
     builder = BUILDERS.get(file.suffix.lower())
@@ -63,7 +72,26 @@ def read_table(path: str, flag: str, image_column_name: str = "image", **load_kw
     dataset = _load(
         builder, f"The file {str(path)!r} (`--{flag}`)", data_files={"train": source}, **options, **load_kwargs
     )
-    return as_pictures(dataset["train"], image_column_name, "" if is_address else str(file.absolute().parent))
+    rows = dataset["train"]
+    if builder == "csv" and not is_address and (texts := _codes(file, label_column_name, options)) is not None:
+        rows = Dataset.from_dict({name: rows[name][:] for name in rows.column_names} | {label_column_name: texts})
+    return as_pictures(rows, image_column_name, "" if is_address else str(file.absolute().parent))
+
+
+def _codes(file: Path, column: str, options: dict[str, Any]) -> list[str | None] | None:
+    """The labels of a CSV file as they are written, where they would be read as integers that lose it; else `None`."""
+    import pandas
+
+    header = pandas.read_csv(file, nrows=0, **options)
+    if column not in header.columns:
+        return None
+    texts = pandas.read_csv(file, usecols=[column], dtype=str, **options)[column]
+    texts = [None if pandas.isna(text) else text for text in texts]
+    try:
+        are_integers = all(text is None or float(text).is_integer() for text in texts)
+    except ValueError:  # words among them, so that all are texts anyway
+        return None
+    return texts if are_integers and any(text is not None and CODE.fullmatch(text) for text in texts) else None
 
 
 def read_folder(
@@ -78,6 +106,12 @@ def read_folder(
     if not has_metadata(files):
         return read_class_folders(folder, flag, image_column_name, label_column_name)
     check_no_splits(folder, flag, files)
+    for name in (file for file in files if file[-1] == "metadata.csv"):
+        if _codes(root.joinpath(*name), label_column_name, {"keep_default_na": False, "na_values": [""]}) is not None:
+            raise ValueError(
+                f"{str(root.joinpath(*name))!r} (`--{flag}`) has labels such as 007 or 1e3, which would be read as numbers. "
+                "Give them a letter, or write a metadata.jsonl with texts."
+            )
     title = f"The folder {folder!r} (`--{flag}`)"
     splits = _load("imagefolder", title, data_files={"train": os.path.join(_as_pattern(root), "**")}, **load_kwargs)
     return as_pictures(splits["train"], image_column_name, str(root))

@@ -69,13 +69,17 @@ def load_image_splits(
     if validation_dir is not None:  # before the training images, so that a wrong path is known at once
         validation = read_folder(validation_dir, "validation_dir", **columns, **load_kwargs)
     elif validation_file is not None:
-        validation = read_table(validation_file, "validation_file", image_column_name, **load_kwargs)
+        validation = read_table(
+            validation_file, "validation_file", image_column_name, label_column_name, **load_kwargs
+        )
     if dataset_name is not None:
         splits = read_dataset(dataset_name, dataset_config_name, image_column_name, label_column_name, **load_kwargs)
     elif train_dir is not None:
         splits = DatasetDict(train=read_folder(train_dir, "train_dir", **columns, **load_kwargs))
     elif train_file is not None:
-        splits = DatasetDict(train=read_table(train_file, "train_file", image_column_name, **load_kwargs))
+        splits = DatasetDict(
+            train=read_table(train_file, "train_file", image_column_name, label_column_name, **load_kwargs)
+        )
     if validation is not None:
         splits["validation"] = validation
     if train_dir is not None and validation_dir is not None:

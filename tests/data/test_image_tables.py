@@ -127,6 +127,38 @@ def test_tables_that_name_pictures_beside_them(kind, column, load, pictures):
     assert [row[image].getpixel((0, 0))[0] for row in splits["validation"]] == [5, 4]
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["007", "7", "007", "08"], ["007", "08", "7"]),
+        (["1e3", "1000", "1e3", "1"], ["1", "1000", "1e3"]),
+        (["+1", "1", "1", "+1"], ["+1", "1"]),
+        (["2", "10", "2", "0"], ["0", "2", "10"]),
+        (["0.5e1", "b", "007", "b"], ["0.5e1", "007", "b"]),
+    ],
+    ids=["zeros", "exponents", "signs", "integers", "words"],
+)
+def test_codes_of_classes_are_no_numbers(kind, labels, names, load, pictures):
+    table = write_table(pictures, "train", kind, range(4), labels=labels)
+    splits, found = load(train_file=table, validation_file=table)
+    assert sorted(found) == sorted(names)
+    assert [found[label] for label in splits["train"]["label"]] == labels
+    assert [row["image"].getpixel((0, 0))[0] for row in splits["train"]] == [0, 1, 2, 3]
+
+
+def test_numbers_that_are_no_classes_stay_refused(load, pictures):
+    table = write_table(pictures, "train", "csv", range(4), labels=["1.5e-3", "0.2", "007.5", "1"])
+    with pytest.raises(ValueError, match="labels must be classes"):
+        load(train_file=table, validation_file=table)
+
+
+def test_codes_in_the_metadata_of_a_folder_are_refused(load, pictures):
+    write_table(pictures, "metadata", "csv", range(6), "file_name", labels=["007", "7", "8", "007", "7", "8"])
+    with pytest.raises(ValueError, match=r"metadata.csv' \(`--train_dir`\) has labels such as 007"):
+        load(train_dir=pictures)
+
+
 def test_integers_of_one_table_and_texts_of_another(load, pictures):
     train = write_table(pictures, "train", "csv", range(4), labels=["7", "10", "7", "9"])
     validation = write_table(pictures, "validation", "jsonl", [0, 1], labels=["10", "9"])
