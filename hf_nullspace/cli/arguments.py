@@ -29,7 +29,7 @@ DIGITS_TRAINING = {
 
 
 # What differs when the digits model is trained from scratch before that.
-DIGITS_BASE = {"max_steps": 800, "learning_rate": 1e-3}
+DIGITS_BASE: dict[str, Any] = {"max_steps": 800, "learning_rate": 1e-3}
 
 
 def model_rules(*names: str, also: Sequence[str] = ()) -> list[FlagRule]:

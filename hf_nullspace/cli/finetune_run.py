@@ -176,13 +176,11 @@ class FinetuneRun:
     def _base(self, model: PreTrainedModel) -> PreTrainedModel:
         """The digits model, trained from scratch."""
         # Nothing is chosen or averaged for it: those are settings of the finetuning.
-        settings = {"eval_strategy": "no", "load_best_model_at_end": False}
+        settings: dict[str, Any] = {**DIGITS_BASE, "max_steps": self.finetune_args.base_max_steps}
+        settings |= {"eval_strategy": "no", "load_best_model_at_end": False}
         if self.args.save_strategy == "best":
             settings["save_strategy"] = "no"
-        steps = self.finetune_args.base_max_steps
-        return self._control(
-            "base", "Training the base model", model, **DIGITS_BASE | {"max_steps": steps}, **settings
-        )
+        return self._control("base", "Training the base model", model, **settings)
 
     def _plain(self, base: PreTrainedModel) -> PreTrainedModel:
         """The control: the base model finetuned without noise, by the same code for as many steps."""
@@ -257,7 +255,7 @@ class FinetuneRun:
         """The robustness of each model on the same images."""
         test = self.splits["test" if self.is_digits else "validation"]
         test = test.select(range(min(len(test), self.finetune_args.max_robustness_samples)))
-        reports = {}
+        reports: dict[str, RobustnessReport] = {}
         for place, (name, model) in enumerate(models.items()):
             seconds = [sum(report.seconds.values()) / self.args.world_size for report in reports.values()]
             with announced(
@@ -284,7 +282,8 @@ class FinetuneRun:
             output_dir=parts,
             model_name=name,
             disable_tqdm=self.args.disable_tqdm,
-            **self._columns,
+            image_column_name=self.data_args.image_column_name,
+            label_column_name=self.data_args.label_column_name,
         )
 
     # ---- Results ------------------------------------------------------------------------------------------------

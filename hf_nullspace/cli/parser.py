@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -78,7 +80,8 @@ class CommandParser(HfArgumentParser):
             item.type = hints[item.name]
             if callable(item.metadata.get("help")):
                 item = copy.copy(item)
-                item.metadata = {**item.metadata, "help": item.metadata["help"]().replace("%", "%%")}
+                text = item.metadata["help"]().replace("%", "%%")
+                item.metadata = MappingProxyType({**item.metadata, "help": text})
             self._parse_dataclass_field(groups[title], item)
 
     def _describe(self, dataclass_types: Sequence[type], digits: dict[str, Any]) -> None:
@@ -91,7 +94,8 @@ class CommandParser(HfArgumentParser):
                 action.help += f" For the digits model: {digits[action.dest]}.".replace("%", "%%")
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (`--help` lists all flags)\n")
+        print(f"{self.prog}: error: {' '.join(message.split())} (`--help` lists all flags)", file=sys.stderr)
+        raise SystemExit(2)
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """

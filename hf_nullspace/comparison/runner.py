@@ -66,7 +66,7 @@ class Runner:
         check_packages(self.profile)
         steps = {"max_steps": compare_args.base_max_steps}
         self.base = Row(BASE, PLAIN.name, arguments={**(base_arguments or {}), **steps})
-        self.columns = {
+        self.columns: dict[str, Any] = {
             "image_column_name": data_args.image_column_name,
             "label_column_name": data_args.label_column_name,
         }
@@ -92,7 +92,7 @@ class Runner:
         """The comparison's training arguments with those of the row."""
         way = WAYS[row.way]
         common = {item.name: getattr(self.args, item.name) for item in fields(self.args) if item.init}
-        ours = {"seed": seed, "data_seed": seed}
+        ours: dict[str, Any] = {"seed": seed, "data_seed": seed}
         ours |= {"remove_unused_columns": False, "resume_from_checkpoint": None, "push_to_hub": False}
         ours |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
         settings = {**common, **way.fixed_arguments, **row.arguments, **ours}

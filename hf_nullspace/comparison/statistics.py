@@ -148,9 +148,10 @@ def _image_parts(
     for dataset in dict.fromkeys(datasets.get(name, "") for name in columns):
         first_of[dataset] = total
         total += 1 + max(places[name].max() for name in columns if datasets.get(name, "") == dataset)
-    parts, membership = np.zeros((total, len(runs))), np.zeros((total, len(columns)), dtype=bool)
+    parts: np.ndarray = np.zeros((total, len(runs)))
+    membership: np.ndarray = np.zeros((total, len(columns)), dtype=bool)
     for number, name in enumerate(columns):
-        rows = first_of[datasets.get(name, "")] + places[name]
+        rows: np.ndarray = first_of[datasets.get(name, "")] + places[name]
         membership[rows, number] = True
         for index, (run, other) in enumerate(zip(runs, other_runs, strict=True)):
             gained = run[name].correct.int() - other[name].correct.int()

@@ -16,22 +16,32 @@ if TYPE_CHECKING:
 
 
 class ClassList(ABC):
-    """
-    The classes that the labels of a dataset are places among.
+    """The classes that the labels of a dataset are places among."""
 
-    Attributes:
-        indices (`list[int]`): The labels that the dataset has pictures of.
-        folders (`Sequence[str]`): The name of the sub-folder of each label.
-        kind (`str`): What such names are, for errors.
-        line_labels (`dict[str, int]`): The label of each class that a line of a list may name.
-        line_kind (`str`): What such a line names, for errors.
-    """
+    @property
+    @abstractmethod
+    def indices(self) -> list[int]:
+        """The labels that the dataset has pictures of."""
 
-    indices: list[int]
-    folders: Sequence[str]
-    kind: str
-    line_labels: dict[str, int]
-    line_kind: str
+    @property
+    @abstractmethod
+    def folders(self) -> Sequence[str]:
+        """The name of the sub-folder of each label."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What such names are, for errors."""
+
+    @property
+    @abstractmethod
+    def line_labels(self) -> dict[str, int]:
+        """The label of each class that a line of a list may name."""
+
+    @property
+    @abstractmethod
+    def line_kind(self) -> str:
+        """What such a line names, for errors."""
 
     @abstractmethod
     def places(self, names: Sequence[str]) -> list[int]:

@@ -157,7 +157,7 @@ def load_robustness_dataset(
     if not os.path.exists(source) and (os.path.isabs(source) or str(source).startswith(".")):
         raise FileNotFoundError(f"There is no folder {str(source)!r}. Name a local folder, or a dataset of the Hub.")
     if _is_folder_of_pictures(Path(source)):
-        folder = Path(source, corruption, str(severity)) if spec.corruptions else Path(source)
+        folder = Path(source, str(corruption), str(severity)) if spec.corruptions else Path(source)
         all_classes = _folder_classes(spec, folder)
         classes = _chosen_classes(title, all_classes, class_subset)
         dataset = _read_folder(spec, all_classes, folder, classes, labels_file, class_subset is not None)
@@ -194,7 +194,7 @@ def load_if_imagenet(
     if not names or not set(names) <= set(wnids) or set(names) <= set(id2label.values()):
         return None
     subset = names if len(names) < len(wnids) else None
-    options = {"max_images": max_images, "seed": seed, "check_images": False}
+    options: dict[str, Any] = {"max_images": max_images, "seed": seed, "check_images": False}
     return load_robustness_dataset(IMAGENET.name, folder, class_subset=subset, id2label=id2label, **options)
 
 
@@ -285,10 +285,10 @@ def _read_folder(
             names = [all_classes.folders[label] for label in sorted(missing)]
             raise ValueError(describe_missing(repr(str(folder)), names, len(kept)))
     else:
-        names = all_classes.folders
+        published = all_classes.folders
         expected = f"{len(classes)} class folders named by {all_classes.kind}"
-        folders = {names[index]: index for index in classes}
-        paths, labels = read_class_folders(folder, folders, expected, names if is_subset else ())
+        folders = {published[index]: index for index in classes}
+        paths, labels = read_class_folders(folder, folders, expected, published if is_subset else ())
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     return Dataset.from_dict({"image": paths, "label": labels}, features=features)
 

@@ -28,7 +28,18 @@ CARD_NAME = "README.md"
 
 
 # What the Hub shows of the metadata, and nobody but the publisher knows.
-FREE_FIELDS = ("library_name", "license", "license_name", "license_link", "language", "tags", "datasets", "base_model")
+FREE_FIELDS = (
+    "library_name",
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "tags",
+    "datasets",
+    "base_model",
+    "base_model_relation",
+    "metrics",
+)
 
 
 DERIVED_FIELDS = ("pipeline_tag", "model-index")
@@ -50,8 +61,8 @@ def check_card(folder: Path, facts: dict[str, Any], repository: str | None) -> l
         repository (`str`, *optional*): The repository that it was downloaded from.
     """
     metadata, text = read_page(folder / CARD_NAME)
-    title = TITLE.search(text)
-    title = title[1].strip() if title else ""
+    heading = TITLE.search(text)
+    title = heading[1].strip() if heading else ""
     base_model = metadata.get("base_model")
     names = dict.fromkeys(match[0] for match in REPOSITORY.finditer(text))
     is_old = facts["template"] < TEMPLATE
@@ -137,6 +148,3 @@ def _check_repository(names: list[str], repository: str | None) -> Claim:
     holds = names[0] == repository
     reason = "" if holds else f"they load {plain_text(names[0], 60)!r}; `hf-nullspace push` names the right one"
     return Claim(name, holds, reason=reason)
-
-
-FREE_FIELDS += ("base_model_relation", "metrics")

@@ -78,7 +78,7 @@ def _training_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The evaluations during training, in columns as wide as their longest cell."""
     if not rows:
         return ""
-    lines = [list(rows[0]), *([_rounded(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines = ["".join(f"| {cell:<{width}} " for cell, width in zip(line, widths, strict=True)) + "|" for line in lines]
+    cells = [list(rows[0]), *([_rounded(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["".join(f"| {cell:<{width}} " for cell, width in zip(line, widths, strict=True)) + "|" for line in cells]
     return "\n".join([lines[0], "".join(f"|:{'-' * width}:" for width in widths) + "|", *lines[1:]])

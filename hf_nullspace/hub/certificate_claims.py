@@ -39,15 +39,15 @@ def _compare_mse(claimed: Certificate, measured: Certificate) -> Claim:
     half = NormalDist().inv_cdf(0.975) * measured.standard_error
     own = half * math.sqrt(measured.num_images / claimed.num_images)
     pairs = ((claimed.probability_mse, own), (measured.probability_mse, half))
-    texts = [str(Estimate(value, max(0.0, value - reach), value + reach)) for value, reach in pairs]
+    stated, found = [str(Estimate(value, max(0.0, value - reach), value + reach)) for value, reach in pairs]
     name = "probability_mse"
     if measured.num_images < MIN_IMAGES or not math.isfinite(half):
-        return Claim(name, None, *texts, f"{measured.num_images} images are too few; it takes {MIN_IMAGES}")
+        return Claim(name, None, stated, found, f"{measured.num_images} images are too few; it takes {MIN_IMAGES}")
     if abs(claimed.probability_mse - measured.probability_mse) > own + half + 1e-6:
-        return Claim(name, False, *texts, "the intervals do not overlap")
+        return Claim(name, False, stated, found, "the intervals do not overlap")
     if own + half > max(claimed.epsilon, measured.probability_mse):
-        return Claim(name, None, *texts, "the images are too few to tell it from epsilon")
-    return Claim(name, True, *texts)
+        return Claim(name, None, stated, found, "the images are too few to tell it from epsilon")
+    return Claim(name, True, stated, found)
 
 
 def _compare_bounds(claimed: Certificate, measured: Certificate) -> Claim:
@@ -56,16 +56,16 @@ def _compare_bounds(claimed: Certificate, measured: Certificate) -> Claim:
     # Of few images a bound comes nearer to the mean with their number, of many with its root.
     ratio = measured.num_images / claimed.num_images
     low, high = sorted((expected * ratio, expected * math.sqrt(ratio)))
-    texts = [f"{value:.4g}" for value in (claimed.probability_mse_upper, measured.probability_mse_upper)]
+    stated, found = [f"{value:.4g}" for value in (claimed.probability_mse_upper, measured.probability_mse_upper)]
     name = "probability_mse_upper"
     if measured.num_images < MIN_IMAGES or not math.isfinite(expected):
-        return Claim(name, None, *texts, f"{measured.num_images} images are too few; it takes {MIN_IMAGES}")
+        return Claim(name, None, stated, found, f"{measured.num_images} images are too few; it takes {MIN_IMAGES}")
     if gap < 0 or not low / BOUND_FACTOR - 1e-9 <= gap <= high * BOUND_FACTOR + 1e-9:
-        return Claim(name, False, *texts, f"{claimed.num_images} images give no such bound around the mean")
+        return Claim(name, False, stated, found, f"{claimed.num_images} images give no such bound around the mean")
     converged = claimed.probability_mse_upper <= claimed.epsilon
     if claimed.converged and not converged:
-        return Claim(name, False, *texts, "it lies above epsilon, and is called within")
-    return Claim(name, True, *texts)
+        return Claim(name, False, stated, found, "it lies above epsilon, and is called within")
+    return Claim(name, True, stated, found)
 
 
 def _compare_standard_errors(claimed: Certificate, measured: Certificate) -> Claim:
@@ -79,8 +79,8 @@ def _compare_standard_errors(claimed: Certificate, measured: Certificate) -> Cla
 def _compare_exchanged(claimed: Certificate, measured: Certificate) -> Claim:
     name, now = "exchanged_probability_mse", measured.exchanged_probability_mse
     if measured.num_images >= MIN_IMAGES and claimed.converged and now <= claimed.epsilon:
-        texts = [f"{value:.4g}" for value in (claimed.exchanged_probability_mse, now)]
-        return Claim(name, False, *texts, "within epsilon any image could stand in the place of another")
+        stated, found = [f"{value:.4g}" for value in (claimed.exchanged_probability_mse, now)]
+        return Claim(name, False, stated, found, "within epsilon any image could stand in the place of another")
     if math.isinf(claimed.exchanged_probability_mse):
         return Claim(name, None, reason="another version wrote the certificate, without it")
     return _compare_means(name, claimed, measured)
@@ -102,9 +102,9 @@ def _compare_means(name: str, claimed: Certificate, measured: Certificate) -> Cl
 
 
 def _compare_factors(name: str, claimed: float, measured: float, num_images: int, factor: float) -> Claim:
-    texts = [f"{value:.4g}" for value in (claimed, measured)]
+    stated, found = [f"{value:.4g}" for value in (claimed, measured)]
     if num_images < MIN_IMAGES:
-        return Claim(name, None, *texts, f"{num_images} images are too few; it takes {MIN_IMAGES}")
+        return Claim(name, None, stated, found, f"{num_images} images are too few; it takes {MIN_IMAGES}")
     values = (claimed, measured)
     holds = min(values) >= 0 and max(values) <= factor * min(values) + 1e-4
-    return Claim(name, holds, *texts, "" if holds else f"they differ by more than a factor of {factor:g}")
+    return Claim(name, holds, stated, found, "" if holds else f"they differ by more than a factor of {factor:g}")

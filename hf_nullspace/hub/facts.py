@@ -53,12 +53,18 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts, each of its kind."""
-    optional = ("dataset", "method", "patch_projection", "result_images", "result_logits")
-    optional += ("intervals", "differences", "correct")
+    optional = ["dataset", "method", "patch_projection", "result_images", "result_logits"]
+    optional += ["intervals", "differences", "correct"]
     facts = {**dict.fromkeys(optional), "template": 1, **facts}
     if facts["template"] not in TEMPLATES:
         raise DamagedFileError(f"`template` is {facts['template']!r}, and this version knows {sorted(TEMPLATES)}")
-    kinds = {"is_local_base": bool, "bank_size": int, "rounds": list, "settings": dict, "figures": dict}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "is_local_base": bool,
+        "bank_size": int,
+        "rounds": list,
+        "settings": dict,
+        "figures": dict,
+    }
     kinds |= {"hyperparameters": dict, "metrics": dict, "versions": dict, "model_type": str}
     kinds |= {name: (str, type(None)) for name in ("dataset", "method", "patch_projection")}
     parts = ("certificate", "evaluation_certificate", "results", "intervals", "differences", "correct")

@@ -49,18 +49,18 @@ def compare_outcomes(name: str, claimed: Outcomes, measured: Outcomes, is_attack
         Estimate(100 * each.double().mean().item(), *wilson_interval(int(each.sum()), count))
         for each in (before, after)
     ]
-    texts = [f"{estimate}{'' if count == total else f', {count} of {total} images'}" for estimate in shown]
+    stated, found = [f"{estimate}{'' if count == total else f', {count} of {total} images'}" for estimate in shown]
     differing = int((before != after).sum())
     if differing > max(1, count // 100):
-        return Claim(name, False, *texts, f"{differing} of the same {count} images differ")
+        return Claim(name, False, stated, found, f"{differing} of the same {count} images differ")
     moved = _moved(claimed, rows, measured, is_attacked)
     if moved > max(1, (CHANGED_SHARE_UNDER_ATTACK if is_attacked else CHANGED_SHARE) * count):
         reason = f"{moved} of the same {count} images have other probabilities or distances"
-        return Claim(name, False, *texts, reason)
+        return Claim(name, False, stated, found, reason)
     if count < min(MIN_IMAGES, total):
         reason = f"{count} images are too few; {min(MIN_IMAGES, total)} of these can tell"
-        return Claim(name, None, *texts, reason)
-    return Claim(name, True, *texts)
+        return Claim(name, None, stated, found, reason)
+    return Claim(name, True, stated, found)
 
 
 def compare_shares(name: str, claimed: tuple[int, int], measured: tuple[int, int]) -> Claim:
@@ -71,16 +71,16 @@ def compare_shares(name: str, claimed: tuple[int, int], measured: tuple[int, int
     from the truth would pass.
     """
     estimates = [Estimate(100 * right / count, *wilson_interval(right, count)) for right, count in (claimed, measured)]
-    texts = [
+    stated, found = [
         f"{estimate} on {count} images" for estimate, (_, count) in zip(estimates, (claimed, measured), strict=True)
     ]
     if not estimates[0].overlaps(estimates[1]):
-        return Claim(name, False, *texts, "the intervals do not overlap")
+        return Claim(name, False, stated, found, "the intervals do not overlap")
     blur = sum(estimate.high - estimate.low for estimate in estimates) / 2
     if blur > MAX_BLUR:
         reason = f"the images are too few: a claim {blur:.0f} points off could pass"
-        return Claim(name, None, *texts, reason)
-    return Claim(name, True, *texts)
+        return Claim(name, None, stated, found, reason)
+    return Claim(name, True, stated, found)
 
 
 def check_labels(name: str, claimed: Outcomes, labels: list[int]) -> Claim | None:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, run_as_future
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -110,7 +111,7 @@ class Publisher:
 
     def publish(self, commit_message: str, folder: str | None = None, **kwargs) -> CommitInfo | None:
         """[`publish`] for `folder`, by default the run's; `None` where that failed."""
-        access = {"private": self.private, "token": self.token, "revision": self.revision}
+        access: dict[str, Any] = {"private": self.private, "token": self.token, "revision": self.revision}
         with self.survive():
             return publish(folder or self.folder, self.repo_id, commit_message=commit_message, **access, **kwargs)
 

@@ -147,7 +147,7 @@ def check_rows(report: RobustnessReport, is_old: bool) -> list[Claim]:
         return claims
     bars = {name: dict(row) for name, row in report.summary.items()}
     alone = {name: row for name, row in report.columns.items() if name in bars}
-    groups = {}
+    groups: dict[str, list[float]] = {}
     for column in report.profile.columns:
         if column.name in report.columns and column.corruption is not None and column.attack is None:
             groups.setdefault(shared_bar(column), []).append(report.columns[column.name]["accuracy"])

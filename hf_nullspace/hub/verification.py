@@ -235,7 +235,12 @@ class Checkpoint:
     ):
         self.folder, self.repository, self.folders = folder, repository, folders
         self.max_images, self.batch_size = max_images, batch_size
-        self.facts = self.noise = self.report = self.model = self.processor = self.images = None
+        self.facts: dict[str, Any] | None = None
+        self.noise: NullspaceNoise | None = None
+        self.report: RobustnessReport | None = None
+        self.model: PreTrainedModel | None = None
+        self.processor: BaseImageProcessor | None = None
+        self.images: PublishedImages | None = None
 
     # ---- What no image enters -----------------------------------------------------------------------------------
 

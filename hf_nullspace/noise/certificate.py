@@ -122,7 +122,8 @@ class Certificate:
                 f"A certificate has the fields {sorted(names)}, but this one lacks {sorted(required - set(values))} and "
                 f"adds {sorted(set(values) - names)}."
             )
-        return cls(**{key: math.inf if value is None else value for key, value in values.items()})
+        fields: dict[str, Any] = {key: math.inf if value is None else value for key, value in values.items()}
+        return cls(**fields)
 
 
 def token_norms(noise: torch.Tensor) -> torch.Tensor:

@@ -205,7 +205,7 @@ def prediction_stability(
     nullspace = nullspace or PatchNullspace.from_model(model)
     generator = generator if generator is not None else keyed_generator("stability", 42)
     # The pictures say how many patches there are: by their size, or by having been cut already.
-    size = {"image_size": tuple(pixel_values.shape[2:])}
+    size: dict[str, Any] = {"image_size": tuple(pixel_values.shape[2:])}
     if pixel_values.dim() == 3:
         size = {"num_patches": pixel_values.shape[1]}
     direction = nullspace.sample(len(pixel_values), 1.0, generator, **size).to(pixel_values)

@@ -218,7 +218,7 @@ def probe(
     with logging.tqdm(total=3, desc="Probing the input", leave=False, disable=disable_tqdm) as progress:
         if projection.is_exact:
             nullspace = PatchNullspace.from_model(model, patch_projection=patch_projection)
-            statistics = {"image_mean": preprocessing.mean, "image_std": preprocessing.std}
+            statistics: dict[str, Any] = {"image_mean": preprocessing.mean, "image_std": preprocessing.std}
             known = {"nullspace": nullspace, "clean_logits": clean}
             exact, noise = measure_exact_noise(model, **few, **statistics, **known)
             progress.update()

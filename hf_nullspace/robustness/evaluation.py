@@ -159,7 +159,12 @@ def evaluate_robustness(
         for warning in report.warnings:
             logger.warning(warning)
     if output_dir is not None:
-        on_main_process(accelerator, lambda: (report.save(output_dir), store.remove()) and None)
+
+        def save() -> None:
+            report.save(output_dir)
+            store.remove()
+
+        on_main_process(accelerator, save)
     return report
 
 

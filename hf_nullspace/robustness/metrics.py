@@ -215,7 +215,7 @@ def attack_success(
         `dict[str, float]`: `success_rate` in per cent of the pictures that were right before; `mean_l2` and `mean_linf`
         in pixel units over the successful attacks; NaN where there is nothing to divide by.
     """
-    right = _hits(clean_predictions, labels).astype(bool)
+    right: np.ndarray = _hits(clean_predictions, labels).astype(bool)
     fooled = right & ~_hits(attacked_predictions, labels).astype(bool)
     norms = {"mean_l2": np.asarray(l2, dtype=np.float64), "mean_linf": np.asarray(linf, dtype=np.float64)}
     for name, values in norms.items():
@@ -248,8 +248,8 @@ def wilson_interval(num_correct: float, num_images: int, confidence: float = 0.9
 
 
 def paired_bootstrap(
-    hits: Sequence[bool],
-    other_hits: Sequence[bool],
+    hits: Sequence[bool] | np.ndarray,
+    other_hits: Sequence[bool] | np.ndarray,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 42,
@@ -258,7 +258,7 @@ def paired_bootstrap(
     The difference of two models' accuracies on the same images, with a percentile bootstrap interval over images.
 
     Args:
-        hits, other_hits (`Sequence[bool]`): Whether each model is right, image by image in the same order.
+        hits, other_hits (`Sequence[bool]` or `np.ndarray`): Whether each model is right, image by image in the same order.
         confidence (`float`, *optional*, defaults to 0.95): Coverage.
         num_resamples (`int`, *optional*, defaults to 10000): Bootstrap samples.
         seed (`int`, *optional*, defaults to 42): Their seed.
@@ -266,19 +266,20 @@ def paired_bootstrap(
     Returns:
         `tuple[float, float, float]`: Difference (first minus second), low and high, in percentage points.
     """
-    hits, other_hits = (np.asarray(values, dtype=np.int64) for values in (hits, other_hits))
-    if hits.shape != other_hits.shape or hits.ndim != 1 or not len(hits):
-        raise ValueError(f"Expected two lists over the same images, but got {hits.shape} and {other_hits.shape}.")
+    ours, others = np.asarray(hits, dtype=np.int64), np.asarray(other_hits, dtype=np.int64)
+    if ours.shape != others.shape or ours.ndim != 1 or not len(ours):
+        raise ValueError(f"Expected two lists over the same images, but got {ours.shape} and {others.shape}.")
     if num_resamples < 1:
         raise ValueError(f"`num_resamples` must be at least 1, but got {num_resamples}.")
     _normal_quantile(confidence)
     # Images with the same difference are interchangeable, so resampling images is a draw of three counts.
-    shares = [(hits - other_hits == value).mean() for value in (-1, 0, 1)]
+    difference = ours - others
+    shares = [np.mean(difference == value) for value in (-1, 0, 1)]
     rng = np.random.default_rng(keyed_generator("paired-bootstrap", seed).initial_seed())
-    counts = rng.multinomial(len(hits), shares, size=num_resamples)
-    differences = 100 * (counts[:, 2] - counts[:, 0]) / len(hits)
+    counts = rng.multinomial(len(ours), shares, size=num_resamples)
+    differences = 100 * (counts[:, 2] - counts[:, 0]) / len(ours)
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return 100 * float((hits - other_hits).mean()), float(low), float(high)
+    return 100 * float(difference.mean()), float(low), float(high)
 
 
 def _normal_quantile(confidence: float) -> float:
@@ -288,13 +289,13 @@ def _normal_quantile(confidence: float) -> float:
 
 
 def _hits(predictions: Sequence[int], labels: Sequence[int]) -> np.ndarray:
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
+    predicted, true = np.asarray(predictions), np.asarray(labels)
+    if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
         raise ValueError(
-            f"Expected one predicted class for each label and at least one, but got shapes {predictions.shape} and "
-            f"{labels.shape}."
+            f"Expected one predicted class for each label and at least one, but got shapes {predicted.shape} and "
+            f"{true.shape}."
         )
-    return (predictions == labels).astype(np.float64)
+    return np.equal(predicted, true).astype(np.float64)
 
 
 def _mean(values: Sequence[float]) -> float:

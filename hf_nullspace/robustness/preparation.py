@@ -203,7 +203,7 @@ def _load_source(
                 f"one loaded part ({location})."
             )
     else:
-        part = {} if spec is None else {"corruption": column.corruption, "severity": column.severity}
+        part: dict[str, Any] = {} if spec is None else {"corruption": column.corruption, "severity": column.severity}
         id2label = getattr(getattr(model, "config", None), "id2label", None)
         location = load_robustness_dataset(column.dataset, location, id2label=id2label, check_images=False, **part)
     return image_source(location, model, name)
@@ -211,7 +211,7 @@ def _load_source(
 
 def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSource]) -> dict[str, Any]:
     """What is done to the pictures of each dataset, and the image processor's settings, as JSON values."""
-    protocols = {PREPROCESSINGS[source.preprocessing]: [] for source in sources.values()}
+    protocols: dict[str, list[str]] = {PREPROCESSINGS[source.preprocessing]: [] for source in sources.values()}
     for source in sources.values():
         names = protocols[PREPROCESSINGS[source.preprocessing]]
         if (family := source.name.partition("/")[0]) not in names:

@@ -33,7 +33,8 @@ def score_columns(columns: Sequence[Column], outcomes: dict[str, Outcomes]) -> d
     clean: dict[str, Outcomes] = {}
     for column in columns:
         if column.name in outcomes and column.corruption is None and column.attack is None:
-            clean[column.dataset] = max(clean.get(column.dataset, ()), outcomes[column.name], key=len)
+            found = outcomes[column.name]
+            clean[column.dataset] = max(clean.get(column.dataset, found), found, key=len)
     return {
         column.name: score_column(
             column, outcomes[column.name], None if column.corruption else clean.get(column.dataset)
@@ -88,7 +89,8 @@ def summarize_columns(
     The corruptions of one image are right or wrong together, so their interval is taken over images: a normal one, around
     the mean of what share of its corruptions an image survives. Where corruptions have different images it is left out.
     """
-    bars, groups = {}, {}
+    bars: dict[str, dict[str, float]] = {}
+    groups: dict[str, list[str]] = {}
     for column in columns:
         if column.name not in rows:
             continue

@@ -199,7 +199,8 @@ class ShardRunner:
         progress.set_description(shard.column.name)
         parts = []
         for indices in shard.batches:
-            parts.append(self.measure(shard.column, *next(loaded), indices))
+            pixels, labels = next(loaded)
+            parts.append(self.measure(shard.column, pixels, labels, indices))
             progress.update(len(indices) * passes_per_image(shard.column))
             self._estimate(len(indices) * passes_per_image(shard.column))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -233,7 +234,8 @@ class ShardRunner:
             places = {label: place for place, label in enumerate(classes)}
             labels = torch.tensor([places[label] for label in labels.tolist()])
         pixels, labels = pixels.to(self.model.mean.device), labels.to(self.model.mean.device)
-        attacked, others = pixels, {}
+        attacked = pixels
+        others: dict[str, torch.Tensor] = {}
         # What is found in float32 is judged in float32: an attack stops at the border, which rounding moves.
         with self.accelerator.autocast() if column.attack is None else full_precision(self.model):
             if column.attack is not None:

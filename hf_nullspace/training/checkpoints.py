@@ -167,7 +167,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     others = checkpoints_of_other_runs(output_dir)
     if others:
         logger.warning(f"{output_dir} belongs to another run than {_names(others)}, which are left alone.")
-    skipped = {}
+    skipped: dict[Path, str] = {}
     for checkpoint in _checkpoints(output_dir):
         if checkpoint in others:
             continue
@@ -465,10 +465,10 @@ class CheckpointingTrainer(Trainer):
     ) -> TrainOutput:
         if resume_from_checkpoint:
             output_dir = self._get_output_dir(trial)
-            resume_from_checkpoint = self._on_first_process(lambda: _find(resume_from_checkpoint, output_dir))
-            self._on_every_process(
-                lambda: check_processes(resume_from_checkpoint, self.args.world_size, self.args.process_index)
-            )
+            wanted = resume_from_checkpoint
+            found = self._on_first_process(lambda: _find(wanted, output_dir))
+            self._on_every_process(lambda: check_processes(found, self.args.world_size, self.args.process_index))
+            resume_from_checkpoint = found
         # Callbacks hear of the checkpoint in no other way.
         given, self.args.resume_from_checkpoint = self.args.resume_from_checkpoint, resume_from_checkpoint or None
         try:
@@ -775,9 +775,9 @@ class CheckpointingTrainer(Trainer):
 
 
 def _find(resume_from_checkpoint: str | bool, output_dir: str) -> str:
-    if resume_from_checkpoint is not True:
+    if isinstance(resume_from_checkpoint, str):
         check_whole(resume_from_checkpoint)
-        return str(resume_from_checkpoint)
+        return resume_from_checkpoint
     found = last_whole_checkpoint(output_dir)
     if found is None:
         raise ValueError(f"No valid checkpoint found in output directory ({output_dir}).")

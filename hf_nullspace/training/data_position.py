@@ -68,7 +68,7 @@ class DataPosition(TrainerCallback):
     Random states are kept where the main process reads the images; workers have states of their own.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.epoch = 0
         self.has_leftover = False  # micro-batches at the end of a pass that completed no optimizer step
         self.is_restored = False  # the random states of the checkpoint are back, between two batches
@@ -78,7 +78,8 @@ class DataPosition(TrainerCallback):
         self._end_pass()
 
     def _end_pass(self) -> None:
-        self._step, self._taken, self._taken_before, self._steps_in_epoch = -1, 0, 0, None
+        self._step, self._taken, self._taken_before = -1, 0, 0
+        self._steps_in_epoch: int | None = None
         self._pass_start: RandomState | None = None
         self._before_fetch: RandomState | None = None
 
@@ -97,7 +98,8 @@ class DataPosition(TrainerCallback):
 
     def begin_pass(self, epoch: int, steps_in_epoch: int) -> None:
         if self._lent is not None:
-            self._lent.generator = self._lent = None
+            self._lent.generator = None
+            self._lent = None
         self._end_pass()
         self.epoch, self._steps_in_epoch = epoch, steps_in_epoch
         self.has_leftover = self.is_restored = False
@@ -207,8 +209,9 @@ class _Watched:
         self.begin()
 
     def begin(self) -> None:
-        self.count, self._replayed = 0, None
-        self._moved, self._state_before = False, None
+        self.count, self._moved = 0, False
+        self._replayed: tuple[dict[str, Any], RandomState, Callable[[], None]] | None = None
+        self._state_before: dict[str, Any] | None = None
         self._labels = hashlib.sha256()
         self._digests: dict[int, str] = {}
 

@@ -58,7 +58,7 @@ class StreamReader:
                     self._place += (start - self._place) // self._length * self._length
                 if self._place < start and self._next() is None:
                     break
-        examples = []
+        examples: list[Any] = []
         while len(examples) < count and len(examples) != self._length:
             example = self._next()
             if example is None:
@@ -67,7 +67,8 @@ class StreamReader:
         return examples[: self._length]
 
     def _restart(self) -> None:
-        self._examples, self._place, self._in_pass, self._length = iter(self.dataset), 0, 0, None
+        self._examples, self._place, self._in_pass = iter(self.dataset), 0, 0
+        self._length: int | None = None
 
     def _next(self) -> Any:
         """The next example, of the next pass after the last one; `None` if there is none at all."""

@@ -105,6 +105,8 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
     ```
     """
 
+    label_smoother: Any  # of `Trainer`
+
     def __init__(
         self,
         model=None,
@@ -234,12 +236,12 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
             yield
             return
         own, was_set = self.compute_loss, "compute_loss" in vars(self)
-        self.compute_loss = partial(self._loss_of_both, own)
+        self.compute_loss = partial(self._loss_of_both, own)  # type: ignore[method-assign]
         try:
             yield
         finally:
             if was_set:
-                self.compute_loss = own
+                self.compute_loss = own  # type: ignore[method-assign]
             else:
                 del self.compute_loss
 

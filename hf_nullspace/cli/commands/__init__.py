@@ -9,6 +9,7 @@ import pkgutil
 import pydoc
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from ..command import Command, register_command
@@ -18,6 +19,6 @@ def _run(module: str, argv: list[str]) -> Any:
     return import_module(module).run(argv)
 
 
-for _finder, _name, _ in pkgutil.iter_modules(__path__):
-    _path = _finder.find_spec(_name).origin
-    register_command(Command(_name, pydoc.synopsis(_path) or "", partial(_run, f"{__name__}.{_name}")))
+for _info in pkgutil.iter_modules(__path__):
+    _module = f"{__name__}.{_info.name}"
+    register_command(Command(_info.name, pydoc.synopsis(find_spec(_module).origin) or "", partial(_run, _module)))

@@ -122,7 +122,7 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
     """
     names = distinct_names(args.models) or [DIGITS_MODEL]
     models, folder, accelerator = args.models or [None], Path(args.output_dir), Accelerator()
-    options = {
+    options: dict[str, Any] = {
         "profile": resolve_profile(args.profile),
         "datasets": dataset_locations(args.datasets),
         "image_column_name": args.image_column_name,

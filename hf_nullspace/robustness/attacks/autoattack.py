@@ -212,7 +212,7 @@ def _import_package() -> ModuleType:
 def _build(package: ModuleType, model: PixelModel, report: AutoAttackReport, seed: int, device: torch.device) -> Any:
     """The package's ensemble, with the published settings; raises if it has others."""
     # "custom" takes a subset, and starts from five restarts, which "standard" lowers to one.
-    options = {"version": "standard"} if report.tier == "standard" else {"version": "custom"}
+    options: dict[str, Any] = {"version": "standard"} if report.tier == "standard" else {"version": "custom"}
     if report.tier != "standard":
         options["attacks"] = list(report.attacks)
     attack = package.AutoAttack(model, norm=report.norm, eps=report.epsilon, seed=seed, device=device, **options)

@@ -68,12 +68,12 @@ def swapped_places(shape: tuple[int, int], reach: float, rounds: int, rng: np.ra
     stride = 2 * int(np.ceil(reach)) + 1
     lower = int(reach)
     chance = (reach**2 - lower**2) / (2 * lower + 1)
-    places = np.arange(height * width, dtype=np.int32)
+    places: np.ndarray = np.arange(height * width, dtype=np.int32)
     for _ in range(rounds):
         for first_row in reversed(range(min(stride, height))):
             for first_column in reversed(range(min(stride, width))):
-                rows = np.arange(first_row, height, stride, dtype=np.int32)[:, None]
-                columns = np.arange(first_column, width, stride, dtype=np.int32)
+                rows: np.ndarray = np.arange(first_row, height, stride, dtype=np.int32)[:, None]
+                columns: np.ndarray = np.arange(first_column, width, stride, dtype=np.int32)
                 count = (len(rows), columns.size)
                 steps = lower + (rng.random(count, dtype=np.float32) < chance)
                 moves = (rng.random((2, *count), dtype=np.float32) * (2 * steps + 1)).astype(np.int32) - steps

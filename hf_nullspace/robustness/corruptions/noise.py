@@ -27,7 +27,7 @@ def gaussian_noise(pixels: np.ndarray, severity: int, rng: np.random.Generator) 
 def shot_noise(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Counts photons: Poisson noise, whose variance is proportional to brightness."""
     photons = PHOTONS[severity - 1]
-    return (rng.poisson(pixels * photons) / photons).astype(np.float32)
+    return np.divide(rng.poisson(pixels * photons), photons).astype(np.float32)
 
 
 @corruption()

@@ -58,7 +58,7 @@ def frost(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
 def _ice(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A sheet of ice in [0, 1]: bright needles on a clouded ground, thicker where the plasma is high."""
     thickness = plasma(shape, 1.6, rng)
-    needles = np.zeros(shape, dtype=np.float32)
+    needles: np.ndarray = np.zeros(shape, dtype=np.float32)
     for angle in rng.uniform(0, 360, ICE_NEEDLES):
         seeds = (rng.random(shape, dtype=np.float32) < 0.02).astype(np.float32)
         needles = np.maximum(needles, convolve(seeds, streak_kernel(30, 12, angle)))
@@ -78,7 +78,7 @@ def fog(pixels: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
 def plasma(shape: tuple[int, int], smoothness: float, rng: np.random.Generator) -> np.ndarray:
     """A fractal cloud in [0, 1] by the diamond-square algorithm; each octave is `smoothness ** 2` times fainter."""
     side = 1 << max(1, int(np.ceil(np.log2(max(shape)))))
-    cloud = np.zeros((side, side), dtype=np.float32)
+    cloud: np.ndarray = np.zeros((side, side), dtype=np.float32)
     step, amplitude = side, 1.0
 
     def noisy(four_times_mean: np.ndarray) -> np.ndarray:
