@@ -16,8 +16,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,11 @@ def _what_is_missing_by_name(folder: Path) -> str | None:
     except (OSError, ValueError) as error:
         return f"its {TRAINER_STATE_NAME} cannot be read ({error})"
     names = {path.name for path in folder.iterdir()}
+    for name in sorted(names):
+        # What `torch.save` writes is a zip archive, whose table of contents comes last.
+        is_archive = name in (OPTIMIZER_NAME, SCHEDULER_NAME) or name.startswith("rng_state")
+        if is_archive and (folder / name).is_file() and not zipfile.is_zipfile(folder / name):
+            return f"its {name} is cut short or damaged"
     if not any(name.startswith("rng_state") for name in names):
         return "it has no random states (rng_state.pth)"
     has_optimizer = any(name.startswith("optimizer") for name in names)
@@ -328,20 +335,6 @@ def saving(output_dir: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def restoring(what: str, checkpoint: str | None) -> Iterator[None]:
-    """
-    Around a load: names the checkpoint, and the remedy, whatever a damaged file raises.
-
-    Raises:
-        `ValueError`: For any error.
-    """
-    try:
-        yield
-    except Exception as error:  # zip files, pickles and state dicts fail in ways of their own
-        raise ValueError(f"The {what} in {checkpoint} cannot be restored: {error}. {REMEDY}") from error
-
-
 def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
     """
     Puts every weight of `checkpoint` into `model`.
@@ -452,10 +445,9 @@ class CheckpointingTrainer(Trainer):
         self.add_callback(self.data_position)
 
     _run = Run()
-    _saved_position: dict[str, Any] | None = None
     _has_nothing_left = False
     _unfinished_checkpoint: Path | None = None
-    _real_save_total_limit: int | None = None
+    _real_limit: int | None = None  # `save_total_limit` while `train` keeps it from the parent
 
     def train(
         self,
@@ -472,22 +464,36 @@ class CheckpointingTrainer(Trainer):
         # Callbacks hear of the checkpoint in no other way.
         given, self.args.resume_from_checkpoint = self.args.resume_from_checkpoint, resume_from_checkpoint or None
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            with self._limited_to(None) as self._real_limit:
+                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
-            self.args.resume_from_checkpoint = given
+            self.args.resume_from_checkpoint, self._real_limit = given, None
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:  # the last is not needed
+            rotate_checkpoints(self._get_output_dir(trial), self._run, 1, [best])
+        if self._has_nothing_left:
+            # Its loss and its speed are those of no step.
+            return TrainOutput(output.global_step, float("nan"), {"total_flos": output.metrics["total_flos"]})
+        return output
 
     # ---- Beginning and ending -----------------------------------------------------------------------------------
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
+        """
+        Finds where a resumed run goes on, and whether anything is left of it.
+
+        Goes when `Trainer` takes the place in the data that a resumed run goes on from.
+        """
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         output_dir = self._get_output_dir(trial)
-        self._has_nothing_left, self._saved_position = False, None
+        self._has_nothing_left = False
         if resume_from_checkpoint is None:
             self._begin_run(Run.new(), output_dir)
+            self.data_position.begin()
             return progress
         self._begin_run(resumed_run(resume_from_checkpoint, output_dir), output_dir)
         self._find_best_checkpoint(Path(resume_from_checkpoint).parent)
@@ -501,7 +507,12 @@ class CheckpointingTrainer(Trainer):
                 f"{self.state.global_step}. Nothing is trained."
             )
             return num_train_epochs, 0
-        return self._find_position(resume_from_checkpoint, progress) if is_in_order else progress
+        saved = self._find_position(resume_from_checkpoint) if is_in_order else None
+        if saved is not None:
+            progress = saved["epoch"], saved["batches"]
+        load = partial(self._load_rng_state, resume_from_checkpoint)
+        self.data_position.begin(*progress, saved, load)
+        return progress
 
     def _begin_run(self, run: Run, output_dir: str) -> None:
         self._run = run
@@ -544,8 +555,8 @@ class CheckpointingTrainer(Trainer):
             )
         return not changed
 
-    def _find_position(self, checkpoint: str, progress: tuple[int, int]) -> tuple[int, int]:
-        """The pass over the data and the batches of it that were taken; `progress` where that is not known."""
+    def _find_position(self, checkpoint: str) -> dict[str, Any] | None:
+        """Where in its data the run goes on; `None` if that follows from its steps, or is not known."""
         positions = (read_list(Path(checkpoint)) or {}).get("positions")
         saved = positions[self.args.process_index] if positions else None
         is_stream = not has_length(self.train_dataset)
@@ -555,22 +566,21 @@ class CheckpointingTrainer(Trainer):
                     f"The checkpoint {checkpoint} does not say how often the stream was passed: if more than once, the "
                     "run goes on with other images."
                 )
-            return progress
+            return None
         if self.args.ignore_data_skip:
             if saved["batches"]:
                 logger.warning(
                     "With `ignore_data_skip` the pass over the training set begins anew: the run goes on, but on other "
                     "images than it would have without the interruption."
                 )
-            return (saved["epoch"], 0) if is_stream else progress
+            return {**saved, "batches": 0} if is_stream else None
         if saved["has_leftover"]:
             logger.warning(
                 f"{checkpoint} was saved between two passes with gradients of micro-batches that completed no step, which "
                 "no checkpoint holds: the run goes on without them. Save by steps, or choose "
                 "`gradient_accumulation_steps` such that a pass is a whole number of steps."
             )
-        self._saved_position = saved
-        return saved["epoch"], saved["batches"]
+        return saved
 
     # ---- Reading ------------------------------------------------------------------------------------------------
 
@@ -601,41 +611,11 @@ class CheckpointingTrainer(Trainer):
                 "have without the interruption. `dataloader_num_workers=0` resumes exactly."
             )
 
-    def _run_epoch(
-        self,
-        model,
-        epoch,
-        train_dataloader,
-        steps_in_epoch,
-        num_update_steps_per_epoch,
-        trial,
-        ignore_keys_for_eval,
-        start_time,
-        resume_from_checkpoint,
-        epochs_trained,
-        steps_trained_in_current_epoch,
-    ) -> None:
-        self.data_position.begin_pass(epoch, steps_in_epoch)
-        saved, self._saved_position = self._saved_position, None
-        if saved is not None and saved["batches"]:
-            self.data_position.replay(saved, train_dataloader, lambda: self._load_rng_state(resume_from_checkpoint))
-        super()._run_epoch(
-            model=model,
-            epoch=epoch,
-            train_dataloader=train_dataloader,
-            steps_in_epoch=steps_in_epoch,
-            num_update_steps_per_epoch=num_update_steps_per_epoch,
-            trial=trial,
-            ignore_keys_for_eval=ignore_keys_for_eval,
-            start_time=start_time,
-            resume_from_checkpoint=resume_from_checkpoint,
-            epochs_trained=epochs_trained,
-            steps_trained_in_current_epoch=steps_trained_in_current_epoch,
-        )
-
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         batches = self.data_position.taking(epoch_iterator, self.state.global_step)
-        return super().get_batch_samples(batches, num_batches, device)
+        samples = super().get_batch_samples(batches, num_batches, device)
+        self.data_position.batches_are_read()
+        return samples
 
     def _restore_patience(self) -> bool:
         """Lets early stopping count on from where it was; whether it had stopped the run."""
@@ -649,17 +629,6 @@ class CheckpointingTrainer(Trainer):
             callback.early_stopping_patience_counter >= callback.early_stopping_patience for callback in callbacks
         )
 
-    def _finalize_training(self, trial, num_train_samples, start_time) -> TrainOutput:
-        with self._limited_to(None) as limit:
-            output = super()._finalize_training(trial, num_train_samples, start_time)
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and limit == 1 and best is not None:  # the last one is not needed any more
-            rotate_checkpoints(self._get_output_dir(trial), self._run, 1, [best])
-        if self._has_nothing_left:
-            # Its loss and its speed are those of no step.
-            return TrainOutput(output.global_step, float("nan"), {"total_flos": output.metrics["total_flos"]})
-        return output
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not (self._has_nothing_left and "train_runtime" in logs):
             super().log(logs, start_time)
@@ -667,20 +636,28 @@ class CheckpointingTrainer(Trainer):
     # ---- Saving -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        """
+        Saves a checkpoint that is whole once the list of its files is written, and deletes the earliest of the run.
+
+        Goes when `Trainer` marks a checkpoint as whole, and counts those of one run by their steps.
+        """
         output_dir = self._get_output_dir(trial)
         folder = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with saving(output_dir), self._limited_to(None) as limit:
+        with saving(output_dir):
             if self.args.should_save:
                 begin_checkpoint(folder, self._facts())
+                if not self.args.save_only_model:
+                    self.save_run_state(str(folder))
             self.accelerator.wait_for_everyone()  # nobody writes before it is empty
-            self._unfinished_checkpoint, self._real_save_total_limit = folder, limit
+            self._unfinished_checkpoint = folder
             try:
                 super()._save_checkpoint(model, trial)
                 self._finish_checkpoint()
             finally:
-                self._unfinished_checkpoint = self._real_save_total_limit = None
+                self._unfinished_checkpoint = None
             if self.args.should_save:
-                rotate_checkpoints(output_dir, self._run, limit, [folder, self.state.best_model_checkpoint])
+                keep = [folder, self.state.best_model_checkpoint]
+                rotate_checkpoints(output_dir, self._run, self._real_limit, keep)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -701,6 +678,11 @@ class CheckpointingTrainer(Trainer):
                 write_list(folder, {**self._facts(), "positions": positions}, is_complete=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """
+        Pushes a checkpoint that is whole.
+
+        Goes when [`PublishingTrainer`]'s does, or `Trainer` pushes after `on_save`.
+        """
         self._finish_checkpoint()
         super()._push_from_checkpoint(checkpoint_folder)
 
@@ -713,35 +695,30 @@ class CheckpointingTrainer(Trainer):
         finally:
             self.args.save_total_limit = before
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with self._limited_to(
-            self._real_save_total_limit or self.args.save_total_limit
-        ):  # the arguments are saved too
-            super()._save(output_dir, state_dict)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self._limited_to(self._real_limit or self.args.save_total_limit):  # the arguments are saved too
+            super().save_model(output_dir, _internal_call)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # `trainer_state.json` comes next, which bare `Trainer`s take for the end: not before every process has written.
-        self.accelerator.wait_for_everyone()
+    def save_run_state(self, checkpoint: str) -> None:
+        """Writes what a run that goes on reads, beside what `Trainer` writes; a subclass adds its own."""
 
     # ---- Loading ------------------------------------------------------------------------------------------------
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self.data_position.is_restored:
-            return  # between two batches that were read, where they belong; this comes after both
-        with restoring("random state", checkpoint):
-            super()._load_rng_state(checkpoint)
-        self.data_position.states_are_loaded()
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with restoring("state of the optimizer and the schedule", checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """
+        Loads every weight through the model's class.
+
+        Goes when `Trainer` converts the names of weights as `from_pretrained` does.
+        """
         if not self._load_weights(self.model if model is None else model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        """
+        Loads every weight of the best checkpoint through the model's class.
+
+        Goes when `Trainer` converts the names of weights as `from_pretrained` does.
+        """
         self._on_first_process(lambda: check_model_files(self.state.best_model_checkpoint))
         if not self._load_weights(self.model, self.state.best_model_checkpoint):
             super()._load_best_model()

@@ -18,6 +18,7 @@ import torch
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard, SeedableRandomSampler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 from transformers import TrainerCallback, TrainerControl
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ..utils.random import preserved_random_state
@@ -75,6 +76,8 @@ class DataPosition(TrainerCallback):
         self._active: _Watched | None = None
         self._is_first = False
         self._lent: DataLoader | None = None  # has a generator for the one pass that is replayed
+        self._resumed: tuple[int, dict[str, Any] | None, Callable[[], None]] | None = None
+        self._after_read: RandomState | None = None
         self._end_pass()
 
     def _end_pass(self) -> None:
@@ -96,21 +99,54 @@ class DataPosition(TrainerCallback):
             self._active = _Watched(self, loader.collate_fn, 1 if splits else loader.state.num_processes)
             loader.base_dataloader.collate_fn = self._active
 
-    def begin_pass(self, epoch: int, steps_in_epoch: int) -> None:
+    def begin(
+        self,
+        epoch: int = 0,
+        batches: int = 0,
+        saved: dict[str, Any] | None = None,
+        load: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        Says where a run begins.
+
+        Args:
+            epoch (`int`, *optional*, defaults to 0): The passes that are over.
+            batches (`int`, *optional*, defaults to 0): Those of the current pass that were taken.
+            saved (`dict`, *optional*): What `to_dict` gave, if the run goes on from a checkpoint that holds it.
+            load (`Callable`, *optional*): Restores the random states of the checkpoint, if it goes on from one.
+        """
+        self.epoch = epoch
+        self._resumed = None if load is None else (batches, saved, load)
+
+    def on_epoch_begin(self, args, state, control, train_dataloader: DataLoader, **kwargs) -> None:
         if self._lent is not None:
             self._lent.generator = None
             self._lent = None
         self._end_pass()
-        self.epoch, self._steps_in_epoch = epoch, steps_in_epoch
+        known = has_length(train_dataloader)
+        self._steps_in_epoch = len(train_dataloader) if known else args.max_steps * args.gradient_accumulation_steps
         self.has_leftover = self.is_restored = False
         self._pass_start, self._is_first = RandomState(), True
         if self._active is not None:
             self._active.begin()
-
-    def states_are_loaded(self) -> None:
-        """The random states of a checkpoint at the end of a pass are those that the next one starts with."""
-        if self._is_first and not self._taken:
+        if self._resumed is None:
+            return
+        (batches, saved, load), self._resumed = self._resumed, None
+        if not batches:
+            load()  # the states at the end of a pass are those that the next one starts with
             self._pass_start = RandomState()
+        elif saved is not None:
+            self.replay(saved, train_dataloader, load)
+
+    def batches_are_read(self) -> None:
+        """Called when the batches of an optimizer step are taken; `Trainer` may load the random states after that."""
+        if self.is_restored:
+            self._after_read, self.is_restored = RandomState(), False
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if self._after_read is not None:
+            self._after_read.restore()
+            self._after_read = None
 
     def taking(self, batches: Iterator[Any], step: int) -> Iterator[Any]:
         """The batches of an optimizer step, as they are taken."""

@@ -118,6 +118,11 @@ class PublishingTrainer(Trainer):
         return (publisher.publish if blocking else publisher.publish_in_background)(commit_message)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """
+        Pushes what a manifest lists of a checkpoint, with the card as it is by then.
+
+        Goes when `Trainer` pushes a list of files instead of a folder, without `training_args.bin`.
+        """
         self.accelerator.wait_for_everyone()  # each process has written its part of the checkpoint
         strategy, pending = self.args.hub_strategy, self.push_in_progress
         if not self.is_world_process_zero() or strategy == HubStrategy.END:

@@ -598,42 +598,36 @@ class NullspaceTrainer(CheckpointingTrainer, PublishingTrainer):
 
     # ---- The noise in checkpoints -------------------------------------------------------------------------------
 
-    def _hp_search_setup(self, trial) -> None:
-        super()._hp_search_setup(trial)
-        self.args.check_noise_settings()
-
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
         if resume_from_checkpoint is not None:
             check_checkpoint(resume_from_checkpoint, [] if self._weight_average is None else ["ema_decay"])
+        self.args.check_noise_settings()
         self._read_settings()
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
         self._noisy_error = None
+        if resume_from_checkpoint is not None and self.args.noise_weight:
+            self.noise_schedule.load(resume_from_checkpoint, self.args.nullspace_config())
         return progress
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        lost = weights_lost_with_adapters(self.model) if self.args.should_save else []
-        if lost:
-            logger.warning(f"{lost} were trained, but PEFT does not save what is no part of the adapter.")
-        if self.args.should_save and self.noise is not None:
-            self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.args.should_save:
-            self.noise_schedule.save(output_dir)
-            if self._weight_average is not None:
-                self._weight_average.save(output_dir, self.state.global_step)
+            lost = weights_lost_with_adapters(self.model)
+            if lost:
+                logger.warning(f"{lost} were trained, but PEFT does not save what is no part of the adapter.")
+            if self.noise is not None:
+                self.noise.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
+        super().save_model(output_dir, _internal_call)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.args.noise_weight:
-            self.noise_schedule.load(checkpoint, self.args.nullspace_config())
+    def save_run_state(self, checkpoint: str) -> None:
+        super().save_run_state(checkpoint)
+        self.noise_schedule.save(checkpoint)
+        if self._weight_average is not None:
+            self._weight_average.save(checkpoint, self.state.global_step)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
