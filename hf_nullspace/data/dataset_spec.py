@@ -80,7 +80,7 @@ class DatasetSpec:
         Raises:
             `ValueError`: If there is no such part.
         """
-        if corruption not in self.corruptions or isinstance(severity, bool) or severity not in self.severities:
+        if corruption not in self.corruptions or type(severity) is not int or severity not in self.severities:
             raise ValueError(
                 f"{where} needs a `corruption` of {list(self.corruptions)} and a `severity` of {list(self.severities)}, but "
                 f"got {corruption!r} and {severity!r}."

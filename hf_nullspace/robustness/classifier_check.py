@@ -1,4 +1,4 @@
-"""What must hold of a classifier before a robustness number of it can be trusted, looked at once."""
+"""Checks of a classifier that are run once, before its robustness is measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBABILITY_TOLERANCE = 1e-3
 @torch.no_grad()
 def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Refuses classifiers whose robustness would be measured wrong, in three forward passes at most.
+    Raises for classifiers whose robustness would be measured wrongly; takes three forward passes at most.
 
     The model runs as it is: a dropout that was left on is found.
 
@@ -78,7 +78,7 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> t
 
 def check_labels(model: nn.Module, source: ImageSource, num_logits: int) -> None:
     """
-    Refuses labels that are no places among a model's logits, and names that are not one for each logit.
+    Raises for labels that are not indices of a model's logits, and for class names that are not one for each logit.
 
     Args:
         model (`nn.Module`): The classifier, for `config.id2label`.

@@ -1,4 +1,4 @@
-"""What a classifier did with each image of each column: kept shard by shard, so that an evaluation can be resumed."""
+"""The outcomes of each image of each column, kept shard by shard, so that an evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -41,10 +41,14 @@ KINDS = {
 NO_ANSWER = -1
 
 
-# How version 0.1.0 wrote them: `KINDS` as columns of one table, and a sixth with a bit for each of these.
-TABLE, FLAGS_OF_0_1_0 = (
-    "values",
-    ("looks_randomized", "looks_like_probabilities", "looks_dynamic", "has_zero_gradients", "square_helps"),
+# Version 0.1.0 wrote them as one table of this name: `KINDS` as its columns, and a sixth with a bit for each flag.
+TABLE = "values"
+FLAGS_OF_0_1_0 = (
+    "looks_randomized",
+    "looks_like_probabilities",
+    "looks_dynamic",
+    "has_zero_gradients",
+    "square_helps",
 )
 
 
@@ -79,7 +83,7 @@ class Outcomes:
 
     @property
     def named(self) -> dict[str, torch.Tensor]:
-        """All of them but the places, by name."""
+        """The outcomes by name, without the places."""
         return {name: getattr(self, name) for name in KINDS} | self.others
 
     @classmethod
@@ -269,7 +273,7 @@ def _shard_hash(name: str, tensors: dict[str, torch.Tensor]) -> str:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Says of a failed write how full the disk is, and that nothing is lost."""
+    """Adds to the error of a failed write how full the disk is, and that nothing is lost."""
     try:
         yield
     except OSError as error:

@@ -25,6 +25,8 @@ def needed_packages(profile: Profile) -> dict[tuple[str, str], list[str]]:
 
 def check_packages(profile: Profile) -> None:
     """
+    Looks for the packages that a profile needs.
+
     Raises:
         `ImportError`: If a column needs a package that is not installed; the message names both, and what to install.
     """

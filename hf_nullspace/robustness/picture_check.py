@@ -1,4 +1,4 @@
-"""Every picture of an evaluation read once, so that all that cannot be read are named before anything is measured."""
+"""Reads every picture of an evaluation once, so that all unreadable ones are named before anything is measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_NAMED = 200
 
 
 class _Readable(torch.utils.data.Dataset):
-    """What is wrong with a picture, by its source's name and its place there; the empty text where nothing is."""
+    """The error of reading a picture, given by its source's name and its place there; empty where it can be read."""
 
     def __init__(self, sources: dict[str, ImageSource], preprocessing: Preprocessing):
         self.sources = sources

@@ -1,4 +1,4 @@
-"""Everything that can be known of an evaluation before its first image is computed."""
+"""Loads and checks model, profile and datasets of an evaluation before its first image is measured."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Evaluation:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What two evaluations must share to be one."""
+        """The values that must be equal for two runs to be parts of one evaluation."""
         return {"profile": self.profile.hash, **self.run}
 
 

@@ -230,10 +230,15 @@ PIXEL_RADIUS = {"epsilon": "8/255"}
 CW = {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01}
 
 
-PATCHFOOL = {"num_patches": 1, "block": 4, "steps": 250, "learning_rate": 0.22, "decay": 0.95, "decay_steps": 10}
-
-
-PATCHFOOL["attention_weight"] = 0.002
+PATCHFOOL = {
+    "num_patches": 1,
+    "block": 4,
+    "steps": 250,
+    "learning_rate": 0.22,
+    "decay": 0.95,
+    "decay_steps": 10,
+    "attention_weight": 0.002,
+}
 
 
 PREVIEW = Profile(

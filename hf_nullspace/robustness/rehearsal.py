@@ -1,4 +1,4 @@
-"""Attacks and corruptions tried on two pictures, so that what cannot be measured is known before anything is."""
+"""Tries attacks and corruptions on two pictures, so that errors appear before anything is measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .sources import ImageSource, corrupt_pixels
 
 def rehearse(model: PixelModel, profile: Profile, sources: dict[str, ImageSource], pixels: torch.Tensor) -> None:
     """
-    Generates each corruption once and runs each attack, its settings whole, in as few passes as it can be.
+    Generates each corruption once and runs each attack with its settings, in as few passes as possible.
 
     Args:
         model ([`PixelModel`]): The classifier, frozen.

@@ -1,4 +1,4 @@
-"""Some images of some columns, measured again: what a report's outcomes are held against."""
+"""Measures chosen images of a report's columns again, to compare them with its outcomes."""
 
 from __future__ import annotations
 

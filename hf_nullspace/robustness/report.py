@@ -78,7 +78,7 @@ class RobustnessReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What makes a number say less than it seems to, a sentence for each column and kind."""
+        """Reasons to trust a number less, one sentence for each column and kind."""
         measured = [column for column in self.profile.columns if column.name in self.columns]
         return [text for column in measured for text in row_warnings(column, self.columns[column.name])]
 
@@ -170,7 +170,7 @@ class RobustnessReport:
 
 
 def _check_kinds(values: dict[str, Any]) -> None:
-    """Refuses what no report holds, before a formula meets it."""
+    """Raises if a part of a report is missing or of another type."""
     parts: dict[str, type] = {"model": str, "profile": dict, "profile_hash": str, "seed": int}
     parts |= dict.fromkeys(("columns", "summary", "not_measured", "aggregates", "run", "timing"), dict)
     for name, kind in parts.items():

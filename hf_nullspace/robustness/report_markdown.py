@@ -72,7 +72,7 @@ def report_sections(
 
 
 def _note_text(profile: Profile) -> str:
-    """The note as its writer meant it, where that is this package."""
+    """The note of a profile, escaped unless it is one of this package."""
     own = PROFILES.get(profile.name)
     return profile.note if own is not None and own.note == profile.note else markdown_text(profile.note)
 
@@ -106,7 +106,7 @@ def _column_row(column: Column, row: dict[str, Any]) -> dict[str, str]:
 
 
 def aggregates_over(profile: Profile, aggregates: dict[str, float]) -> dict[str, str]:
-    """What each mean is a mean over, in words."""
+    """The columns that each mean is taken over, in words."""
     over = {}
     generated = [column for column in profile.columns if column.is_generated and not column.attack]
     others = sorted({column.corruption for column in generated} - {*IMAGENET_C_CORRUPTIONS})
@@ -137,7 +137,7 @@ def _named_corruptions(names: Sequence[str]) -> str:
 
 
 def row_warnings(column: Column, row: dict[str, Any]) -> list[str]:
-    """What makes the number of a column say less than it seems to."""
+    """Reasons to trust the number of a column less, in sentences."""
     name = column.name
     found = [] if column.attack is None else ATTACKS[column.attack].warnings(name, row)
     if row.get("no_answer"):

@@ -30,12 +30,15 @@ logger = logging.get_logger(__name__)
 
 # A shard is an eighth of a column, so that several processes share small columns, but not more than this many batches,
 # so that little is lost when a long evaluation is stopped.
-SHARDS_PER_COLUMN, MAX_BATCHES = 8, 16
+SHARDS_PER_COLUMN = 8
+MAX_BATCHES = 16
 
 
 @dataclass(frozen=True)
 class Shard:
     """
+    A few batches of one column, which one process measures.
+
     Args:
         column ([`Column`]): The column.
         number (`int`): Which of its shards.
@@ -187,7 +190,9 @@ class ShardRunner:
         batches = [ColumnBatch(shard.column, indices) for shard in shards for indices in shard.batches]
         loaded = iter(column_loader(self.images, batches, self.num_workers))
         total = sum(len(batch.indices) * passes_per_image(batch.column) for batch in batches)
-        self._estimate_from, self._passes_done, self._passes = time.perf_counter() + ESTIMATE_SECONDS, 0, total
+        self._estimate_from = time.perf_counter() + ESTIMATE_SECONDS
+        self._passes_done = 0
+        self._passes = total
         disable = self.disable_tqdm or not self.accelerator.is_main_process
         with tqdm(total=total, unit="pass", unit_scale=True, disable=disable) as progress:
             for shard in shards:

@@ -1,4 +1,4 @@
-"""What is known of an attack: all that a profile, an evaluation, a report and the command line need of it."""
+"""The record of an attack: all that a profile, an evaluation, a report and the command line need of it."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ class Attack:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What it may warn of an image, as names of outcomes that are true or false."""
+        """Names of the outcomes, true or false of each image, with which it warns."""
         return (ZERO_GRADIENTS,)
 
     def check(self, settings: Mapping[str, Any], where: str) -> None:
         """
-        Refuses what is wrong with settings whatever the model.
+        Raises for settings that are wrong whatever the model.
 
         Args:
             settings (`Mapping[str, Any]`): Those of a column.
@@ -171,7 +171,7 @@ class Attack:
 
     def row(self, settings: Mapping[str, Any], outcomes: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """
-        What the row of a column in a report has beside accuracy, success and distances.
+        The fields that the attack adds to the row of a column in a report, beside accuracy, success and distances.
 
         Args:
             settings (`Mapping[str, Any]`): Those of the column.
@@ -194,7 +194,7 @@ class Attack:
         return {title: f"{value:.4f}" for title, value in means.items() if value is not None}
 
     def warnings(self, name: str, row: Mapping[str, Any]) -> list[str]:
-        """What makes the number of a column say less than it seems to, in sentences; `name` is the column's."""
+        """Reasons to trust the number of a column less, in sentences; `name` is the column's."""
         if not row.get("zero_gradients"):
             return []
         return [
