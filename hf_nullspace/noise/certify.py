@@ -57,7 +57,7 @@ def measure_noise(
     measured = noise.noise if is_saved else SharedNoise(check_noise_tensor(noise))
     if len(measured.tensor) > 1:
         raise ValueError(
-            f"`noise` must be one noise of shape (1, num_patches, hidden_size), but has shape {tuple(noise.shape)}. Measure "
+            f"`noise` must be one noise of shape (1, num_patches, hidden_size), but has shape {tuple(measured.tensor.shape)}. Measure "
             "one at a time: `noise[index : index + 1]`."
         )
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:

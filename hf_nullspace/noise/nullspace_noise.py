@@ -86,7 +86,7 @@ class NullspaceNoise:
         self.certificate = certificate
         self.config = config
         self.round_index = round_index
-        self.grid = None if grid is None else tuple(grid)
+        self.grid: tuple[int, int] | None = None if grid is None else (grid[0], grid[1])
 
     @property
     def tensor(self) -> torch.Tensor:

@@ -170,13 +170,13 @@ class NullspaceTrainingArguments(TrainingArguments):
         method = NOISE_METHODS[self.noise_method]
         if self.noise_ascent == self._default_ascent:
             self.noise_ascent = self._default_ascent = method.ascent
-        for name in ("noise_weight", "noise_ascent"):
-            value = getattr(self, name)
+        for field_name in ("noise_weight", "noise_ascent"):
+            value = getattr(self, field_name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
+                raise ValueError(f"`{field_name}` must be a number of at least 0, but got {value!r}.")
         if self.noise_ascent and not method.noise_class.is_drawn:
-            drawn = [name for name, each in NOISE_METHODS.items() if each.noise_class.is_drawn]
-            drawn = " or ".join(f"`noise_method={name!r}`" for name in drawn)
+            names = [name for name, each in NOISE_METHODS.items() if each.noise_class.is_drawn]
+            drawn = " or ".join(f"`noise_method={name!r}`" for name in names)
             raise ValueError(
                 f"`noise_ascent` moves the draws of {drawn}, but the method is {self.noise_method!r}. Set {drawn}, or "
                 "leave `noise_ascent` at 0."
