@@ -108,7 +108,7 @@ def measure_probability_mse(
 @torch.no_grad()
 def measure_errors(classifier: FrozenClassifier, images: FrozenImages, noise: Noise) -> torch.Tensor:
     """`probability_mse` of `noise` on each image of all processes, in the order of their places, in float64 on the CPU."""
-    return _measure(classifier, images, noise.at).errors
+    return measure_outcomes(classifier, images, noise.at).probability_mse
 
 
 @torch.no_grad()
@@ -138,18 +138,20 @@ def certify(
         # The same order for every batch.
         return permuted_control(noise.at(positions), generator.clone_state())
 
-    measured = _measure(classifier, images, noise.at)
-    control = _measure(classifier, images, permuted)
+    measured = measure_outcomes(classifier, images, noise.at)
+    control = measure_outcomes(classifier, images, permuted)
     spread = token_norms(noise.tensor)
     certificate = Certificate(
         epsilon=config.epsilon,
         confidence=config.confidence,
-        probability_mse=measured.errors.mean().item(),
-        probability_mse_upper=betting_upper_bound(measured.errors, config.confidence, classifier.largest_error),
-        logit_distance=measured.distance,
-        agreement=measured.agreement,
-        permuted_probability_mse=control.errors.mean().item(),
-        permuted_agreement=control.agreement,
+        probability_mse=measured.probability_mse.mean().item(),
+        probability_mse_upper=betting_upper_bound(
+            measured.probability_mse, config.confidence, classifier.largest_error
+        ),
+        logit_distance=measured.logit_distance.mean().item(),
+        agreement=measured.agreement.mean().item(),
+        permuted_probability_mse=control.probability_mse.mean().item(),
+        permuted_agreement=control.agreement.mean().item(),
         norm=remove_hidden_mean(noise.tensor).norm().item(),
         raw_norm=noise.tensor.norm().item(),
         token_norm_min=spread.min().item(),
@@ -161,38 +163,56 @@ def certify(
         seconds=seconds,
         num_images_needed=config.fewest_certificate_images(classifier.largest_error),
         exchanged_probability_mse=_exchanged_probability_mse(classifier, images),
-        standard_error=measured.errors.std().item() / math.sqrt(len(images)) if len(images) > 1 else math.inf,
+        standard_error=measured.probability_mse.std().item() / math.sqrt(len(images)) if len(images) > 1 else math.inf,
     )
     return dataclasses.replace(certificate, converged=certificate.is_certified)
 
 
-class _Measured(NamedTuple):
-    """What a noise does to images: `probability_mse` of each in the order of their places, and two means."""
+class Outcomes(NamedTuple):
+    """
+    What a noise does to each of some images, in float64 on the CPU, in the order of their places.
 
-    errors: torch.Tensor
-    distance: float
-    agreement: float
+    Args:
+        probability_mse, logit_distance, agreement (`torch.Tensor` of shape `(num_images,)`): See `models/objectives.py`.
+        confidence_change (`torch.Tensor` of shape `(num_images,)`): Absolute change of the probability of the class that
+            the clean image gets (its most probable label of several).
+    """
+
+    probability_mse: torch.Tensor
+    logit_distance: torch.Tensor
+    agreement: torch.Tensor
+    confidence_change: torch.Tensor
 
 
-def _measure(
+@torch.no_grad()
+def measure_outcomes(
     classifier: FrozenClassifier, images: FrozenImages, noise_at: Callable[[torch.Tensor], torch.Tensor]
-) -> _Measured:
-    """Over the images of all processes; the same numbers on each of them, however many there are."""
-    values = torch.zeros(3, len(images), device=classifier.device)
+) -> Outcomes:
+    """
+    Runs the images of all processes under noise; the same numbers on each of them, however many there are.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The model.
+        images ([`FrozenImages`]): The images.
+        noise_at (`Callable`): From places of images to their noise: [`Noise.at`].
+    """
+    values = torch.zeros(len(Outcomes._fields), len(images), device=classifier.device)
     for batch in images.batches():
         if not len(batch):
             continue
         clean = batch.clean_logits
         noisy = classifier.logits(batch.inputs, noise_at(batch.positions), batch.embeddings)
+        before, after = (probabilities(logits, classifier.multi_label) for logits in (clean, noisy))
+        top = clean.argmax(-1, keepdim=True)
         rows = [
             classifier.probability_mse(clean, noisy),
             logit_distance(clean, noisy),
             classifier.agreement(clean, noisy),
+            (after - before).gather(-1, top).abs().flatten(1).mean(1),
         ]
-        values[:, batch.positions.to(classifier.device)] = torch.stack(rows).float()
+        values[:, batch.positions.to(classifier.device)] = torch.stack([row.float() for row in rows])
     # Each image has its place on one process and zeros on the others, so that the sums are exact.
-    errors, distances, agrees = classifier.sum_over_processes(values).cpu().double()
-    return _Measured(errors, distances.mean().item(), agrees.mean().item())
+    return Outcomes(*classifier.sum_over_processes(values).cpu().double())
 
 
 def _exchanged_probability_mse(classifier: FrozenClassifier, images: FrozenImages) -> float:

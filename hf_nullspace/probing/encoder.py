@@ -15,9 +15,11 @@ from transformers.utils import logging
 
 from ..models.frozen import FrozenClassifier, frozen_classifier
 from ..noise.certificate import token_norms
+from ..noise.certify import measure_outcomes
 from ..noise.images import FrozenImages, read_images
+from ..noise.kinds import SharedNoise
 from ..utils.random import keyed_generator
-from .experiments import Measure, closure, dose_response, measure_outcomes, token_norm_rows, transfer, with_control
+from .experiments import Measure, closure, dose_response, token_norm_rows, transfer, with_control
 from .search import harmless_search_axes, search_at
 
 
@@ -191,7 +193,7 @@ def lambda_sweep(
     Returns:
         `tuple[list[dict], list[torch.Tensor]]`: For each lambda a row with `norm`, `relative_norm` (a multiple of the
         root mean square norm of the images' patch embeddings), `token_norm_median`, `token_norm_max` and, from
-        `measure` on held-out images, what [`measure_outcomes`] gives, once for the noise and once, as `permuted_...`,
+        `measure` on held-out images, the means of its [`Outcomes`], once for the noise and once, as `permuted_...`,
         for the same noise with its elements permuted; and the noises.
     """
     search = keyed_generator("lambda sweep", config.seed)
@@ -210,14 +212,15 @@ def lambda_sweep(
 
 
 def _measured_once(classifier: FrozenClassifier, images: FrozenImages, on_measure: Callable[[], Any]) -> Measure:
-    """`measure_outcomes` that measures no noise twice, since the experiments share some."""
+    """Means of [`Outcomes`] that measures no noise twice, since the experiments share some."""
     images = dataclasses.replace(images, batch_size=max(images.batch_size, MEASURED_AT_A_TIME))
     known = {}
 
     def measure(noise: torch.Tensor) -> dict[str, float]:
         key = noise.cpu().numpy().tobytes()
         if key not in known:
-            known[key] = measure_outcomes(classifier, images, noise)
+            outcomes = measure_outcomes(classifier, images, SharedNoise(noise).at)
+            known[key] = {name: values.mean().item() for name, values in outcomes._asdict().items()}
         on_measure()
         return {"num_images": len(images), **known[key]}
 

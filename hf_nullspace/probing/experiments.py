@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 
-from ..models.frozen import FrozenClassifier
-from ..models.objectives import logit_distance, probabilities
 from ..noise.certificate import token_norms
 from ..noise.controls import permuted_control
-from ..noise.images import FrozenImages
 from ..utils.random import keyed_generator
 
 
-# What a noise does, by name: `measure_outcomes` with its classifier and images filled in, and `num_images`.
+# From a noise to what it does, by name: the means of its [`Outcomes`] over some images, and `num_images`.
 Measure = Callable[[torch.Tensor], dict[str, float]]
 
 
@@ -28,7 +25,7 @@ def closure(measure: Measure, noise: torch.Tensor, second: torch.Tensor, seed: i
         seed (`int`, *optional*, defaults to 42): Seed of the permutations.
 
     Returns:
-        `list[dict]`: For each `operation` its `norm` and what [`measure_outcomes`] gives.
+        `list[dict]`: For each `operation` its `norm` and the means of its [`Outcomes`].
     """
     order = torch.randperm(noise.shape[1], generator=keyed_generator("tokens", seed)).to(noise.device)
     operations = {
@@ -80,34 +77,6 @@ def token_norm_rows(noise: torch.Tensor, grid: tuple[int, int]) -> list[dict[str
     return [
         {"row": index // grid[1], "column": index % grid[1], "token_norm": norm} for index, norm in enumerate(norms)
     ]
-
-
-@torch.no_grad()
-def measure_outcomes(classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor) -> dict[str, float]:
-    """
-    What a noise changes, as means over the images of all processes.
-
-    Returns:
-        `dict[str, float]`: `probability_mse`, `logit_distance`, `agreement`, and `confidence_change`, the absolute
-        change of the probability of the class that the clean image gets (its most probable label of several).
-    """
-    sums = torch.zeros(4, dtype=torch.float64, device=classifier.device)
-    for batch in images.batches():
-        if not len(batch):
-            continue
-        clean, noisy = batch.clean_logits, classifier.logits(batch.inputs, noise, batch.embeddings)
-        top = clean.argmax(-1, keepdim=True)
-        before, after = (probabilities(logits, classifier.multi_label) for logits in (clean, noisy))
-        confidence = (after - before).gather(-1, top).abs().flatten(1).mean(1)
-        values = (
-            classifier.probability_mse(clean, noisy),
-            logit_distance(clean, noisy),
-            classifier.agreement(clean, noisy),
-            confidence,
-        )
-        sums += torch.stack([value.double().sum() for value in values])
-    means = (classifier.sum_over_processes(sums) / len(images)).tolist()
-    return dict(zip(("probability_mse", "logit_distance", "agreement", "confidence_change"), means, strict=True))
 
 
 def with_control(measure: Measure, noise: torch.Tensor, seed: int) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,11 @@ from ..noise.kinds import SharedNoise
 from ..noise.methods.scaling import MAX_RELATIVE_NORM, boundary_scale
 from ..noise.methods.steps import (
     SCALE_GAIN,
-    SCALE_LIMIT,
-    RelativeAdam,
+    NoiseWalk,
     batch_means,
     distance_gradient,
     endless_batches,
     measured_axes,
-    token_limits,
 )
 from ..utils.random import keyed_generator
 
@@ -94,23 +91,14 @@ def search_at(
         start *= images.embedding_norm / (start @ axes).norm()
     coordinates = start * _scale_to(classifier, images, start @ axes, norm_weight)
     max_norm = MAX_RELATIVE_NORM * images.embedding_norm
-    adam = RelativeAdam(coordinates)
-    for step, batch in zip(range(max_steps), endless_batches(images, generator), strict=False):
-        noise = coordinates @ axes
-        measured = distance_gradient(classifier, batch, noise)
-        growth = (measured.gradient * noise).sum()
-        change = SCALE_GAIN * torch.log(norm_weight / torch.maximum(growth, measured.distance).clamp_min(1e-30))
-        change = torch.where(measured.finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
-        norm = noise.norm()
-        gradient = torch.where(measured.finite, measured.gradient - noise * growth / norm.square(), 0.0)
-        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / max_steps))
-        coordinates = adam.step(coordinates, gradient @ axes.T, rate)
-        if max_token_ratio is not None:
-            coordinates *= token_limits(coordinates @ axes, max_token_ratio)
-        coordinates *= (norm * change.exp()).clamp_max(max_norm) / (coordinates @ axes).norm()
+    walk = NoiseWalk(coordinates, coordinates @ axes, axes, learning_rate, max_steps, max_token_ratio, max_norm)
+    for _, batch in zip(range(max_steps), endless_batches(images, generator), strict=False):
+        measured = distance_gradient(classifier, batch, walk.noise)
+        growth = torch.maximum((measured.gradient * walk.noise).sum(), measured.distance)
+        walk.step(measured.gradient, SCALE_GAIN * torch.log(norm_weight / growth.clamp_min(1e-30)), measured.finite)
         if on_step is not None:
             on_step()
-    return coordinates
+    return walk.coordinates
 
 
 @torch.no_grad()

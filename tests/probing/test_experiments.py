@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from hf_nullspace.models.frozen import FrozenClassifier, frozen
+from hf_nullspace.noise.certify import measure_outcomes
 from hf_nullspace.noise.images import read_images
-from hf_nullspace.probing.experiments import closure, dose_response, measure_outcomes, token_norm_rows, transfer
+from hf_nullspace.noise.kinds import SharedNoise
+from hf_nullspace.probing.experiments import closure, dose_response, token_norm_rows, transfer
 
 
 NOISE, SECOND = torch.randn(2, 1, 16, 32, generator=torch.Generator().manual_seed(0))
@@ -21,7 +23,9 @@ def test_outcomes_are_those_of_the_definitions(make_vit, make_batches):
     noise = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     with frozen(model):
         classifier = FrozenClassifier(model)
-        outcomes = measure_outcomes(classifier, read_images(classifier, batches, 48), noise)
+        images = read_images(classifier, batches, 48)
+        outcomes = measure_outcomes(classifier, images, SharedNoise(noise).at)
+        outcomes = {name: values.mean().item() for name, values in outcomes._asdict().items()}
         images = torch.cat([batch["pixel_values"] for batch in batches])
         with torch.no_grad():
             clean, noisy = (classifier.logits({"pixel_values": images}, change) for change in (None, noise))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +15,7 @@ from ..images import FrozenImages
 from ..kinds import SharedNoise
 from .base import FoundNoise, NoiseMethod, SearchSettings, register
 from .scaling import MAX_RELATIVE_NORM, scaled_to_boundary
-from .steps import (
-    SCALE_GAIN,
-    SCALE_LIMIT,
-    RelativeAdam,
-    distance_gradient,
-    endless_batches,
-    measured_axes,
-    token_limits,
-)
+from .steps import SCALE_GAIN, NoiseWalk, distance_gradient, endless_batches, measured_axes
 
 
 logger = logging.get_logger(__name__)
@@ -71,26 +62,15 @@ class BoundaryMethod(NoiseMethod):
         axes = measured_axes(classifier, itertools.islice(batches, num_measured), SharedNoise(start), on_step)
         noise = scaled_to_boundary(classifier, images, coordinates @ axes, config.epsilon)
         coordinates = coordinates * (noise.norm() / (coordinates @ axes).norm())
-        adam = RelativeAdam(coordinates)
+        max_norm = MAX_RELATIVE_NORM * images.embedding_norm
+        walk = NoiseWalk(coordinates, noise, axes, config.learning_rate, num_turns, config.max_token_ratio, max_norm)
         backed_off = torch.zeros((), device=noise.device)
-        for turn, batch in zip(range(num_turns), batches, strict=False):
-            step = distance_gradient(classifier, batch, noise)
-            # Of log(distance), along the sphere of the noise's norm, in units of that norm.
-            gradient = step.gradient / step.distance.clamp_min(1e-30) * noise.norm()
-            gradient = torch.where(
-                step.finite, gradient - noise * (gradient * noise).sum() / noise.square().sum(), 0.0
-            )
-            rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * turn / num_turns))
-            coordinates = adam.step(coordinates, gradient @ axes.T, rate)
-            turned = coordinates @ axes
-            if config.max_token_ratio is not None:
-                limits = token_limits(turned, config.max_token_ratio)
-                coordinates, turned = coordinates * limits, turned * limits
+        for _, batch in zip(range(num_turns), batches, strict=False):
+            step = distance_gradient(classifier, batch, walk.noise)
+            # Of log(distance), in units of the noise's norm.
+            gradient = step.gradient / step.distance.clamp_min(1e-30) * walk.noise.norm()
             excess = torch.log(step.mse.clamp_min(1e-12) / config.epsilon)
-            change = torch.where(step.finite, (-SCALE_GAIN / 2 * excess).clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
-            norm = (noise.norm() * change.exp()).clamp_max(MAX_RELATIVE_NORM * images.embedding_norm)
-            scale = norm / turned.norm()
-            coordinates, noise = coordinates * scale, turned * scale
+            walk.step(gradient, -SCALE_GAIN / 2 * excess, step.finite)
             backed_off += ~step.finite
             on_step()
         if backed_off:
@@ -98,4 +78,4 @@ class BoundaryMethod(NoiseMethod):
                 f"The model gave NaN or infinite logits in {int(backed_off)} of {config.max_steps} synthesis steps; each time "
                 "the noise was made smaller. If there are many, run in bf16 or fp32 instead of fp16."
             )
-        return FoundNoise(SharedNoise(noise), config.max_steps)
+        return FoundNoise(SharedNoise(walk.noise), config.max_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -50,6 +51,66 @@ class RelativeAdam:
         floor = GRADIENT_FLOOR * size.square().mean().sqrt() + torch.finfo(size.dtype).tiny
         direction = self.first / (1 - BETAS[0] ** self.count) / (size + floor)
         return variable - rate * variable.square().mean().sqrt() * direction
+
+
+class NoiseWalk:
+    """
+    A noise on its way: each step turns it in coordinates that avoid what the encoder sees, and changes its norm.
+
+    Args:
+        coordinates (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Where it starts; `coordinates @ axes` is
+            the noise.
+        noise (`torch.Tensor` of the same shape): The noise there.
+        axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`): See [`measured_axes`].
+        learning_rate (`float`): Size of the first turn relative to the coordinates' own; it falls to 0 along a cosine.
+        num_steps (`int`): Steps it will take.
+        max_token_ratio (`float` or `None`): Largest norm of a token, as a multiple of the median over the tokens.
+        max_norm (`float`): Largest norm.
+
+    Attributes:
+        coordinates, noise (`torch.Tensor`): Where it is.
+    """
+
+    def __init__(
+        self,
+        coordinates: torch.Tensor,
+        noise: torch.Tensor,
+        axes: torch.Tensor,
+        learning_rate: float,
+        num_steps: int,
+        max_token_ratio: float | None,
+        max_norm: float,
+    ):
+        self.coordinates = coordinates
+        self.noise = noise
+        self.axes = axes
+        self.learning_rate = learning_rate
+        self.num_steps = num_steps
+        self.max_token_ratio = max_token_ratio
+        self.max_norm = max_norm
+        self._adam = RelativeAdam(coordinates)
+
+    def step(self, gradient: torch.Tensor, change: torch.Tensor, finite: torch.Tensor) -> None:
+        """
+        Turns the noise down a gradient, along the sphere of its norm, and changes the norm; without a device sync.
+
+        Args:
+            gradient (`torch.Tensor` of the shape of the noise): Its scale does not matter.
+            change (`torch.Tensor`): Wanted change of the norm, as a logarithm; at most `SCALE_LIMIT` is made of it.
+            finite (`torch.Tensor`): Whether the model's logits were. If not, the noise is only made smaller.
+        """
+        along = self.noise * (gradient * self.noise).sum() / self.noise.square().sum()
+        gradient = torch.where(finite, gradient - along, 0.0)
+        rate = self.learning_rate * 0.5 * (1 + math.cos(math.pi * self._adam.count / self.num_steps))
+        coordinates = self._adam.step(self.coordinates, gradient @ self.axes.T, rate)
+        turned = coordinates @ self.axes
+        if self.max_token_ratio is not None:
+            limits = token_limits(turned, self.max_token_ratio)
+            coordinates, turned = coordinates * limits, turned * limits
+        change = torch.where(finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
+        norm = (self.noise.norm() * change.exp()).clamp_max(self.max_norm)
+        scale = norm / turned.norm()
+        self.coordinates, self.noise = coordinates * scale, turned * scale
 
 
 def measured_axes(
