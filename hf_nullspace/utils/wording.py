@@ -42,15 +42,10 @@ _translations: list[Callable[[str], str]] = []
 @contextmanager
 def worded(translate: Callable[[str], str]) -> Iterator[None]:
     """Meanwhile `translate` words what this package logs, and the errors that leave; of several, the inner ones first."""
-    root = __package__.partition(".")[0]
-    loggers = [
-        logger
-        for name, logger in logging.root.manager.loggerDict.items()
-        if name.partition(".")[0] == root and isinstance(logger, logging.Logger)
-    ]
+    make_record = logging.getLogRecordFactory()
+    if not _translations:
+        logging.setLogRecordFactory(lambda *args, **kwargs: _worded_record(make_record(*args, **kwargs)))
     _translations.append(translate)
-    for logger in loggers:
-        logger.addFilter(_translate)
     try:
         yield
     except Exception as error:
@@ -60,14 +55,13 @@ def worded(translate: Callable[[str], str]) -> Iterator[None]:
     finally:
         _translations.pop()
         if not _translations:
-            for each in logging.root.manager.loggerDict.values():
-                if isinstance(each, logging.Logger):
-                    each.removeFilter(_translate)
+            logging.setLogRecordFactory(make_record)
 
 
-def _translate(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    for translate in reversed(_translations):
-        text = translate(text)
-    record.msg, record.args = text, ()
-    return True
+def _worded_record(record: logging.LogRecord) -> logging.LogRecord:
+    if record.name.partition(".")[0] == __package__.partition(".")[0]:
+        text = record.getMessage()
+        for translate in reversed(_translations):
+            text = translate(text)
+        record.msg, record.args = text, ()
+    return record

@@ -41,9 +41,12 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "hf-nullspace: error: no command; one of evaluate, finetune, probe, push, synthesize, verify (`--help` "),
+        (
+            [],
+            "hf-nullspace: error: no command; one of compare, evaluate, finetune, probe, push, synthesize, verify (`--help` ",
+        ),
         (["fintune"], "hf-nullspace: error: unknown command 'fintune', did you mean finetune?"),
-        (["train"], "hf-nullspace: error: unknown command 'train'; the commands are evaluate, finetune, "),
+        (["train"], "hf-nullspace: error: unknown command 'train'; the commands are compare, evaluate, "),
         (["push"], "hf-nullspace push: error: the following arguments are required: --folder, --repo_id"),
         (["verify"], "hf-nullspace verify: error: the following arguments are required: --repo_or_folder"),
         (

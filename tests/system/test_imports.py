@@ -75,6 +75,7 @@ print(json.dumps({{
     "environment": dict(os.environ) == environment,
     "filters": warnings.filters == filters,
     "loaded": "hf_nullspace.training.trainer" in sys.modules,
+    "trainer": issubclass(hf_nullspace.NullspaceTrainer, Trainer),
 }}))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -82,5 +83,6 @@ print(json.dumps({{
         "heavy": [],
         "environment": True,
         "filters": True,
-        "loaded": True,
+        "loaded": False,
+        "trainer": True,
     }
