@@ -8,7 +8,7 @@ import pytest
 from trainer_runs import arguments, build
 
 from hf_nullspace import NullspaceTrainingArguments
-from hf_nullspace.baselines import AdversarialTrainingArguments
+from hf_nullspace.baselines.adversarial import AdversarialTrainingArguments
 from hf_nullspace.cli.parser import CommandParser
 from hf_nullspace.training.removed_arguments import OLD_DEFAULTS, REMOVED_ARGUMENTS, check_settings
 
