@@ -40,6 +40,7 @@ from hf_nullspace.noise.certify import measure_probability_mse
 from hf_nullspace.noise.images import read_images
 from hf_nullspace.noise.kinds import SharedNoise
 from hf_nullspace.noise.methods import BoundaryMethod
+from hf_nullspace.noise.methods.base import SearchInputs
 from hf_nullspace.noise.methods.scaling import boundary_scale
 from hf_nullspace.utils.flags import FlagRule
 
@@ -114,8 +115,8 @@ class Bench:
         )
         with frozen(self.model):
             generator = torch.Generator().manual_seed(seed)
-            found = BoundaryMethod().search(classifier or self.classifier, self.images, config, generator, on_step)
-            return found.noise.tensor
+            inputs = SearchInputs(classifier or self.classifier, self.images, config, generator, on_step)
+            return BoundaryMethod().search(inputs).noise.tensor
 
     def random(self, seed):
         noise = torch.randn(1, *self.images.tokens_shape, generator=torch.Generator().manual_seed(seed))

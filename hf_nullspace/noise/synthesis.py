@@ -20,6 +20,7 @@ from .config import NullspaceConfig
 from .images import FrozenImages, read_images
 from .kinds import Noise
 from .methods import NOISE_METHODS
+from .methods.base import SearchInputs
 from .methods.scaling import MAX_RELATIVE_NORM, boundary_scale
 from .nullspace_noise import NullspaceNoise
 
@@ -116,7 +117,8 @@ def synthesize_noise(
         )
         with progress:
             generator = keyed_generator("synthesis", config.seed, round_index, 0)
-            noise, steps = method.search(classifier, searched, config, generator, progress.update)
+            inputs = SearchInputs(classifier, searched, config, generator, progress.update)
+            noise, steps = method.search(inputs)
             noise = noise.keyed(config.seed, round_index)
             if method.scales_up or config.on_failure == "shrink":
                 noise = noise.scaled(_largest_scale(classifier, held_out, noise, config))

@@ -11,6 +11,7 @@ from hf_nullspace import NullspaceConfig, inject_noise
 from hf_nullspace.models.frozen import FrozenClassifier, frozen
 from hf_nullspace.noise.images import read_images
 from hf_nullspace.noise.methods import NOISE_METHODS
+from hf_nullspace.noise.methods.base import SearchInputs
 from hf_nullspace.noise.methods.scaling import boundary_scale
 from hf_nullspace.noise.methods.steps import distance_gradient, token_limits
 
@@ -31,13 +32,14 @@ def search(method, model, pixels, batch_size=32, **changes):
     with frozen(model):
         classifier = FrozenClassifier(model)
         images = read_images(classifier, [{"pixel_values": chunk} for chunk in pixels.split(batch_size)], len(pixels))
-        found, steps = NOISE_METHODS[method].search(
+        inputs = SearchInputs(
             classifier,
             images,
             NullspaceConfig(method=method, **changes),
             torch.Generator().manual_seed(0),
             lambda: reported.append(1),
         )
+        found, steps = NOISE_METHODS[method].search(inputs)
     noise = found.tensor
     assert noise.shape == (1, 4, 32)
     assert noise.isfinite().all()

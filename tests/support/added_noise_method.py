@@ -23,7 +23,8 @@ class FlatMethod(NoiseMethod):
                 f"`noise_limit` must be at most 5 with `method='flat'`, but got {config.noise_limit!r}. Give a smaller one."
             )
 
-    def search(self, classifier, images, config, generator, on_step):
+    def search(self, inputs):
+        classifier, images, config, generator, on_step = inputs
         num_patches, hidden_size = images.tokens_shape
         vector = torch.empty(1, 1, hidden_size).uniform_(-config.noise_limit, config.noise_limit, generator=generator)
         for _ in range(config.max_steps):

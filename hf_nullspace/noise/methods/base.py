@@ -46,6 +46,25 @@ OPTIONAL_SETTINGS = ("learning_rate", "max_token_ratio", "noise_limit", "norm_we
 DEFAULTS = ("learning_rate", "max_steps", "ascent")
 
 
+class SearchInputs(NamedTuple):
+    """
+    What a search is given.
+
+    Args:
+        classifier ([`FrozenClassifier`]): The model.
+        images ([`FrozenImages`]): The images to search on.
+        config ([`NullspaceConfig`]): The settings.
+        generator (`torch.Generator`): A CPU generator, the source of every random choice.
+        on_step (`Callable`): To be called after each of at most `config.max_steps` steps.
+    """
+
+    classifier: FrozenClassifier
+    images: FrozenImages
+    config: SearchSettings
+    generator: torch.Generator
+    on_step: Callable[[], Any]
+
+
 class FoundNoise(NamedTuple):
     """
     What a search found.
@@ -112,23 +131,12 @@ class NoiseMethod(ABC):
         return
 
     @abstractmethod
-    def search(
-        self,
-        classifier: FrozenClassifier,
-        images: FrozenImages,
-        config: SearchSettings,
-        generator: torch.Generator,
-        on_step: Callable[[], Any],
-    ) -> FoundNoise:
+    def search(self, inputs: SearchInputs) -> FoundNoise:
         """
         Finds a noise; that it keeps epsilon is measured, and seen to, afterwards.
 
         Args:
-            classifier ([`FrozenClassifier`]): The model.
-            images ([`FrozenImages`]): The images to search on.
-            config ([`NullspaceConfig`]): The settings.
-            generator (`torch.Generator`): A CPU generator, the source of every random choice.
-            on_step (`Callable`): To be called after each of at most `config.max_steps` steps.
+            inputs ([`SearchInputs`]): Model, images and settings.
         """
 
 

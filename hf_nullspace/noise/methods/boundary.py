@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from transformers.utils import logging
 
-from ...models.frozen import FrozenClassifier
 from ..certificate import remove_hidden_mean
-from ..images import FrozenImages
 from ..kinds import SharedNoise
-from .base import FoundNoise, NoiseMethod, SearchSettings, register
+from .base import FoundNoise, NoiseMethod, SearchInputs, register
 from .scaling import MAX_RELATIVE_NORM, scaled_to_boundary
 from .steps import SCALE_GAIN, NoiseWalk, distance_gradient, endless_batches, measured_axes
 
@@ -46,14 +42,8 @@ class BoundaryMethod(NoiseMethod):
     max_steps = 24
     settings = ("learning_rate", "max_token_ratio")
 
-    def search(
-        self,
-        classifier: FrozenClassifier,
-        images: FrozenImages,
-        config: SearchSettings,
-        generator: torch.Generator,
-        on_step: Callable[[], Any],
-    ) -> FoundNoise:
+    def search(self, inputs: SearchInputs) -> FoundNoise:
+        classifier, images, config, generator, on_step = inputs
         batches = endless_batches(images, generator)
         num_measured = min(SENSITIVITY_STEPS, config.max_steps // 2)
         num_turns = config.max_steps - num_measured

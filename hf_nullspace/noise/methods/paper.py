@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
-from ...models.frozen import FrozenClassifier
 from ..certificate import remove_hidden_mean
-from ..images import FrozenImages
 from ..kinds import SharedNoise
-from .base import FoundNoise, NoiseMethod, SearchSettings, register
+from .base import FoundNoise, NoiseMethod, SearchInputs, register
 from .steps import distance_gradient, endless_batches
 
 
@@ -34,14 +29,8 @@ class PaperMethod(NoiseMethod):
     settings = ("learning_rate", "noise_limit", "norm_weight")
     scales_up = False
 
-    def search(
-        self,
-        classifier: FrozenClassifier,
-        images: FrozenImages,
-        config: SearchSettings,
-        generator: torch.Generator,
-        on_step: Callable[[], Any],
-    ) -> FoundNoise:
+    def search(self, inputs: SearchInputs) -> FoundNoise:
+        classifier, images, config, generator, on_step = inputs
         limit = config.noise_limit
         noise = torch.empty(1, *images.tokens_shape).uniform_(-limit, limit, generator=generator)
         noise = remove_hidden_mean(noise).to(classifier.device)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
-import torch
-
-from ...models.frozen import FrozenClassifier
-from ..images import FrozenImages
 from ..kinds import DrawnNoise, all_directions, draw_in_axes
-from .base import FoundNoise, NoiseMethod, SearchSettings, register
+from .base import FoundNoise, NoiseMethod, SearchInputs, register
 from .scaling import scaled_to_boundary
 from .steps import endless_batches, measured_axes
 
@@ -31,14 +25,8 @@ class SampleMethod(NoiseMethod):
     noise_class = DrawnNoise
     ascent = 3.0
 
-    def search(
-        self,
-        classifier: FrozenClassifier,
-        images: FrozenImages,
-        config: SearchSettings,
-        generator: torch.Generator,
-        on_step: Callable[[], Any],
-    ) -> FoundNoise:
+    def search(self, inputs: SearchInputs) -> FoundNoise:
+        classifier, images, config, generator, on_step = inputs
         batches = endless_batches(images, generator)
         num_patches, hidden_size = images.tokens_shape
         equal = all_directions(hidden_size).to(classifier.device)
