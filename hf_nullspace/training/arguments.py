@@ -44,28 +44,57 @@ class NullspaceTrainingArguments(TrainingArguments):
     """
     Arguments of [`NullspaceTrainer`].
 
-    The fields that configure a synthesis are those of [`NullspaceConfig`], with `noise_` before a name that `Trainer`
-    uses itself. The others are:
+    They stand in groups: here, in the fields and in `--help`. Those of the first two are the settings of
+    [`NullspaceConfig`], with `noise_` before a name that `Trainer` uses itself.
 
     Args:
+        > Finding noise
+
+        epsilon (`float`, *optional*, defaults to 0.03):
+            Largest `probability_mse` at which a noise counts as part of the approximate nullspace.
+        noise_method (`str`, *optional*, defaults to `"sample"`):
+            Name of the [`NoiseMethod`] that finds the noise.
+        noise_max_steps (`int`, *optional*):
+            Most steps of the search. Defaults to the method's own.
+        noise_learning_rate (`float`, *optional*):
+            Size of a step, where the method has one. Defaults to the method's own.
+        noise_limit (`float`, *optional*, defaults to 3.0):
+            The noise of the paper's search starts uniform in `[-noise_limit, noise_limit]`, in units of the embeddings.
+        noise_norm_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the log-norm term that makes the noise large, where the method has one.
+        noise_max_token_ratio (`float`, *optional*, defaults to 4.0):
+            Largest norm of a token of the noise, as a multiple of the median over tokens. `None` sets no limit.
+        noise_num_images (`int`, *optional*, defaults to 256):
+            Images that the noise is optimised on.
+        noise_batch_size (`int`, *optional*):
+            Images of a synthesis step over all processes. Defaults to the batch of a training step over all processes,
+            without gradient accumulation.
+        patch_projection (`str`, *optional*):
+            Name of the module that embeds patches, where the rule does not find it.
+
+        > Certifying noise
+
+        noise_num_certificate_images (`int`, *optional*):
+            Further images that the certificate is measured on. Defaults to as many as `epsilon` takes.
+        noise_on_failure (`str`, *optional*, defaults to `"shrink"`):
+            What happens to a noise that is not certified: it is scaled to where its measured error is within `epsilon`
+            (`"shrink"`), its round is left out (`"skip"`), or the run ends (`"error"`).
+
+        > Training on noise
+
         noise_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss under noise: `loss = CE(clean) + noise_weight * CE(noisy)` (paper, algorithm 1). At 0 no
             noise is made and training is that of `Trainer`.
         noise_refresh_steps (`int`, *optional*, defaults to 40):
             Optimizer steps between two syntheses.
-        noise_batch_size (`int`, *optional*):
-            Images of a synthesis step over all processes. Defaults to the batch of a training step over all processes,
-            without gradient accumulation.
-        noise_forward (`str`, *optional*, defaults to `"concatenated"`):
-            `"concatenated"` runs the clean and the noisy images of a step in one forward pass, `"sequential"` in two;
-            the loss is the same. Models that mix the images of a batch (BatchNorm) always run two.
         noise_ascent (`float`, *optional*):
             Where `noise_method` draws a noise for every image: standard deviations that each image's draw moves up its
             loss, at the same norm and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one
-            more pass forward and back; 0 takes none. The certificate is of draws that did not move. By default the
+            more pass forward and back; 0 takes none. The certificate is of draws that did not move. Defaults to the
             method's own.
-        patch_projection (`str`, *optional*):
-            Name of the module that embeds patches, where the rule does not find it.
+        noise_forward (`str`, *optional*, defaults to `"concatenated"`):
+            `"concatenated"` runs the clean and the noisy images of a step in one forward pass, `"sequential"` in two;
+            the loss is the same. Models that mix the images of a batch (BatchNorm) always run two.
 
     <Tip>
 
@@ -98,21 +127,32 @@ class NullspaceTrainingArguments(TrainingArguments):
         "Training on noise": ("noise_weight", "noise_refresh_steps", "noise_ascent", "noise_forward"),
     }
 
+    # ---- Finding noise --------------------------------------------------------------------------------------------
+
     epsilon: float = field(
         default=NullspaceConfig.epsilon,
         metadata={"help": "Largest probability_mse at which a noise counts as part of the approximate nullspace."},
     )
     noise_method: str = field(default=SampleMethod.name, metadata=metadata_of("method"))
+    noise_max_steps: int | None = field(default=None, metadata=metadata_of("max_steps"))
+    noise_learning_rate: float | None = field(default=None, metadata=metadata_of("learning_rate"))
     noise_limit: float = field(default=NullspaceConfig.noise_limit, metadata=metadata_of("noise_limit"))
+    noise_norm_weight: float = field(default=NullspaceConfig.norm_weight, metadata=metadata_of("norm_weight"))
     noise_max_token_ratio: float | None = field(
         default=NullspaceConfig.max_token_ratio, metadata=metadata_of("max_token_ratio")
     )
-    noise_learning_rate: float | None = field(default=None, metadata=metadata_of("learning_rate"))
-    noise_max_steps: int | None = field(default=None, metadata=metadata_of("max_steps"))
-    noise_norm_weight: float = field(default=NullspaceConfig.norm_weight, metadata=metadata_of("norm_weight"))
     noise_num_images: int = field(
         default=NullspaceConfig.num_images, metadata={"help": "Images that the noise is optimised on."}
     )
+    noise_batch_size: int | None = field(
+        default=None, metadata={"help": "Images of a synthesis step over all processes."}
+    )
+    patch_projection: str | None = field(
+        default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
+    )
+
+    # ---- Certifying noise -----------------------------------------------------------------------------------------
+
     noise_num_certificate_images: int | None = field(
         default=NullspaceConfig.num_certificate_images,
         metadata={"help": "Further images that the certificate is measured on; as many as epsilon takes by default."},
@@ -125,10 +165,14 @@ class NullspaceTrainingArguments(TrainingArguments):
             "choices": ["shrink", "skip", "error"],
         },
     )
+
+    # ---- Training on noise ----------------------------------------------------------------------------------------
+
     noise_weight: float = field(default=1.0, metadata={"help": "Weight of the loss under noise; 0 turns noise off."})
     noise_refresh_steps: int = field(default=40, metadata={"help": "Optimizer steps between two syntheses."})
-    noise_batch_size: int | None = field(
-        default=None, metadata={"help": "Images of a synthesis step over all processes."}
+    noise_ascent: float | None = field(
+        default=None,
+        metadata=method_metadata("ascent", "Standard deviations that each image's draw moves up its loss."),
     )
     noise_forward: str = field(
         default="concatenated",
@@ -136,13 +180,6 @@ class NullspaceTrainingArguments(TrainingArguments):
             "help": "Clean and noisy images in one forward pass, or in two.",
             "choices": list(NOISE_FORWARDS),
         },
-    )
-    noise_ascent: float | None = field(
-        default=None,
-        metadata=method_metadata("ascent", "Standard deviations that each image's draw moves up its loss."),
-    )
-    patch_projection: str | None = field(
-        default=None, metadata={"help": "Name of the module that embeds patches, where the rule does not find it."}
     )
 
     def __new__(cls, *args: Any, **kwargs: Any):
