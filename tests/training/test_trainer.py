@@ -125,7 +125,7 @@ def test_draws_move_up_the_loss_before_they_are_trained_on(model, examples, tmp_
     batch, model = batch_of(examples), trainer.model.train()
     loss = trainer.compute_loss(model, batch)
     trainer.noise_schedule._places = (-1, 0)  # the same draw again
-    draws = trainer._draw_noise(len(batch["labels"])).requires_grad_()
+    draws = trainer._draw_noise(batch).requires_grad_()
     clean = model(**batch).loss
     with inject_noise(model, draws):
         before = model(**batch).loss
