@@ -52,8 +52,8 @@ class WeightAverageCallback(TrainerCallback, ExportableState):
     Example:
 
     ```python
-    >>> trainer = Trainer(model, args, callbacks=[WeightAverageCallback(0.99)])  # doctest: +SKIP
-    >>> trainer.train()  # doctest: +SKIP
+    >>> trainer = Trainer(model, args, callbacks=[WeightAverageCallback(0.99)], train_dataset=train_dataset)
+    >>> result = trainer.train()
     ```
     """
 

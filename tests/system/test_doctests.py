@@ -13,13 +13,19 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from transformers import Trainer, TrainingArguments, ViTImageProcessorPil
 from wings import PACKAGE, module_names
 
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", flags=re.DOTALL | re.MULTILINE)
 # They need the Hub, or a dataset that is not at hand, or add something for the whole process.
-SKIPPED = {"hub.verification", "data.robustness_datasets", "robustness.corruptions.base"}
+SKIPPED = {
+    "hub.verification",
+    "data.robustness_datasets",
+    "data.dataset_spec",
+    "robustness.attacks.base",
+    "robustness.corruptions.base",
+}
 
 
 class AnyOutputWhereNoneIsStated(doctest.OutputChecker):
@@ -77,6 +83,8 @@ def names(make_vit, make_examples, make_batches, tmp_path, monkeypatch) -> dict[
         "pixel_values": torch.rand(2, 3, 16, 16),
         "pixels": torch.rand(2, 3, 16, 16),
         "noise": torch.zeros(1, 4, 32),
+        "Trainer": Trainer,
+        "args": TrainingArguments(tmp_path / "out", max_steps=2, use_cpu=True, report_to="none"),
         "text_embeds": torch.eye(32)[:3],
         "clip": SimpleNamespace(logit_scale=torch.tensor(1.0)),
     }
