@@ -280,7 +280,7 @@ def measure_certificates(bench: Bench) -> dict:
         claimed += stopped
         if stopped:
             with frozen(bench.model):
-                mse = measure_probability_mse(bench.classifier, bench.held_out, candidate, 0.95)[0]
+                mse = measure_probability_mse(bench.classifier, bench.held_out, SharedNoise(candidate), 0.95)[0]
             released_held += mse <= args.epsilon
     share = released_held / claimed if claimed else None
     return {"ours": held / args.num_certificates, "released": share, "released_claims": claimed}
