@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from page_checks import CARDS, FINISHED, Values, check_card, check_page, numbers_of, values_of
 from transformers import Dinov2ForImageClassification
 
+from hf_nullspace.training.noise_evaluation import EVALUATED_FIELDS
 from hf_nullspace.training.noise_schedule import LOGGED_FIELDS
-from hf_nullspace.training.trainer import EVALUATED_FIELDS
 
 
 PAGES = sorted(CARDS.rglob("*.md"))
