@@ -13,6 +13,10 @@ from ..models.objectives import is_multi_label, probability_mse, read_logits
 class NoiseLogging(Trainer):
     """Sums loss and error of the noisy images on the device, and logs their means with the loss."""
 
+    _noisy_loss: torch.Tensor | None
+    _noisy_error: torch.Tensor | None
+    _noisy_loss_since: int
+
     def _buffer_noisy_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
         """Adds one micro-batch to the sum that the next `log` reports, scaled as the loss is, without a device sync."""
         is_scaled = self.loss_is_scaled_for_ga

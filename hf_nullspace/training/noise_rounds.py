@@ -22,6 +22,8 @@ from .noise_schedule import check_same_on_all_processes
 class NoiseRounds(Trainer):
     """Makes the noise of a round on training images of its own, on the weights of now."""
 
+    _noise_stream: StreamReader | None
+
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""
         step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
