@@ -20,14 +20,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    ViTConfig,
-    ViTForImageClassification,
-    set_seed,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
 from hf_nullspace.cli.command_line import run_command

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 
 __version__ = "0.1.0"
-
-
 # Each is imported where it is first asked for, so that `hf-nullspace --help` waits for no torch. Type checkers read the
 # imports below.
 _MODULES = {
@@ -28,8 +26,6 @@ _MODULES = {
     "similarity_objective": ".models.objectives",
     "synthesize_noise": ".noise.synthesis",
 }
-
-
 __all__ = list(_MODULES)
 
 

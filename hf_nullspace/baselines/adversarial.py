@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.frozen import LABEL_NAMES, frozen
+from ..models.frozen import frozen
 from ..models.full_precision import full_precision, is_half
+from ..models.model_inputs import LABEL_NAMES
 from ..models.objectives import kl_divergence, read_logits
 from ..models.pixel_box import normalization, pixel_limits
 from ..robustness.attacks.epsilon import parse_epsilon
@@ -358,8 +359,6 @@ PGD = Way(
     AdversarialTrainingArguments,
     {"noise_weight": 0.0},
 )
-
-
 TRADES = Way(
     "trades",
     "clean images, and the divergence of adversarial ones (TRADES)",

@@ -119,8 +119,6 @@ PERMUTED = Way(
     NULLSPACE.cost,
     PermutedNoiseTrainer,
 )
-
-
 GAUSSIAN = Way(
     "gaussian",
     "clean images, and the same under Gaussian noise of the norm of nullspace noise",

@@ -26,8 +26,6 @@ DIGITS_TRAINING = {
     "save_strategy": "no",
     "report_to": "none",
 }
-
-
 # What differs when the digits model is trained from scratch before that.
 DIGITS_BASE: dict[str, Any] = {"max_steps": 800, "learning_rate": 1e-3}
 

@@ -13,12 +13,8 @@ from ..utils.wording import as_flags, worded
 
 # What a user can put right; any other kind is named before its message, which alone may say little.
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
-
-
 # The settings of the command that was parsed last: messages write them as flags.
 FLAG_NAMES: set[str] = set()
-
-
 TRANSFORMERS_DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")  # of `TrainingArguments.debug`
 
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import TYPE_CHECKING
 
-from transformers import (
-    Trainer,
-    TrainingArguments,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-    set_seed,
-)
+from transformers import Trainer, TrainingArguments, ViTForImageClassification, ViTImageProcessorPil, set_seed
 
 from ..models.digits_vit import build_digits_model
 from ..models.preprocessing import image_transform

@@ -19,11 +19,8 @@ from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_argumen
 
 logger = logging.get_logger(__name__)
 
-
 # What differs from the arguments' own defaults when neither a model nor a dataset is named.
 DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
-
-
 # What an evaluation gives, and the best checkpoint may be chosen by.
 EVALUATED = ("loss", "accuracy")
 

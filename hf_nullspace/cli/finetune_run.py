@@ -45,18 +45,11 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-
 FIGURE_NAME = "noise_norm.png"
-
-
 # Parts of a measurement that a run which is stopped goes on from; one folder for each model, by its weights.
 MEASURING_FOLDER = ".measuring"
-
-
 # What a report costs an image, in forward passes: a clean and three corrupted ones, and an attack of one step.
 REPORT_PASSES = 8
-
-
 # Of the base model and of the control no run makes a choice of its own here, and nobody publishes them.
 UNPUBLISHED = {"push_to_hub": False, "resume_from_checkpoint": None}
 

@@ -20,10 +20,7 @@ from ..utils.files import replaced
 
 logger = logging.get_logger(__name__)
 
-
 RECORD_NAME = ".finetune_run.json"
-
-
 # What a run writes, and nobody else.
 OWN_PATTERNS = (
     *("README.md", "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
@@ -32,8 +29,6 @@ OWN_PATTERNS = (
     *("averaged_weights.safetensors", "robustness.json", "robustness.md", "robustness.png", "outcomes.safetensors"),
     *("noise_norm.png", "checkpoint-*", "base", "plain", "_publishing-*", ".measuring", ".partial"),
 )
-
-
 # One of these says that a run wrote them: a README.md alone may be anybody's.
 EVIDENCE = (RECORD_NAME, "checkpoint-*", "nullspace_*.json", "training_args.bin", "trainer_state.json", ".measuring")
 

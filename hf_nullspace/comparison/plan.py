@@ -14,8 +14,6 @@ from ..baselines import PLAIN, Way
 
 # The model that all rows start from, unless they say otherwise.
 BASE = "base"
-
-
 # Training arguments that the comparison sets itself, the same for all rows.
 COMMON_ARGUMENTS = (
     *("output_dir", "seed", "data_seed", "remove_unused_columns", "resume_from_checkpoint"),

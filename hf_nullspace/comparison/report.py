@@ -17,8 +17,6 @@ from .statistics import MEAN, PairedDifference, column_groups, mean_accuracies, 
 # Kinds of rows: a way of finetuning as it is, a variant of one, and one for the time that nullspace finetuning took, whose
 # name ends so.
 WAY, VARIANT, EQUAL_TIME = "method", "variant", "equal-time"
-
-
 Summary = dict[str, dict[str, Any]]
 
 

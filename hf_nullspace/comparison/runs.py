@@ -15,8 +15,6 @@ from ..utils.files import json_hash, write_text
 
 
 RUN_NAME, UNFINISHED_NAME = "training.json", "unfinished"
-
-
 # Training arguments that change no weight, by how their names begin.
 NEUTRAL_ARGUMENTS = (
     *("output_dir", "run_name", "disable_tqdm", "report_to", "log_", "logging_", "save_", "eval_", "hub_", "push_to_"),

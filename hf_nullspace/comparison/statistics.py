@@ -14,8 +14,6 @@ from ..utils.random import keyed_generator
 
 # The columns that a mean is taken over; the first is all of them.
 MEAN, CLEAN, CORRUPTIONS, ATTACKS, DATASETS = "mean", "clean", "corruptions", "attacks", "datasets"
-
-
 # Coverage of the intervals.
 CONFIDENCE = 0.95
 

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # that `datasets` reads
-
-
 # Names of sub-folders that stand for splits, as `datasets` takes them; words beside them as in "val-2017".
 SPLIT_WORDS = {
     "train": ("train", "training"),

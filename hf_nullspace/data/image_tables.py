@@ -30,8 +30,6 @@ BUILDERS = {
     ".jsonl": "json",
     ".arrow": "arrow",
 }
-
-
 # Numbers that are no longer what was written once they are read: 007, +1 and 1e3.
 CODE = re.compile(r"[+-]?0\d+|\+\d+|[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 

@@ -13,10 +13,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-
 NUM_CLASSES = 1000
-
-
 # The corruptions that ImageNet-C was published with, and their severities.
 IMAGENET_C_CORRUPTIONS = (
     "gaussian_noise",
@@ -35,8 +32,6 @@ IMAGENET_C_CORRUPTIONS = (
     "pixelate",
     "jpeg_compression",
 )
-
-
 IMAGENET_C_SEVERITIES = (1, 2, 3, 4, 5)
 
 

@@ -6,8 +6,6 @@ from .imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES, imagenet_a_
 
 
 CROPPED, AS_PUBLISHED = "resize_256_crop_224", "none"
-
-
 IMAGENET = register_dataset(
     DatasetSpec(
         "imagenet",

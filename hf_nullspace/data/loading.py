@@ -67,14 +67,8 @@ class DataArguments:
 
 
 _ONE_SOURCE = "the training images come from one of them"
-
-
 _ONE_VALIDATION = "the validation images come from one of them"
-
-
 _DIGITS = "the digits would be trained on, which have splits and columns of their own"
-
-
 DATA_RULES = (
     FlagRule("dataset_name", _ONE_SOURCE, excludes=("train_dir", "train_file")),
     FlagRule("train_dir", _ONE_SOURCE, excludes=("train_file",)),

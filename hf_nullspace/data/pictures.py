@@ -18,7 +18,6 @@ from ..utils.random import keyed_generator
 
 logger = logging.get_logger(__name__)
 
-
 # What turns a picture upright, by the orientation that its EXIF data give.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,16 +28,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 # Modes that Pillow converts to RGB by way of another one only, or with a warning.
 DETOURS = {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA"}
-
-
 # Formats whose pictures of mode I hold 16 bits: older Pillow versions open 16-bit PNG files so, all open PGM files so.
 FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
-
-
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-
 MAX_NAMED = 100  # unreadable images that a message names
 
 

@@ -7,12 +7,8 @@ import torch
 
 # How far beyond the box a search aims, in half diagonals of the box.
 REACH = 2.0
-
-
 # Rounds of operator splitting: towards one target, or when walking all the way to a corner; and rounds between two targets.
 QUICK_ROUNDS, FILL_ROUNDS, ROUNDS_BETWEEN_TARGETS = 40, 400, 10
-
-
 # Boxes that are worked on at a time.
 BOXES_AT_A_TIME = 64
 

@@ -25,8 +25,6 @@ from .page_text import compare_texts, read_page
 
 
 CARD_NAME = "README.md"
-
-
 # What the Hub shows of the metadata, and nobody but the publisher knows.
 FREE_FIELDS = (
     "library_name",
@@ -40,14 +38,8 @@ FREE_FIELDS = (
     "base_model_relation",
     "metrics",
 )
-
-
 DERIVED_FIELDS = ("pipeline_tag", "model-index")
-
-
 NAME = re.compile(r"[\w.:/ -]{1,200}")
-
-
 TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 
 

@@ -13,8 +13,6 @@ from .outcome_claims import MIN_IMAGES, compare_shares
 # How far apart the claimed and the expected bound or standard error may lie: they depend on the few images with large
 # errors, and versions have other bounds.
 BOUND_FACTOR = 10.0
-
-
 # These means hardly depend on which images they are measured on.
 CONTROL_FACTOR = 2.0
 

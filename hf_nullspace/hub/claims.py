@@ -12,8 +12,6 @@ from ..utils.escaping import plain_text
 
 # More claims that are not checked for one and the same reason are listed together.
 MAX_ROWS_OF_A_REASON = 5
-
-
 VERDICTS = {True: "holds", False: "FAILS: ", None: "not checked: "}
 
 

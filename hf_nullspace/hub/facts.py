@@ -16,19 +16,11 @@ from .training_facts import FIGURES, FIRST_FIGURES
 
 
 NUMBER = (int, float)
-
-
 # Of a certificate: numbers that count, and those that a card shows without a word for an infinite one.
 COUNTS = ("num_images", "steps", "num_images_needed")
-
-
 NUMBERS_OF_A_CARD = ("epsilon", "confidence", "probability_mse", "agreement", "permuted_agreement", "norm")
-
-
 # Names of columns, models, metrics, settings and packages: words, never sentences.
 NAME = re.compile(r"[\w.+()/ -]{1,64}")
-
-
 # What is written about a method or a setting is one line.
 MAX_WORDS = 400
 

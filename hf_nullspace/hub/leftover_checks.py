@@ -23,8 +23,6 @@ KNOWN_FIELDS = {
     | {"evaluation_certificate", "rounds", "settings", "results", "intervals", "differences", "result_images"}
     | {"result_logits", "correct", "figures", "hyperparameters", "metrics", "versions", "template"},
 }
-
-
 # Files that another check reads or lists, or that are loaded as a reader's `from_pretrained` does.
 KNOWN_FILES = (
     *KNOWN_FIELDS,

@@ -13,17 +13,11 @@ from ..utils.strict_json import DamagedFileError, expect, read_json
 
 
 MANIFEST_NAME = "nullspace_manifest.json"
-
-
 # Of the published files together; another number means that this version of the package cannot read them.
 FORMAT_VERSION = 1
-
-
 # Weights, results, figures, and the code of models that bring their own. `training_args.bin` is none of these: it is a
 # pickle, holds the token and the folders of the machine, and nothing reads it.
 PUBLISHED_SUFFIXES = (".csv", ".json", ".md", ".png", ".py", ".safetensors")
-
-
 # Of use to a resumed run only, and the first names folders of the machine; what is published to resume from a
 # checkpoint has its own.
 LOCAL_NAMES = (

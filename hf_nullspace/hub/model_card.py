@@ -17,25 +17,13 @@ from .card_results import CONTROL_NAME, MODEL_NAME, undecided
 
 
 TAGS = ("nullspace", "robustness", "vision", "arxiv:2403.10476")
-
-
 PIPELINE_TAG = "image-classification"
-
-
 TRAINING_NAME = "nullspace_training.json"
-
-
 # Stands for the repository until one is known.
 FOLDER_PLACEHOLDER = "path/to/this/folder"
-
-
 # The templates of the section, by the number that cards carry; earlier ones stay, so that old cards can be compared.
 TEMPLATE = 2
-
-
 TEMPLATES = {1: "model_card_template_1.md", TEMPLATE: "model_card_template.md"}
-
-
 # Where the card names its repository.
 REPOSITORY = re.compile(r"""(?<=model=")[^"]+(?=")|(?<=from_pretrained\(")[^"]+(?=")|(?<=hf-nullspace verify )\S+""")
 

@@ -14,20 +14,12 @@ from .claims import Claim, Estimate
 
 # A measurement counts if it would find changes of this share of the images with this confidence.
 DETECTABLE_SHARE, CONFIDENCE = 0.1, 0.95
-
-
 # So many images, all in agreement, leave no larger share that may differ.
 MIN_IMAGES = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - DETECTABLE_SHARE))
-
-
 # Half the length of both intervals together, in points: what lies closer cannot be told apart.
 MAX_BLUR = 25.0
-
-
 # Other hardware changes few answers, and hardly the probabilities of clean images.
 CONFIDENCE_TOLERANCE, DISTANCE_TOLERANCE = 0.05, 0.05
-
-
 CHANGED_SHARE, CHANGED_SHARE_UNDER_ATTACK = 0.02, 0.2
 
 

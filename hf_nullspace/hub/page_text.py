@@ -15,15 +15,9 @@ from .claims import Claim
 
 
 MAX_BYTES = 4 * 2**20
-
-
 FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
-
-
 # The comment that `Trainer` puts on top, which nobody sees.
 UNSEEN_COMMENT = re.compile(r"\A\s*<!-- This model card has been generated automatically [\w\s,.]*? -->")
-
-
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 
 

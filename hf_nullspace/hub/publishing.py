@@ -26,7 +26,6 @@ from .model_card import TRAINING_NAME, name_repository
 
 logger = logging.get_logger(__name__)
 
-
 CARD_NAME = "README.md"
 
 

@@ -34,15 +34,9 @@ EARLIER_HASHES = {
     "paper": {"1ec96c394552f752f5f2f5d0bf5cff0b3be01792951185394a7e51ba54cbb72d"},
     "released": {"6a14b9984778e351c3199833e4fb70873641f527b97dc4eebd43ae9dfc816f0b"},
 }
-
-
 KNOWN_HASHES = {name: {profile.hash} | EARLIER_HASHES.get(name, set()) for name, profile in PROFILES.items()}
-
-
 # What every version wrote of a column.
 BASE_FIELDS = ("accuracy", "low", "high", "correct", "count")
-
-
 MAX_COLUMNS = 1000
 
 

@@ -22,12 +22,8 @@ FIGURES = {
     "noise_norm.png": "Norm of the noise by training step",
     REPORT_FIGURE_NAME: "Accuracy by column, with 95 % intervals",
 }
-
-
 # The same in cards of the first template.
 FIRST_FIGURES = {**FIGURES, "noise_norm.png": "Norm of the certified noise by training step"}
-
-
 # Whose versions Trainer's card lists.
 PACKAGES = ("transformers", "torch", "datasets", "tokenizers")
 

@@ -60,16 +60,10 @@ from .verification_images import PublishedImages
 
 
 MAX_SECONDS = 1800.0
-
-
 # A processor that makes larger pictures would fill the memory before a budget of time is spent.
 MAX_SIDE = 4096
-
-
 # A layer has weights, and each a name of some letters and its place in the header of the file.
 BYTES_OF_A_LAYER = 64
-
-
 ADAPTER_NAME, PROCESSOR_NAME = "adapter_config.json", "preprocessor_config.json"
 
 

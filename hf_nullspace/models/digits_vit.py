@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from transformers import (
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-)
-
-
-if TYPE_CHECKING:
-    pass
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 
 def build_digits_model(

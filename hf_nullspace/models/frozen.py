@@ -1,31 +1,19 @@
-"""A classifier held still, and images whose patch embeddings and clean logits are computed once."""
+"""A classifier held still: no weight gradients, evaluation mode, and put back as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging
 
 from .injection import NoiseInjector
 from .model_inputs import accepted_inputs
 from .objectives import Objective, agreement, is_multi_label, largest_probability_mse, probability_mse, read_logits
-
-
-logger = logging.get_logger(__name__)
-
-
-LABEL_NAMES = ("labels", "label", "label_ids")
-
-
-# Fewer classes than this share of those that random images would show are a sign of a loader in the order of classes.
-FEW_CLASSES = 0.5
 
 
 @contextmanager
@@ -200,23 +188,3 @@ class FrozenClassifier:
     def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         """`values` summed over all processes that have a share of the images."""
         return values if self.is_sharded else self.accelerator.reduce(values, "sum")
-
-
-def _batches_of(dataloader: Any) -> Iterator[Any]:
-    try:
-        return iter(dataloader)
-    except TypeError:
-        raise TypeError(
-            f"`dataloader` must yield batches, as a `DataLoader` does, but got a `{type(dataloader).__name__}`."
-        ) from None
-
-
-def _check_classes(labels: torch.Tensor, num_classes: int) -> None:
-    """Warns where images show far fewer classes than as many random ones would."""
-    found, expected = len(labels.unique()), num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
-    if found < FEW_CLASSES * expected:
-        logger.warning(
-            f"The {len(labels)} images read for the noise are of {found} of the model's {num_classes} classes; as many "
-            f"random ones would show about {expected:.0f}. What is found and measured holds for images like those alone: "
-            "give a dataloader that shuffles, so that it reads a random part of the dataset."
-        )

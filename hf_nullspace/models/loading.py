@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
@@ -28,11 +27,7 @@ from .preprocessing import Preprocessing
 from .trained_head import follow_names
 
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.get_logger(__name__)
-
 
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 

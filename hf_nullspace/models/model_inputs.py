@@ -8,6 +8,9 @@ from typing import Any
 from torch import nn
 
 
+LABEL_NAMES = ("labels", "label", "label_ids")
+
+
 def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     """The parameters of a model's forward pass by name, without `self`; those of the classifier inside a PEFT model."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model

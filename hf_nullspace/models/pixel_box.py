@@ -9,8 +9,6 @@ import torch
 
 # Rounding that a picture may have gone through on its way into normalised float32 pixels.
 PIXEL_TOLERANCE = 1e-4
-
-
 # Distance to the bounds of a pixel that is left for the rounding of `pixel * std + mean`.
 PIXEL_MARGIN = 1e-6
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,37 +14,19 @@ from ..data.pictures import picture_name, read_picture
 from .pixel_box import normalization
 
 
-if TYPE_CHECKING:
-    pass
-
-
 MODES = {1: "L", 3: "RGB"}
-
-
 WORDS = {"L": "grey", "RGB": "RGB"}
-
-
 # Distance between what a processor gives and what its affine map gives, for values of a magnitude up to 1.
 TOLERANCE = 1e-4
-
-
 # Statistics that a processor names are taken where they give its values within float32's rounding.
 ROUNDING = 1e-5
-
-
 # Resizing rounds to eight bits, twice for two directions: shades that two pictures may differ by beside their contrast.
 SHADES = 2.5
-
-
 # A pixel so close to one of the 256 shades, in shades, is that shade.
 SAME_SHADE = 1e-2
-
-
 # Width and height of probes; no squares, so that sizes that follow a picture's shape are seen. The small ones are for
 # processors that pad to less than the first, or crop nothing else.
 PROBE_SIZES = ((64, 48), (16, 12))
-
-
 COLOUR = (64, 128, 200)  # differs by channel, so that a change of their order is seen
 
 

@@ -9,8 +9,6 @@ import torch
 
 # Halvings of an interval: what is left of one of length 1 is about the rounding of double precision.
 HALVINGS = 50
-
-
 # Share of the stake that is bet at the rate designed for values of 0 or the largest; the rest is bet at the highest rate.
 DESIGNED_STAKE = 0.7
 

@@ -21,16 +21,10 @@ REMOVED_SETTINGS = {
         f"image by 0.75 [-0.53, 2.08]). Leave it out; `method={SampleMethod.name!r}` draws another noise for every image."
     ),
 }
-
-
 FAILURE_POLICIES = ("shrink", "skip", "error")
-
-
 # Images of a certificate by default, as a multiple of the fewest that can show epsilon. With just those, only noise that
 # changes nothing at all could be certified; with more, the certified norm nears that of the boundary itself.
 CERTIFICATE_IMAGES_RATIO = 2.56
-
-
 # And at most, since each is held in memory and measured at several scales in every round.
 MAX_CERTIFICATE_IMAGES = 2048
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
+from transformers.utils import logging
 
-from ..models.frozen import LABEL_NAMES, FrozenClassifier, _batches_of, _check_classes
+from ..models.frozen import FrozenClassifier
 from ..models.injection import grid_of, tokens_shape
+from ..models.model_inputs import LABEL_NAMES
+
+
+logger = logging.get_logger(__name__)
+
+# Fewer classes than this share of those that random images would show are a sign of a loader in the order of classes.
+FEW_CLASSES = 0.5
 
 
 @dataclass
@@ -258,3 +267,23 @@ def _replays(
     stand_in = {**inputs, "pixel_values": _stand_in(inputs["pixel_values"])}
     replayed = classifier.logits(stand_in, embeddings=embeddings)
     return torch.allclose(replayed, logits, rtol=0, atol=1e-4 * logits.abs().max().item())
+
+
+def _batches_of(dataloader: Any) -> Iterator[Any]:
+    try:
+        return iter(dataloader)
+    except TypeError:
+        raise TypeError(
+            f"`dataloader` must yield batches, as a `DataLoader` does, but got a `{type(dataloader).__name__}`."
+        ) from None
+
+
+def _check_classes(labels: torch.Tensor, num_classes: int) -> None:
+    """Warns where images show far fewer classes than as many random ones would."""
+    found, expected = len(labels.unique()), num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
+    if found < FEW_CLASSES * expected:
+        logger.warning(
+            f"The {len(labels)} images read for the noise are of {found} of the model's {num_classes} classes; as many "
+            f"random ones would show about {expected:.0f}. What is found and measured holds for images like those alone: "
+            "give a dataloader that shuffles, so that it reads a random part of the dataset."
+        )

@@ -23,8 +23,6 @@ from .methods import NOISE_METHODS
 
 
 NOISE_TENSOR_NAME = "nullspace_noise.safetensors"
-
-
 NOISE_CONFIG_NAME = "nullspace_noise.json"
 
 

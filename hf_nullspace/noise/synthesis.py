@@ -27,11 +27,8 @@ from .nullspace_noise import NullspaceNoise
 
 logger = logging.get_logger(__name__)
 
-
 # Relative width to which the largest certified scale is found: each halving costs another pass over the held-out images.
 SCALE_TOLERANCE = 0.05
-
-
 # Held-out images that the scale is looked for on before all of them are measured, and the share of epsilon that their
 # mean error is brought to, which is about where the upper bound of all of them meets epsilon.
 COARSE_IMAGES, COARSE_SHARE = 128, 0.5

@@ -25,11 +25,8 @@ from .search import harmless_search_axes, search_at
 
 logger = logging.get_logger(__name__)
 
-
 # Share of the images that noise is searched on.
 TRAINING_SHARE = 5 / 8
-
-
 # Images measured at a time, at least: without gradients more fit into memory than a search step takes.
 MEASURED_AT_A_TIME = 16
 

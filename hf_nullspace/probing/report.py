@@ -29,8 +29,6 @@ from .figures import plot_dose_response, plot_exact_noise, plot_lambda_sweep, pl
 
 # Norms of the exact noise in the table of stability, as multiples of the pictures' own norm.
 STABILITY_NORMS = (0.1, 1.0, 10.0)
-
-
 # What the rows of the exact part say.
 MEANINGS = {
     "projection": "the linear map from the pixels of a patch to its embedding",
@@ -50,12 +48,8 @@ MEANINGS = {
     "permuted_relative_logit_change": "smallest such change under the same noise with its elements permuted",
     "permuted_agreement": "share of the predictions that the permuted noise leaves unchanged",
 }
-
-
 # Pictures that can be split into some to search on and some to measure on.
 MIN_PICTURES = 4
-
-
 SWEEP_COLUMNS = ("lambda", "norm", "relative_norm", "logit_distance", "agreement", "confidence_change")
 
 

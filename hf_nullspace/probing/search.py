@@ -13,14 +13,7 @@ from ..noise.certificate import remove_hidden_mean
 from ..noise.images import FrozenImages
 from ..noise.kinds import SharedNoise
 from ..noise.methods.scaling import MAX_RELATIVE_NORM, boundary_scale
-from ..noise.methods.steps import (
-    SCALE_GAIN,
-    NoiseWalk,
-    batch_means,
-    distance_gradient,
-    endless_batches,
-    measured_axes,
-)
+from ..noise.methods.steps import SCALE_GAIN, NoiseWalk, batch_means, distance_gradient, endless_batches, measured_axes
 from ..utils.random import keyed_generator
 
 

@@ -12,11 +12,8 @@ from .sources import ImageSource
 
 logger = logging.get_logger(__name__)
 
-
 # Two forward passes differ by this share of the logits' norm at most; half-precision kernels may differ that much.
 RANDOMNESS_TOLERANCE = 1e-4
-
-
 PROBABILITY_TOLERANCE = 1e-3
 
 

@@ -18,11 +18,7 @@ HENDRYCKS = """@inproceedings{hendrycks2019benchmarking,
   booktitle={International Conference on Learning Representations},
   year={2019}
 }"""
-
-
 CLASS = datasets.Value("int64")
-
-
 NUMBER = datasets.Value("float64")
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-
 PARTIAL_FOLDER = ".partial"
 
 

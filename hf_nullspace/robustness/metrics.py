@@ -15,8 +15,6 @@ from .corruptions import SEVERITIES
 
 # The dataset that mCE is of.
 MCE_DATASET = "imagenet-c"
-
-
 # Top-1 errors of AlexNet under the fifteen corruptions of ImageNet-C, each the mean of 5 severities, and on clean ImageNet (arXiv 1903.12261).
 ALEXNET_ERRORS = dict(
     zip(
@@ -30,11 +28,7 @@ ALEXNET_ERRORS = dict(
         strict=True,
     )
 )
-
-
 ALEXNET_CLEAN_ERROR = 43.5
-
-
 PAPER_COLUMNS = (
     "clean",
     "patchfool",

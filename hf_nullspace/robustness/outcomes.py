@@ -26,7 +26,6 @@ from ..utils.strict_json import DamagedFileError
 
 logger = logging.get_logger(__name__)
 
-
 # What is known of each image of every column, and the kind of number that it is.
 KINDS = {
     "prediction": torch.int64,
@@ -35,12 +34,8 @@ KINDS = {
     "l2": torch.float32,
     "linf": torch.float32,
 }
-
-
 # The prediction where a logit was not finite.
 NO_ANSWER = -1
-
-
 # Version 0.1.0 wrote them as one table of this name: `KINDS` as its columns, and a sixth with a bit for each flag.
 TABLE = "values"
 FLAGS_OF_0_1_0 = (
@@ -50,8 +45,6 @@ FLAGS_OF_0_1_0 = (
     "has_zero_gradients",
     "square_helps",
 )
-
-
 # Name of the time that a shard took, among its outcomes.
 SECONDS = "seconds"
 

@@ -17,7 +17,6 @@ from .sources import ImageSource, to_pixels
 
 logger = logging.get_logger(__name__)
 
-
 # Names in one message; more than a reader looks through.
 NUM_NAMED = 200
 

@@ -36,16 +36,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PACKAGES = ("hf_nullspace", "torch", "transformers", "accelerate", "datasets", "numpy", "pillow")
-
-
 # What an image processor does to a picture, where it says so.
 PROCESSOR_FIELDS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_normalize", "image_mean", "image_std"),
     *("do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct", "do_pad", "pad_size"),
     *("do_flip_channel_order", "data_config"),
 )
-
-
 # Pictures that a model is tried on, and among how many of the first they are looked for.
 NUM_PROBES, PROBES_AMONG = 2, 64
 

@@ -224,12 +224,8 @@ def describe_columns() -> str:
 
 
 PIXEL_RADIUS = {"epsilon": "8/255"}
-
-
 # Settings that the attacks have by default too; written out, so that the hash covers them.
 CW = {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01}
-
-
 PATCHFOOL = {
     "num_patches": 1,
     "block": 4,
@@ -239,8 +235,6 @@ PATCHFOOL = {
     "decay_steps": 10,
     "attention_weight": 0.002,
 }
-
-
 PREVIEW = Profile(
     "preview",
     (
@@ -251,8 +245,6 @@ PREVIEW = Profile(
     ),
     note="A first look: three corruptions and one weak attack.",
 )
-
-
 QUICK = Profile(
     "quick",
     (
@@ -264,8 +256,6 @@ QUICK = Profile(
     note="Minutes on a CPU. Five of the fifteen corruptions, and PGD with few steps on few images: an upper bound of "
     "what stronger attacks leave.",
 )
-
-
 STANDARD = Profile(
     "standard",
     (
@@ -277,8 +267,6 @@ STANDARD = Profile(
     ),
     note="Corruptions are C-style and generated here; they are not ImageNet-C.",
 )
-
-
 PAPER = Profile(
     "paper",
     (
@@ -301,8 +289,6 @@ PAPER = Profile(
     ),
     note="The eleven columns of table 1 of arXiv 2403.10476; ImageNet-C counts as one. Attacks are in pixel space.",
 )
-
-
 RELEASED = Profile(
     "released",
     (
@@ -313,6 +299,4 @@ RELEASED = Profile(
     note="`released_fgsm` repeats the released code: a step of 8/225 on normalised tensors, which are then clamped to "
     "[0, 1]. The clamp alone changes most pixels, so this is no eps-ball and not comparable with `fgsm`.",
 )
-
-
 PROFILES = {profile.name: profile for profile in (PREVIEW, QUICK, STANDARD, PAPER, RELEASED)}

@@ -21,8 +21,6 @@ from .scoring import aggregate_columns, score_columns, summarize_columns
 
 
 REPORT_NAME, MARKDOWN_NAME, FIGURE_NAME = "robustness.json", "robustness.md", "robustness.png"
-
-
 OUTCOMES_NAME = "outcomes.safetensors"
 
 

@@ -12,8 +12,6 @@ from .profiles import PROFILES, Column, Profile
 
 
 GENERATED_TITLE = "Corruptions, C-style and generated here"
-
-
 AGGREGATE_NAMES = {
     "mean_corruption_error": "mean error under corruptions generated here",
     "mce": "mCE on ImageNet-C (AlexNet = 100)",

@@ -27,7 +27,6 @@ from .sources import ColumnBatch, ColumnImages, ImageSource, column_loader
 
 logger = logging.get_logger(__name__)
 
-
 # A shard is an eighth of a column, so that several processes share small columns, but not more than this many batches,
 # so that little is lost when a long evaluation is stopped.
 SHARDS_PER_COLUMN = 8

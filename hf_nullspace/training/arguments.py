@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
@@ -15,28 +16,21 @@ from ..utils.wording import renamed
 from .removed_arguments import REMOVED_ARGUMENTS, check_not_removed
 
 
-# Field of the arguments -> field of the config, where the Trainer already owns the short name.
-CONFIG_FIELDS = {
-    "epsilon": "epsilon",
-    "noise_method": "method",
-    "noise_limit": "noise_limit",
-    "noise_max_token_ratio": "max_token_ratio",
-    "noise_learning_rate": "learning_rate",
-    "noise_max_steps": "max_steps",
-    "noise_norm_weight": "norm_weight",
-    "noise_num_images": "num_images",
-    "noise_num_certificate_images": "num_certificate_images",
-    "noise_on_failure": "on_failure",
-    "seed": "seed",
-}
-
-
 NOISE_FORWARDS = ("concatenated", "sequential")
+
+
+@functools.cache
+def arguments_by_setting() -> dict[str, str]:
+    """The argument of each setting of a config that is one: with `noise_` before it, or by the same name."""
+    arguments = {each.name for each in fields(NullspaceTrainingArguments)}
+    names = {each.name: (f"noise_{each.name}", each.name) for each in fields(NullspaceConfig)}
+    found = {setting: [name for name in candidates if name in arguments] for setting, candidates in names.items()}
+    return {setting: candidates[0] for setting, candidates in found.items() if candidates}
 
 
 def in_arguments(message: str) -> str:
     """A message about the settings of a config in the names of the arguments."""
-    return renamed(message, {name: argument for argument, name in CONFIG_FIELDS.items()})
+    return renamed(message, arguments_by_setting())
 
 
 @dataclass
@@ -235,6 +229,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     def nullspace_config(self) -> NullspaceConfig:
         """The synthesis settings among these arguments."""
         try:
-            return NullspaceConfig(**{name: getattr(self, field) for field, name in CONFIG_FIELDS.items()})
+            settings = {setting: getattr(self, argument) for setting, argument in arguments_by_setting().items()}
+            return NullspaceConfig(**settings)
         except ValueError as error:
             raise ValueError(in_arguments(str(error))) from None

@@ -40,12 +40,9 @@ from .run_identity import Run, read_run, write_run
 
 logger = logging.get_logger(__name__)
 
-
 REMEDY = (
     "Delete that checkpoint and resume from an earlier one; `resume_from_checkpoint=True` takes the last whole one."
 )
-
-
 # Of a checkpoint, what only a run that goes on reads.
 RUN_STATES = ("optimizer", "scheduler", "scaler", "rng_state", "data_state", "averaged_weights")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..exact_nullspace.patch_nullspace import PatchNullspace
-from ..models.frozen import LABEL_NAMES
+from ..models.model_inputs import LABEL_NAMES
 from ..models.preprocessing import Preprocessing
 from ..noise.kinds import SharedNoise
 from ..noise.nullspace_noise import NullspaceNoise

@@ -12,11 +12,7 @@ from ..models.model_inputs import forward_parameters
 from ..models.objectives import is_multi_label, largest_probability_mse
 from ..models.soft_labels import settle_problem_type
 from ..utils.random import preserved_random_state
-from .checks import (
-    check_columns,
-    check_neftune,
-    check_projection,
-)
+from .checks import check_columns, check_neftune, check_projection
 from .images import check_enough, check_example, is_stream
 
 

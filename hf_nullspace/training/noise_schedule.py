@@ -17,8 +17,6 @@ from .checkpoints import REMEDY
 
 
 SCHEDULE_NAME = "nullspace_schedule.json"
-
-
 # The columns of the history that are logged at each round.
 LOGGED_FIELDS = (
     "round",

@@ -21,11 +21,8 @@ from ..utils.hub_upload import answered
 
 logger = logging.get_logger(__name__)
 
-
 # Stands for a license that nobody told `Trainer`, which would ask the Hub for it and wait without end.
 UNKNOWN_LICENSE = "unknown"
-
-
 # What is published of a run beside its weights, and would be of another run where a folder is used again.
 RESULTS = (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME, REPORT_NAME, MARKDOWN_NAME, OUTCOMES_NAME, *FIGURES)
 

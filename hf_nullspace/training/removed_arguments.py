@@ -51,8 +51,6 @@ REMOVED_ARGUMENTS = {
 REMOVED_ARGUMENTS["noise_bank_size"] = renamed(
     REMOVED_SETTINGS["bank_size"], {"bank_size": "noise_bank_size", "method": "noise_method"}
 )
-
-
 # The values at which a removed argument did nothing, under the names that files of earlier versions have them.
 OLD_DEFAULTS = {
     "noise_candidates": 1,

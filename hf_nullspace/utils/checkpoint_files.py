@@ -13,8 +13,6 @@ from .files import replaced
 
 
 LIST_NAME = "nullspace_checkpoint.json"
-
-
 # Nobody who resumes reads these: a pickle that holds the token, and the mark that `enable_jit_checkpoint` takes away.
 NOT_LISTED = (LIST_NAME, "training_args.bin", "checkpoint-is-incomplete.txt")
 

@@ -9,16 +9,10 @@ from typing import Any
 
 # Categories of characters that move a cursor, turn the direction of text, end a line, or are not seen at all.
 UNSEEN = ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
-
-
 # What makes markup of words: HTML, table cells, code, emphasis by stars, formulas, and the middle of a link.
 MARKUP = re.compile(r"[&<>|`*$\\]|\](?=[(\[])")
-
-
 # Scripts with letters that are drawn like Latin ones.
 LIKE_LATIN = {"ARMENIAN", "CHEROKEE", "CYRILLIC", "GREEK"}
-
-
 REPLACEMENTS = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 

@@ -15,8 +15,6 @@ from huggingface_hub import CommitInfo, HfApi
 
 # A Hub that answers takes a second; the client itself would wait for one that does not without end.
 ANSWER_SECONDS = 10.0
-
-
 Value = TypeVar("Value")
 
 

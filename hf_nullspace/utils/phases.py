@@ -18,7 +18,6 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-
 # An estimate is made of so many steps, or of what was done in so many seconds where steps are slow.
 ESTIMATE_STEPS, ESTIMATE_SECONDS = 10, 5.0
 

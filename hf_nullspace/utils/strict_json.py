@@ -14,8 +14,6 @@ from .escaping import plain_text
 
 # A report of ten thousand columns has a few MB.
 MAX_BYTES = 64 * 2**20
-
-
 MAX_DEPTH = 32
 
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 # `name` or `name=value`, as messages write settings.
 SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
-
-
 # The flag's own word for what Python says with a value.
 FLAG_VALUES = {"resume_from_checkpoint": {"True": "last"}}
 

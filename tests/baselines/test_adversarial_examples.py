@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hf_nullspace.baselines.adversarial import (
-    LinfAscent,
-    divergence_loss,
-    gaussian_start,
-    scaled_rows,
-    uniform_start,
-)
+from hf_nullspace.baselines.adversarial import LinfAscent, divergence_loss, gaussian_start, scaled_rows, uniform_start
 from hf_nullspace.models.objectives import kl_divergence
 
 

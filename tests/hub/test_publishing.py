@@ -9,11 +9,7 @@ import pytest
 import torch
 from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard, snapshot_download
-from published_runs import (
-    MODEL_FILES,
-    PICKLES,
-    assert_nothing_private,
-)
+from published_runs import MODEL_FILES, PICKLES, assert_nothing_private
 from safetensors.torch import load, save
 
 from hf_nullspace import NullspaceNoise

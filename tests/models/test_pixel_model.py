@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    EfficientNetImageProcessorPil,
-    ViTImageProcessorPil,
-)
+from transformers import EfficientNetImageProcessorPil, ViTImageProcessorPil
 
 from hf_nullspace.models.pixel_model import PixelModel
 

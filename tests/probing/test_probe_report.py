@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 from model_types import NAFLEX, TEXT
 from PIL import Image
-from transformers import (
-    Siglip2Config,
-    Siglip2ForImageClassification,
-    Siglip2ImageProcessorPil,
-    ViTImageProcessorPil,
-)
+from transformers import Siglip2Config, Siglip2ForImageClassification, Siglip2ImageProcessorPil, ViTImageProcessorPil
 from whole_path import draw_model
 
 from hf_nullspace import probe

@@ -4,11 +4,7 @@ import copy
 
 import torch
 
-from hf_nullspace import (
-    NullspaceDataCollator,
-    NullspaceTrainer,
-    NullspaceTrainingArguments,
-)
+from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
 
 
 def arguments(folder, args_class=NullspaceTrainingArguments, **changes):

@@ -12,12 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 
 @pytest.fixture

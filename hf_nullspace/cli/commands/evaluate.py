@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DIGITS_MODEL, DIGITS = "digits-vit", [str(digit) for digit in range(10)]
-
-
 COMPARISON_NAME, COMPARISON_FIGURE = "comparison.md", "comparison.png"
 
 

@@ -40,8 +40,6 @@ class SearchSettings(Protocol):
 
 # Settings that a method names in `settings` if it reads them; all methods read the others.
 OPTIONAL_SETTINGS = ("learning_rate", "max_token_ratio", "noise_limit", "norm_weight")
-
-
 # Attributes of a method that are the defaults of settings.
 DEFAULTS = ("learning_rate", "max_steps", "ascent")
 
@@ -142,8 +140,6 @@ class NoiseMethod(ABC):
 
 # The methods by name.
 NOISE_METHODS: dict[str, NoiseMethod] = {}
-
-
 # Metadata of fields that are about methods, with the setting and the text each begins with; see `method_metadata`.
 _FIELDS: list[tuple[dict[str, Any], str, str]] = []
 

@@ -16,7 +16,6 @@ from .steps import SCALE_GAIN, NoiseWalk, distance_gradient, endless_batches, me
 
 logger = logging.get_logger(__name__)
 
-
 # Steps that measure where the encoder is sensitive, before the noise is turned for the first time.
 SENSITIVITY_STEPS = 4
 

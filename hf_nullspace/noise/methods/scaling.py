@@ -14,8 +14,6 @@ from .steps import batch_means
 
 # A bisection gives up on scales below this.
 MIN_SCALE = 1e-6
-
-
 # Largest norm of a noise, in norms of the patch embeddings. Only a model whose outputs hardly depend on its input (a new
 # head, say) meets it: there the boundary of epsilon lies beyond any sensible noise.
 MAX_RELATIVE_NORM = 10.0

@@ -17,16 +17,10 @@ from .axes import harmless_axes, hidden_moment
 
 # Adam's moments decay faster than its defaults, since a search takes tens of steps and not thousands.
 BETAS = (0.9, 0.99)
-
-
 # Adam's epsilon, as a share of the gradient's root mean square: below it, rounding decides the sign of an element.
 GRADIENT_FLOOR = 0.01
-
-
 # Share of the error's distance to epsilon, in logarithms, that one step's change of scale closes.
 SCALE_GAIN = 0.3
-
-
 # Largest change of the scale in one step, as a logarithm.
 SCALE_LIMIT = 0.3
 

@@ -25,18 +25,11 @@ from .search import attack_correct
 
 logger = logging.get_logger(__name__)
 
-
 # The radius where none is given: a ball of 8/255 is no ball at all in L2.
 RADII = {"Linf": 8 / 255, "L2": 0.5}
-
-
 # The targeted loss compares so many.
 MIN_CLASSES = 4
-
-
 TIERS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "fast": ("apgd-ce", "apgd-t")}
-
-
 # Croce and Hein, 2020: (part of the ensemble, its setting, value); targets are capped by the number of classes.
 REFERENCE = (
     ("apgd", "n_iter", 100),
@@ -49,12 +42,8 @@ REFERENCE = (
     ("fab", "n_target_classes", 9),
     ("square", "n_queries", 5000),
 )
-
-
 # Steps on an image that withstands it: targeted APGD and FAB for 9 classes, APGD-CE, and Square.
 STEPS = 100 + 900 + 900 + 5000 // 3
-
-
 # Field of the report -> words by which the package's warning is known.
 WARNINGS = {
     "looks_randomized": "randomized defense",

@@ -18,12 +18,8 @@ from .search import watched_gradients
 
 # What every attack is called with beside its own settings.
 GIVEN = ("model", "pixels", "labels", "seed", "indices")
-
-
 # The outcome that says of an image that the attack found no gradient for it.
 ZERO_GRADIENTS = "has_zero_gradients"
-
-
 # Names that a file of outcomes has already.
 RESERVED = ("prediction", "correct", "confidence", "l2", "linf", "values", "indices", "seconds", ZERO_GRADIENTS)
 

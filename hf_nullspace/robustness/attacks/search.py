@@ -18,8 +18,6 @@ from ...utils.random import keyed_generator
 
 # Problem types of Transformers whose answers no attack of this package is made for.
 OTHER_TASKS = ("multi_label_classification", "regression")
-
-
 # While an attack is watched: the pictures it works on, and those of them that had no gradient.
 _WATCHED: ContextVar[dict[str, Any] | None] = ContextVar("watched_attack", default=None)
 

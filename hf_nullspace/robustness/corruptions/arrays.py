@@ -7,8 +7,6 @@ from PIL import Image
 
 
 REFERENCE_SIDE = 224
-
-
 MAX_LAYER_ASPECT = 8
 
 

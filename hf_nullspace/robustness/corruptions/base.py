@@ -12,8 +12,6 @@ from ...utils.registry import Registry
 
 # Pixels in [0, 1] of shape `(height, width, 3)`, a severity from 1 to 5, and the source of all that is random.
 CorruptionFunction = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
-
-
 SCIPY = {"scipy": "hf_nullspace[eval]"}
 
 

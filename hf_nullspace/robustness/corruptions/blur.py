@@ -12,14 +12,8 @@ from .base import SCIPY, corruption
 
 
 DISC_RADII = (3, 4, 6, 8, 10)
-
-
 GLASS = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))  # sigma, reach, rounds of swaps
-
-
 MOTION = ((20, 3), (30, 5), (30, 8), (30, 12), (40, 15))  # length, sigma
-
-
 ZOOMS = (
     np.arange(1, 1.11, 0.01),
     np.arange(1, 1.16, 0.01),

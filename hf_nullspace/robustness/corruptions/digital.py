@@ -12,20 +12,10 @@ from .base import SCIPY, corruption
 
 
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
-
-
 CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
-
-
 ELASTIC_SIGMA = 2.24  # pixels at 224
-
-
 ELASTIC_DISPLACEMENTS = (1.02, 1.32, 1.73, 2.03, 2.44)  # root mean square along an axis, pixels at 224
-
-
 BLOCK_SIDES = (1 / 0.6, 1 / 0.5, 1 / 0.4, 1 / 0.3, 1 / 0.25)
-
-
 JPEG_QUALITIES = (25, 18, 15, 10, 7)
 
 

@@ -8,11 +8,7 @@ from .base import corruption
 
 
 STANDARD_DEVIATIONS = (0.08, 0.12, 0.18, 0.26, 0.38)
-
-
 PHOTONS = (60, 25, 12, 5, 3)  # at full brightness
-
-
 IMPULSE_SHARES = (0.03, 0.06, 0.09, 0.17, 0.27)
 
 

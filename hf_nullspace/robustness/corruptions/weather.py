@@ -16,20 +16,10 @@ SNOW = (
     (0.55, 0.3, 4.5, 0.85, 24, 8, 0.65),
     (0.55, 0.3, 2.5, 0.85, 24, 12, 0.55),
 )
-
-
 FROST = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.77), (0.6, 0.84))  # share of the picture, share of the ice
-
-
 FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))  # thickness, smoothness
-
-
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-
 ICE_COLOUR = np.array([0.86, 0.96, 1.0], dtype=np.float32)
-
-
 ICE_NEEDLES = 5  # directions that crystals grow in
 
 
