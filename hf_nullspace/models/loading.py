@@ -61,6 +61,11 @@ class ModelArguments:
         check_at_least(self, image_size=1)
         for name in ("model_name_or_path", "config_name", "image_processor_name"):
             check_model_name(getattr(self, name), name)
+        if self.model_revision != "main" and self.model_name_or_path and Path(self.model_name_or_path).is_dir():
+            raise ValueError(
+                f"`--model_revision {self.model_revision}` chooses a commit of a Hub repository, but "
+                f"{self.model_name_or_path!r} is a folder. Leave it out, or name the repository."
+            )
 
 
 def check_model_name(name: str | None, flag: str) -> None:

@@ -195,6 +195,13 @@ def test_hub_ids_are_no_paths(name):
     check_model_name(name, "models")
 
 
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    message = "`--model_revision v1` chooses a commit of a Hub repository, but .* is a folder"
+    with pytest.raises(ValueError, match=message):
+        ModelArguments(model_name_or_path=str(tmp_path), model_revision="v1")
+    assert ModelArguments(model_name_or_path="user/name", model_revision="v1").model_revision == "v1"
+
+
 def test_every_data_and_model_flag_is_known_to_the_rules():
     from hf_nullspace.cli.arguments import model_rules
     from hf_nullspace.data.loading import DATA_RULES
