@@ -113,7 +113,9 @@ def simulate(
     Returns:
         `tuple[int, float]`: Certificates whose noise exceeds epsilon on the population, and the mean scale certified.
     """
-    misses, total, means = 0, 0.0, errors.mean(1)
+    misses = 0
+    total = 0.0
+    means = errors.mean(1)
     for _ in range(simulations):
         places = torch.randint(errors.shape[1], (num_images,), generator=generator)
         index = largest_scale(errors[:, places], epsilon, is_within)
@@ -133,7 +135,8 @@ def coverage_row(
     seed: int,
 ) -> dict[str, str]:
     """One row of the table."""
-    ours, normal = betting_bound(confidence), normal_bound(confidence)
+    ours = betting_bound(confidence)
+    normal = normal_bound(confidence)
 
     def run(is_within: Bound, count: int) -> tuple[int, float]:
         generator = keyed_generator("certificate coverage", seed, count)

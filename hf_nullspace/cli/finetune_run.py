@@ -72,7 +72,10 @@ class FinetuneRun:
         finetune_args: FinetuneArguments,
         args: FinetuneTrainingArguments,
     ):
-        self.model_args, self.data_args, self.finetune_args, self.args = model_args, data_args, finetune_args, args
+        self.model_args = model_args
+        self.data_args = data_args
+        self.finetune_args = finetune_args
+        self.args = args
         self.is_digits = data_args.source is None and model_args.model_name_or_path is None
         resume = args.resume_from_checkpoint
         self.takes_last = str(resume).lower() in ("true", "last")

@@ -18,7 +18,9 @@ from .runner import Runner
 from .statistics import CONFIDENCE
 
 
-RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differences.png"
+RESULTS_NAME = "results.json"
+TABLES_NAME = "results.md"
+FIGURE_NAME = "differences.png"
 
 
 class Comparison:
@@ -33,7 +35,9 @@ class Comparison:
     """
 
     def __init__(self, runner: Runner):
-        self.runner, self.compare_args, self.seed = runner, runner.compare_args, runner.args.seed
+        self.runner = runner
+        self.compare_args = runner.compare_args
+        self.seed = runner.args.seed
         self.rows = plan_rows(self.compare_args.methods, WAYS, read_variants(self.compare_args.variants))
         self._check_names()
         for row in self.rows:  # so that an argument out of range is known before any run
@@ -45,7 +49,8 @@ class Comparison:
         self.settings = runner.evaluation_settings()
 
     def _check_names(self) -> None:
-        names, timed = [row.name for row in self.rows], self.compare_args.equal_wall_time
+        names = [row.name for row in self.rows]
+        timed = self.compare_args.equal_wall_time
         if not set(timed) <= set(names) or (timed and NULLSPACE.name not in names):
             raise ValueError(
                 f"`equal_wall_time` takes rows of this comparison, with {NULLSPACE.name!r} among them, but got {timed}, "
@@ -63,7 +68,9 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """Trains and measures everything; returns the results."""
-        runner, runs, reports = self.runner, {}, {}
+        runner = self.runner
+        runs = {}
+        reports = {}
         runner.train(runner.base, self.seed)
         base = runner.evaluate(runner.base, self.seed)
         timed: list[Row] = []

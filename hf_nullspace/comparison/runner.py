@@ -61,8 +61,12 @@ class Runner:
         args: NullspaceTrainingArguments,
         base_arguments: Mapping[str, Any] | None = None,
     ):
-        self.model_args, self.data_args, self.compare_args, self.args = model_args, data_args, compare_args, args
-        self.folder, self.profile = Path(args.output_dir), resolve_profile(compare_args.profile)
+        self.model_args = model_args
+        self.data_args = data_args
+        self.compare_args = compare_args
+        self.args = args
+        self.folder = Path(args.output_dir)
+        self.profile = resolve_profile(compare_args.profile)
         check_packages(self.profile)
         steps = {"max_steps": compare_args.base_max_steps}
         self.base = Row(BASE, PLAIN.name, arguments={**(base_arguments or {}), **steps})
@@ -100,7 +104,8 @@ class Runner:
 
     def train(self, row: Row, seed: int) -> dict[str, Any]:
         """Trains a row with a seed, unless it is there; returns what its `training.json` holds."""
-        folder, args = self.folder_of(row.name, seed), self.arguments_of(row, seed)
+        folder = self.folder_of(row.name, seed)
+        args = self.arguments_of(row, seed)
         start = None if row is self.base else self.folder_of(row.start, seed)
         is_trained = row is not self.base or self.compare_args.base_max_steps > 0
         settings = self._settings_of(row, args if is_trained else None, start)
@@ -160,7 +165,8 @@ class Runner:
         Raises:
             `ValueError`: If `evaluate_on` is no split that was held back from training.
         """
-        (splits, _), name = self.data, self.compare_args.evaluate_on
+        splits, _ = self.data
+        name = self.compare_args.evaluate_on
         if name not in splits or name == "train":
             others = [split for split in splits if split != "train"]
             raise ValueError(f"`evaluate_on` must be one of the splits {others}, but got {name!r}.")
@@ -172,7 +178,8 @@ class Runner:
         report_folder = folder / f"robustness-{json_hash(self.evaluation_settings())[:12]}"
         if (report_folder / "robustness.json").is_file():
             return RobustnessReport.load(report_folder)
-        (model, processor), accelerator = self.load(folder), self.accelerator
+        model, processor = self.load(folder)
+        accelerator = self.accelerator
         return evaluate_robustness(
             model.to(accelerator.device).eval(),
             processor,

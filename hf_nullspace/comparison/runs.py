@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 from ..utils.files import json_hash, write_text
 
 
-RUN_NAME, UNFINISHED_NAME = "training.json", "unfinished"
+RUN_NAME = "training.json"
+UNFINISHED_NAME = "unfinished"
 # Training arguments that change no weight, by how their names begin.
 NEUTRAL_ARGUMENTS = (
     *("output_dir", "run_name", "disable_tqdm", "report_to", "log_", "logging_", "save_", "eval_", "hub_", "push_to_"),
@@ -41,7 +42,8 @@ def training_settings(args: TrainingArguments) -> dict[str, Any]:
     noise only where it has a weight.
     """
     neutral = NEUTRAL_ARGUMENTS if getattr(args, "noise_weight", 0.0) else (*NEUTRAL_ARGUMENTS, "noise_", "epsilon")
-    values, settings = args.to_dict(), {"seed": args.seed}
+    values = args.to_dict()
+    settings = {"seed": args.seed}
     for item in fields(args):
         value = values.get(item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()

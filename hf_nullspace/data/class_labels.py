@@ -29,7 +29,8 @@ def named_labels(
             raise ValueError(f"{title} has no column {column!r}, only {dataset.column_names}. Name it with `{flag}`.")
     if not isinstance(dataset.features[image_column], ImageFeature):
         raise ValueError(f"The column {image_column!r} of {title} is {dataset.features[image_column]}, not images.")
-    feature, values = dataset.features[label_column], dataset[label_column][:]
+    feature = dataset.features[label_column]
+    values = dataset[label_column][:]
     if None in values:
         raise ValueError(f"{title} has {values.count(None)} pictures without a label. Label them or leave them out.")
     if getattr(feature, "dtype", None) == "string":
@@ -76,8 +77,10 @@ def imagenet_labels(
         twice = sorted({wnids[index] for index in indices.values() if list(indices.values()).count(index) > 1})
         if twice:
             raise ValueError(f"Several class names of {title} stand for {twice[:5]}; give each class once.")
-    found, expected = [indices[label] for label in labels], set(classes)
-    outside, missing = set(found) - expected, expected - set(found)
+    found = [indices[label] for label in labels]
+    expected = set(classes)
+    outside = set(found) - expected
+    missing = expected - set(found)
     if outside and not is_subset:
         raise ValueError(
             f"{title} has {len(expected)} classes, but the dataset also has pictures of "
@@ -171,7 +174,8 @@ def model_labels(names: Sequence[str], needed: Collection[int], id2label: Mappin
     own = [str(label) for label in id2label.values()]
     if [folded(label) for label in names] == [folded(label) for label in own]:
         return dict(enumerate(map(int, id2label)))  # the same list: a name that is there twice is no question of which
-    exact, loose = defaultdict(list), defaultdict(list)
+    exact = defaultdict(list)
+    loose = defaultdict(list)
     for place, label in id2label.items():
         exact[str(label)].append(int(place))
         loose[folded(label)].append(int(place))

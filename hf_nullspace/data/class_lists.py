@@ -182,7 +182,8 @@ class NamedClasses(ClassList):
         except ValueError as error:
             raise ValueError(f"The class names of {title} do not fit: {error}") from error
         found = [places[label] for label in labels]
-        outside, missing = set(found) - set(classes), set(classes) - set(found)
+        outside = set(found) - set(classes)
+        missing = set(classes) - set(found)
         if missing or (outside and not is_subset):
             raise ValueError(
                 f"{title}: no picture of {[self.names[label] for label in sorted(missing)[:5]]}, and pictures of "

@@ -58,7 +58,8 @@ def split_of_name(name: str) -> str | None:
 
 def list_files(folder: Path) -> list[tuple[str, ...]]:
     """The files below a folder as parts of their relative paths, sorted; links are followed, hidden names left out."""
-    files, seen = [], set()
+    files = []
+    seen = set()
     for root, names, leaves in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         names[:] = [] if real in seen else sorted(name for name in names if not name.startswith((".", "__")))

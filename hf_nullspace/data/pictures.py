@@ -32,7 +32,9 @@ UPRIGHT = {
 DETOURS = {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA"}
 # Formats whose pictures of mode I hold 16 bits: older Pillow versions open 16-bit PNG files so, all open PGM files so.
 FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
+TIFF_BITS = 258
+TIFF_PHOTOMETRIC = 262
+TIFF_WHITE_IS_ZERO = 0
 
 
 def read_picture(source: Image.Image | str | os.PathLike | bytes | Mapping[str, Any], name: str = "") -> Image.Image:

@@ -190,7 +190,8 @@ def load_if_imagenet(
         max_images (`int`, *optional*): Draw so many pictures.
         seed (`int`, *optional*, defaults to 42): Seed of that draw.
     """
-    names, wnids = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir()), imagenet_wnids()
+    names = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir())
+    wnids = imagenet_wnids()
     if not names or not set(names) <= set(wnids) or set(names) <= set(id2label.values()):
         return None
     subset = names if len(names) < len(wnids) else None
@@ -280,7 +281,8 @@ def _read_folder(
         paths, labels = read_labelled_files(folder, labels_file, all_classes.line_labels, all_classes.line_kind)
         kept = set(classes)
         chosen = [(path, label) for path, label in zip(paths, labels, strict=True) if label in kept]
-        paths, labels = [path for path, _ in chosen], [label for _, label in chosen]
+        paths = [path for path, _ in chosen]
+        labels = [label for _, label in chosen]
         if missing := kept - set(labels):
             names = [all_classes.folders[label] for label in sorted(missing)]
             raise ValueError(describe_missing(repr(str(folder)), names, len(kept)))

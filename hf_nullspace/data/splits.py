@@ -99,7 +99,8 @@ def load_image_splits(
                 "images, or more training images."
             )
         parts = splits["train"].train_test_split(train_val_split, seed=seed)
-        splits["train"], splits["validation"] = parts["train"], parts["test"]
+        splits["train"] = parts["train"]
+        splits["validation"] = parts["test"]
     if len(splits["validation"]) == 0:
         raise ValueError(f"The validation split holds no images; the splits are {dict(splits.num_rows)}.")
     return splits
@@ -125,7 +126,8 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
     """
     from datasets import Image as ImageFeature
 
-    names, train_is_integers = [], False
+    names = []
+    train_is_integers = False
     for split in sorted(splits, key=lambda split: split != "train"):
         dataset = splits[split]
         try:
@@ -143,7 +145,8 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
                 )
             values, known, is_integers = _read_classes(dataset, label_column_name, split)
             if split == "train":
-                names, train_is_integers = known, is_integers
+                names = known
+                train_is_integers = is_integers
             if is_integers and not train_is_integers and names != [str(place) for place in range(len(names))]:
                 raise ValueError(
                     f"The {split} split has integers for labels, such as {values[0]}, but the train split has the class "
@@ -175,7 +178,8 @@ def _read_classes(dataset: Dataset, column: str, split: str) -> tuple[list[str],
     """The class name of each image, all class names in their order, and whether they are bare integers."""
     from datasets import ClassLabel
 
-    feature, labels = dataset.features[column], dataset[column][:]
+    feature = dataset.features[column]
+    labels = dataset[column][:]
     if isinstance(feature, ClassLabel):
         outside = [label for label in labels if label is not None and not 0 <= label < feature.num_classes]
         if outside:
@@ -184,17 +188,20 @@ def _read_classes(dataset: Dataset, column: str, split: str) -> tuple[list[str],
                 f"The {split} split has labels from {min(numbers)} to {max(numbers)}, but there are {feature.num_classes} "
                 "classes (0 to one less). Remove unlabelled images, or correct the labels."
             )
-        values, known = [label if label is None else feature.names[label] for label in labels], list(feature.names)
+        values = [label if label is None else feature.names[label] for label in labels]
+        known = list(feature.names)
     else:
         kinds = {type(label) for label in labels} - {type(None)}
         if kinds == {float} and all(label is None or label.is_integer() for label in labels):
-            labels, kinds = [label if label is None else int(label) for label in labels], {int}
+            labels = [label if label is None else int(label) for label in labels]
+            kinds = {int}
         if len(kinds) > 1 or not kinds <= {str, int, bool}:
             raise ValueError(
                 f"The column {column!r} of the {split} split holds {feature}, but labels must be classes: integers or "
                 "texts. Name the right column with `--label_column_name`."
             )
-        values, known = labels, sorted(set(labels) - {None})
+        values = labels
+        known = sorted(set(labels) - {None})
     missing = [index for index, value in enumerate(values) if value in (None, "", -1)]
     if missing:
         held = "none" if values[missing[0]] in (None, "") else -1

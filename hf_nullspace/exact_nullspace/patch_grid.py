@@ -82,7 +82,8 @@ class PatchGrid:
         """Patches of an image; pixels beyond the last whole patch belong to none."""
         if self.patch_size is None:
             raise ValueError(f"The projection {self.projection_name!r} is linear: images come to it as patches.")
-        (height, width), (patch_height, patch_width) = self._size(image_size), self.patch_size
+        height, width = self._size(image_size)
+        patch_height, patch_width = self.patch_size
         return (height // patch_height) * (width // patch_width)
 
     def _size(self, image_size: tuple[int, int] | None) -> tuple[int, int]:

@@ -161,7 +161,8 @@ class PatchMatrix(PatchGrid):
                 f"Noise of shape {tuple(noise.shape)} does not fit {len(lower)} pictures of {lower.shape[1]} patches."
             )
         noise = noise.to(lower).expand(len(lower), -1, -1)
-        matrix, inverse = self.matrix.to(lower), self.pseudo_inverse.to(lower)
+        matrix = self.matrix.to(lower)
+        inverse = self.pseudo_inverse.to(lower)
         patches = bounded_least_squares(matrix, noise, lower, upper, noise @ inverse.T, max_steps)
         residual = self._residual(patches, noise).float()
         return self.to_pixels(patches, tuple(pixel_values.shape[2:])), residual
@@ -202,10 +203,12 @@ def bounded_least_squares(
     """
     step = 1 / torch.linalg.matrix_norm(matrix.double(), 2).item() ** 2
     patches = start.clamp(lower, upper)
-    ahead, momentum = patches, 1.0
+    ahead = patches
+    momentum = 1.0
     for _ in range(max_steps):
         following = (ahead - step * (ahead @ matrix.T - wanted) @ matrix).clamp(lower, upper)
-        momentum, last = (1 + math.sqrt(1 + 4 * momentum**2)) / 2, momentum
+        last = momentum
+        momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead = following + (last - 1) / momentum * (following - patches)
         patches = following
     return patches

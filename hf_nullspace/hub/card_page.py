@@ -35,7 +35,8 @@ def render_page(facts: Mapping[str, Any], section: str, title: str, base_model: 
     facts = escaped_strings({name: facts[name] for name in ("hyperparameters", "metrics", "versions", "dataset")}) | {
         "is_local_base": facts["is_local_base"]
     }
-    metrics, versions = facts["metrics"], facts["versions"]
+    metrics = facts["metrics"]
+    versions = facts["versions"]
     if base_model:
         name = markdown_text(base_model)
         origin = f"is a fine-tuned version of [{name}](https://huggingface.co/{name}) on"

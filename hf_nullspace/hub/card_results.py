@@ -14,7 +14,8 @@ from ..robustness.profiles import EVALUATION_SET
 from ..robustness.report import RobustnessReport
 
 
-MODEL_NAME, CONTROL_NAME = "nullspace", "plain"
+MODEL_NAME = "nullspace"
+CONTROL_NAME = "plain"
 
 
 def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
     Raises:
         `KeyError`: If there is no report `"nullspace"`.
     """
-    ours, control = reports[MODEL_NAME], reports.get(CONTROL_NAME)
+    ours = reports[MODEL_NAME]
+    control = reports.get(CONTROL_NAME)
     differences = None
     if control is not None:
         differences = paired_differences(

@@ -75,7 +75,8 @@ def _compare_standard_errors(claimed: Certificate, measured: Certificate) -> Cla
 
 
 def _compare_exchanged(claimed: Certificate, measured: Certificate) -> Claim:
-    name, now = "exchanged_probability_mse", measured.exchanged_probability_mse
+    name = "exchanged_probability_mse"
+    now = measured.exchanged_probability_mse
     if measured.num_images >= MIN_IMAGES and claimed.converged and now <= claimed.epsilon:
         stated, found = [f"{value:.4g}" for value in (claimed.exchanged_probability_mse, now)]
         return Claim(name, False, stated, found, "within epsilon any image could stand in the place of another")
@@ -85,8 +86,10 @@ def _compare_exchanged(claimed: Certificate, measured: Certificate) -> Claim:
 
 
 def _compare_needed(claimed: Certificate, measured: Certificate) -> Claim:
-    stated, needed = claimed.num_images_needed, measured.num_images_needed
-    name, texts = "num_images_needed", (str(stated), str(needed))
+    stated = claimed.num_images_needed
+    needed = measured.num_images_needed
+    name = "num_images_needed"
+    texts = (str(stated), str(needed))
     if claimed.converged and claimed.num_images < needed:
         return Claim(name, False, *texts, f"{claimed.num_images} images were measured, and it is called certified")
     if not stated:

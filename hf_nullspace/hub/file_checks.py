@@ -112,7 +112,9 @@ def check_without_report(facts: dict[str, Any]) -> Claim:
 
 def check_side_files(folder: Path, facts: dict[str, Any]) -> list[Claim]:
     """What the other files of the folder say: metrics that a card has too, figures, and files that nothing lists."""
-    values, wrong, unknown = _known_values(facts), [], []
+    values = _known_values(facts)
+    wrong = []
+    unknown = []
     for name in SIDE_FILES:
         if (folder / name).is_file():
             for field, value in read_json(folder / name).items():

@@ -75,7 +75,8 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
         )
     content = read_json(path)
     try:
-        version, files = expect(content["version"], int, "`version`"), expect(content["files"], dict, "`files`")
+        version = expect(content["version"], int, "`version`")
+        files = expect(content["files"], dict, "`files`")
         if version != FORMAT_VERSION:
             raise NewerFormatError(
                 f"{MANIFEST_NAME} is of format {version!r}; this hf_nullspace reads format {FORMAT_VERSION}. Upgrade it "

@@ -60,7 +60,8 @@ def render_section(facts: dict[str, Any]) -> str:
     """The Markdown that says what nullspace finetuning did; `facts` as for [`write_card`]."""
     name = TEMPLATES[facts.get("template", TEMPLATE)]
     facts = escaped_strings(facts)
-    results, differences = facts["results"], facts["differences"]
+    results = facts["results"]
+    differences = facts["differences"]
     table = markdown_table(results, facts["intervals"], differences) if results else None
     template = template_environment().get_template(name)
     unclear = undecided(differences or {})
@@ -83,7 +84,8 @@ def _is_used(row: dict[str, Any]) -> bool:
 
 def _words_on_certificates(facts: dict[str, Any]) -> dict[str, Any]:
     """What the template says of noise that is not certified: in how many rounds it was trained on or left out, and why."""
-    rounds, evaluated = facts["rounds"], facts["evaluation_certificate"]
+    rounds = facts["rounds"]
+    evaluated = facts["evaluation_certificate"]
     # A control is as a rule not certified; what it stands for decides, and the card of a control says what it is.
     uncertified = [
         row for row in rounds if row.get("in_use") and not row["converged"] and "source_converged" not in row

@@ -13,14 +13,17 @@ from .claims import Claim, Estimate
 
 
 # A measurement counts if it would find changes of this share of the images with this confidence.
-DETECTABLE_SHARE, CONFIDENCE = 0.1, 0.95
+DETECTABLE_SHARE = 0.1
+CONFIDENCE = 0.95
 # So many images, all in agreement, leave no larger share that may differ.
 MIN_IMAGES = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - DETECTABLE_SHARE))
 # Half the length of both intervals together, in points: what lies closer cannot be told apart.
 MAX_BLUR = 25.0
 # Other hardware changes few answers, and hardly the probabilities of clean images.
-CONFIDENCE_TOLERANCE, DISTANCE_TOLERANCE = 0.05, 0.05
-CHANGED_SHARE, CHANGED_SHARE_UNDER_ATTACK = 0.02, 0.2
+CONFIDENCE_TOLERANCE = 0.05
+DISTANCE_TOLERANCE = 0.05
+CHANGED_SHARE = 0.02
+CHANGED_SHARE_UNDER_ATTACK = 0.2
 
 
 def compare_outcomes(name: str, claimed: Outcomes, measured: Outcomes, is_attacked: bool) -> Claim:
@@ -35,8 +38,10 @@ def compare_outcomes(name: str, claimed: Outcomes, measured: Outcomes, is_attack
     """
     row_of = {index: row for row, index in enumerate(claimed.indices.tolist())}
     rows = [row_of[index] for index in measured.indices.tolist()]
-    count, total = len(measured), len(claimed)
-    before, after = claimed.correct[rows], measured.correct
+    count = len(measured)
+    total = len(claimed)
+    before = claimed.correct[rows]
+    after = measured.correct
     shown = [
         Estimate(100 * each.double().mean().item(), *wilson_interval(int(each.sum()), count))
         for each in (before, after)

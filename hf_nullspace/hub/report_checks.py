@@ -167,7 +167,8 @@ def _others(source: str, wrong: list[str]) -> str:
 
 def check_stated_fields(folder: Path, report: RobustnessReport, is_old: bool) -> Claim:
     """That the seed and the words on the means are those of the profile."""
-    stated, expected = read_json(folder / REPORT_NAME), report.to_dict()
+    stated = read_json(folder / REPORT_NAME)
+    expected = report.to_dict()
     names = ("seed",) if is_old else ("seed", "aggregates_over")
     wrong = [name for name in names if stated.get(name) != expected[name]]
     return Claim("seed and means of the report by its profile", not wrong, reason=_others("profile and means", wrong))
@@ -183,7 +184,8 @@ def check_numbers(report: RobustnessReport, derived: RobustnessReport, is_old: b
     """That rows, bars and means are those of the outcomes; an old report may lack fields that versions since have."""
     claims = []
     for title, part in (("columns", "numbers"), ("summary", "numbers of the figure"), ("aggregates", "means")):
-        found, expected = getattr(report, title), getattr(derived, title)
+        found = getattr(report, title)
+        expected = getattr(derived, title)
         if is_old:
             expected = _known_to(expected, found)
         wrong = differing_paths(found, expected)
@@ -194,7 +196,8 @@ def check_numbers(report: RobustnessReport, derived: RobustnessReport, is_old: b
 
 def check_report_page(folder: Path, derived: RobustnessReport, is_old: bool) -> Claim:
     """That `robustness.md` is the page that the outcomes give."""
-    path, name = Path(folder, MARKDOWN_NAME), f"text of {MARKDOWN_NAME}"
+    path = Path(folder, MARKDOWN_NAME)
+    name = f"text of {MARKDOWN_NAME}"
     if not path.is_file():
         return Claim(name, None, reason="it is not published")
     return compare_pages(name, path, derived.to_markdown(), derived.to_dict(), is_old)
@@ -204,7 +207,8 @@ def check_card_numbers(facts: Mapping[str, Any], report: RobustnessReport) -> li
     """That the card has all accuracies of the report, and differences that follow from the outcomes."""
     accuracies = report.accuracies
     stated = facts["results"] or {}
-    intervals, count = facts["intervals"] or {}, report.run.get("num_images", {}).get(EVALUATION_SET)
+    intervals = facts["intervals"] or {}
+    count = report.run.get("num_images", {}).get(EVALUATION_SET)
     wrong = differing_paths(stated.get(MODEL_NAME, {}), accuracies)
     ends = {name: [row["low"], row["high"]] for name, row in report.columns.items()}
     wrong += [f"interval of {name}" for name in differing_paths(intervals.get(MODEL_NAME, ends), ends)]
@@ -273,7 +277,8 @@ def _check_control(
 
 
 def _check_differences(facts: Mapping[str, Any], report: RobustnessReport) -> Claim:
-    title, stated = "differences from the control", facts["differences"]
+    title = "differences from the control"
+    stated = facts["differences"]
     control = (facts["results"] or {}).get(CONTROL_NAME) or {}
     own = report.accuracies
     wrong = [

@@ -64,7 +64,8 @@ MAX_SECONDS = 1800.0
 MAX_SIDE = 4096
 # A layer has weights, and each a name of some letters and its place in the header of the file.
 BYTES_OF_A_LAYER = 64
-ADAPTER_NAME, PROCESSOR_NAME = "adapter_config.json", "preprocessor_config.json"
+ADAPTER_NAME = "adapter_config.json"
+PROCESSOR_NAME = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,11 @@ class Checkpoint:
         max_images: int | None,
         batch_size: int,
     ):
-        self.folder, self.repository, self.folders = folder, repository, folders
-        self.max_images, self.batch_size = max_images, batch_size
+        self.folder = folder
+        self.repository = repository
+        self.folders = folders
+        self.max_images = max_images
+        self.batch_size = batch_size
         self.facts: dict[str, Any] | None = None
         self.noise: NullspaceNoise | None = None
         self.report: RobustnessReport | None = None
@@ -264,7 +268,8 @@ class Checkpoint:
         return claims + list_hearsay(self.facts)
 
     def _check_report(self) -> list[Claim]:
-        report, facts = self.report, self.facts
+        report = self.report
+        facts = self.facts
         if report is None:
             return [check_without_report(facts)] if not (self.folder / REPORT_NAME).is_file() else []
         if len(report.profile.columns) > MAX_COLUMNS:
@@ -347,7 +352,8 @@ class Checkpoint:
 
     def _measure_certificate(self) -> list[Claim]:
         """What the noise does to the model as published, against the evaluation certificate where there is one."""
-        pictures, facts = self.images.pictures(), self.facts
+        pictures = self.images.pictures()
+        facts = self.facts
         projection = facts["patch_projection"]
         found = tuple(self.noise.tensor.shape[1:])
         preprocessing = Preprocessing.of(self.processor, channels_of(self.model))
@@ -441,12 +447,14 @@ class Checkpoint:
     def _measure_column(
         self, column: Column, repetition: Repetition, are_same: bool, per_pass: float, deadline: float
     ) -> Claim:
-        name, report = f"accuracy (%), {column.name}", self.report
+        name = f"accuracy (%), {column.name}"
+        report = self.report
         outcomes = report.outcomes[column.name] if report.outcomes is not None else None
         paired = are_same and outcomes is not None
         indices = outcomes.indices if paired else torch.arange(len(repetition.source))
         wanted = min(len(indices), self.max_images or len(indices), column.max_images or len(indices))
-        seconds, left = _seconds(column, 1, per_pass), deadline - time.monotonic()
+        seconds = _seconds(column, 1, per_pass)
+        left = deadline - time.monotonic()
         affordable = int(max(0.0, left) / seconds)
         if affordable < min(wanted, MIN_IMAGES):
             needed = seconds * min(wanted, MIN_IMAGES)

@@ -97,7 +97,8 @@ class FrozenClassifier:
         self.objective = objective or read_logits
         self.has_own_objective = objective is not None
         # What its logits mean, and how large an error can be; [`read_images`] finds out.
-        self.multi_label, self.largest_error = False, 2.0
+        self.multi_label = False
+        self.largest_error = 2.0
         self.injector = NoiseInjector.attach(model, patch_projection)
         self.accelerator = accelerator or Accelerator()
         # Every pass through a sharded model needs every process, so all of them run the same batches; a share of a

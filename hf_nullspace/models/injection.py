@@ -178,7 +178,8 @@ class NoiseInjector:
 
     def _resized(self, noise: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The noise on the grid of the patch embeddings `output`; where its own is not known, a square."""
-        num_patches, grid = tokens_shape(output)[0], grid_of(output)
+        num_patches = tokens_shape(output)[0]
+        grid = grid_of(output)
         if grid is None:
             if noise.shape[1] == num_patches:
                 return noise
@@ -219,7 +220,10 @@ class NoiseInjector:
             resize, grid: As in [`inject_noise`].
         """
         outer = self.noise, self.is_twofold, self.resize, self.grid
-        self.noise, self.is_twofold, self.resize, self.grid = noise, is_twofold, resize, grid
+        self.noise = noise
+        self.is_twofold = is_twofold
+        self.resize = resize
+        self.grid = grid
         try:
             yield
         finally:

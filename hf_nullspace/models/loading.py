@@ -143,9 +143,11 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
 
 def _set_size(processor: BaseImageProcessor, side: int, num_channels: int | None) -> None:
     """Makes an image processor give square pictures of another size."""
-    square, found = {"height": side, "width": side}, "fails"
+    square = {"height": side, "width": side}
+    found = "fails"
     for size in (square, {"shortest_edge": side}):
-        processor.size, processor.crop_size = size, square
+        processor.size = size
+        processor.crop_size = square
         try:
             found = f"gives {Preprocessing(processor, num_channels).processed_size or 'none of one size'}"
         except ValueError as error:

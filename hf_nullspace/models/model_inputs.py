@@ -34,7 +34,8 @@ def accepted_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def missing_inputs(model: nn.Module, inputs: dict[str, Any]) -> list[str]:
     """Names of the parameters that have no default and that `inputs` lack."""
-    empty, variable = inspect.Parameter.empty, (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    empty = inspect.Parameter.empty
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         name
         for name, parameter in forward_parameters(model).items()

@@ -107,7 +107,8 @@ def patch_projections(model: nn.Module) -> Iterator[PatchProjection]:
     """All modules that match the rule of [`find_patch_projection`], the best first; no forward pass is run."""
     names = {module: name for name, module in model.named_modules()}
     num_channels = channels_of(model) or 3
-    embeddings, seen = _input_embeddings(model), set()
+    embeddings = _input_embeddings(model)
+    seen = set()
     for root in [embeddings, model]:
         for module in root.modules() if root is not None else ():
             is_stem = isinstance(module, nn.Conv2d) and module.in_channels == num_channels

@@ -85,7 +85,8 @@ def soft_cross_entropy(
             each image, as `Trainer` counts them.
         label_smoothing (`float`, *optional*, defaults to 0.0): Share of the uniform distribution to mix into the labels.
     """
-    labels, reduction = labels.to(logits), "mean" if num_items_in_batch is None else "sum"
+    labels = labels.to(logits)
+    reduction = "mean" if num_items_in_batch is None else "sum"
     loss = cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
     return loss if num_items_in_batch is None else loss * labels.shape[1] / num_items_in_batch
 

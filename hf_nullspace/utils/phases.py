@@ -19,7 +19,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # An estimate is made of so many steps, or of what was done in so many seconds where steps are slow.
-ESTIMATE_STEPS, ESTIMATE_SECONDS = 10, 5.0
+ESTIMATE_STEPS = 10
+ESTIMATE_SECONDS = 5.0
 
 
 def in_words(seconds: float) -> str:
@@ -56,10 +57,13 @@ class PhaseCallback(TrainerCallback):
     """
 
     def __init__(self, name: str, round_steps: int | None = None, bar: ProgressCallback | None = None):
-        self.name, self.round_steps, self.bar = name, round_steps, bar
+        self.name = name
+        self.round_steps = round_steps
+        self.bar = bar
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._first, self._start = state.global_step, time.perf_counter()
+        self._first = state.global_step
+        self._start = time.perf_counter()
         self._plain_steps: list[float] = []
         self._round_steps: list[float] = []
         self._is_estimated = False

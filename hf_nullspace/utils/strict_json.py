@@ -96,7 +96,8 @@ def _finite(kind: type):
 
 
 def _depth(content: Any) -> int:
-    depth, level = 0, [content]
+    depth = 0
+    level = [content]
     while level:
         depth += 1
         level = [

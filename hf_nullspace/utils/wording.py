@@ -61,5 +61,6 @@ def _worded_record(record: logging.LogRecord) -> logging.LogRecord:
         text = record.getMessage()
         for translate in reversed(_translations):
             text = translate(text)
-        record.msg, record.args = text, ()
+        record.msg = text
+        record.args = ()
     return record

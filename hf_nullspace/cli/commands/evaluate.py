@@ -36,8 +36,10 @@ from ..parser import CommandParser
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DIGITS_MODEL, DIGITS = "digits-vit", [str(digit) for digit in range(10)]
-COMPARISON_NAME, COMPARISON_FIGURE = "comparison.md", "comparison.png"
+DIGITS_MODEL = "digits-vit"
+DIGITS = [str(digit) for digit in range(10)]
+COMPARISON_NAME = "comparison.md"
+COMPARISON_FIGURE = "comparison.png"
 
 
 @dataclass
@@ -119,7 +121,9 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
         args ([`EvaluateArguments`]): Everything else.
     """
     names = distinct_names(args.models) or [DIGITS_MODEL]
-    models, folder, accelerator = args.models or [None], Path(args.output_dir), Accelerator()
+    models = args.models or [None]
+    folder = Path(args.output_dir)
+    accelerator = Accelerator()
     options: dict[str, Any] = {
         "profile": resolve_profile(args.profile),
         "datasets": dataset_locations(args.datasets),
