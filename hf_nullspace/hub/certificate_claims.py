@@ -1,4 +1,4 @@
-"""A certificate beside what its noise does now."""
+"""Compares a published certificate with a new measurement of its noise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .outcome_claims import MIN_IMAGES, compare_shares
 # How far apart the claimed and the expected bound or standard error may lie: they depend on the few images with large
 # errors, and versions have other bounds.
 BOUND_FACTOR = 10.0
-# These means hardly depend on which images they are measured on.
+# These means hardly depend on the choice of images.
 CONTROL_FACTOR = 2.0
 
 
 def compare_certificates(claimed: Certificate, measured: Certificate) -> list[Claim]:
     """
-    The numbers of a certificate that depend on images, against a certificate measured now.
+    Compares the image-dependent numbers of a certificate with a certificate that was measured again.
 
     Neither the claimed bound nor the claimed standard error says how sure the claimed mean is, since they are claimed too:
     the spread of the images measured now does.
