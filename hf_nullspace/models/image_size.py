@@ -1,4 +1,4 @@
-"""Gives a pretrained classifier another input size by interpolating its position embeddings."""
+"""Changes the input size of a pretrained classifier by interpolating its position embeddings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .injection import resize_noise
 
 def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     """
-    A copy of `model` for square images of another size; plain `transformers` loads it once saved.
+    A copy of `model` for square images of another size. Once saved, plain `transformers` can load it.
 
-    Position embeddings are interpolated bicubically over the patch grid; tokens that are no patch (CLS, registers) keep
+    Position embeddings are interpolated bicubically over the patch grid; other tokens (CLS, registers) keep
     theirs. All other weights are unchanged.
 
     Args:
