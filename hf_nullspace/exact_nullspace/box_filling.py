@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-# How far beyond the box a search aims, in half diagonals of the box.
+# Distance of the search's target beyond the box, in half diagonals of the box.
 REACH = 2.0
 # Rounds of operator splitting towards one target.
 QUICK_ROUNDS = 40
@@ -13,7 +13,7 @@ QUICK_ROUNDS = 40
 FILL_ROUNDS = 400
 # After so many of them the target moves on.
 ROUNDS_BETWEEN_TARGETS = 10
-# Boxes that are worked on at a time.
+# Boxes per batch.
 BOXES_AT_A_TIME = 64
 
 
@@ -147,7 +147,7 @@ def _walk(
         moves = speed[rows, element].abs() > still
         length = torch.where(moves, 1 / share.clamp_min(1e-30), 0.0)
         if not extend:
-            # What is left to go is `speed` itself, so that a length of 1 arrives.
+            # `speed` is the remaining distance, so a step of length 1 arrives.
             arrives = moves & (length >= 1)
             length = length.clamp_max(1.0)
             moves = moves & ~arrives

@@ -1,4 +1,4 @@
-"""The patch projection as one matrix, and the way back: pixels whose embedding is a wanted noise."""
+"""The patch projection as one matrix, and its inverse: pixel noise with a given patch embedding."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PatchMatrix(PatchGrid):
         if rtol is not None and not rtol >= 0:
             raise ValueError(f"`rtol` must be at least 0, but got {rtol!r}.")
         super().__init__(projection, image_size, num_channels)
-        # Only the matrix is kept: samples belong to the weights of now, and workers get no module.
+        # Only the matrix is kept: later weight updates do not change samples, and data workers need no module.
         self.matrix = projection.matrix().to("cpu", torch.float64)
         left, singular_values, right = torch.linalg.svd(self.matrix, full_matrices=True)
         if rtol is None:
@@ -64,12 +64,12 @@ class PatchMatrix(PatchGrid):
     @classmethod
     def from_model(cls, model: nn.Module, rtol: float | None = None, patch_projection: str | None = None) -> Self:
         """
-        That of a classifier's patch projection.
+        Builds it from a classifier's patch projection.
 
         Args:
             model (`nn.Module`): The classifier, unwrapped.
             rtol (`float`, *optional*): See [`PatchNullspace`].
-            patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+            patch_projection (`str`, *optional*): Name of the projection module, if the rule does not find it.
 
         Raises:
             `ValueError`: If the model has no patch projection, or its patches overlap.
@@ -85,7 +85,7 @@ class PatchMatrix(PatchGrid):
         self, pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        How far each pixel may go down and up, in normalised units.
+        How far each pixel may decrease and increase, in normalised units.
 
         Returns:
             Two `torch.Tensor` of shape `(batch_size, num_patches, features)` in float32, the first at most 0 and the

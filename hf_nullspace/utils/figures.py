@@ -1,4 +1,4 @@
-"""Figures from results, never from models."""
+"""Colours and error handling of figures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P")  # six of seven colours, so that few pa
 
 @contextmanager
 def optional_figure(name: str | os.PathLike) -> Iterator[None]:
-    """Around a drawing: whatever is missing or broken of matplotlib is a warning, and costs no result."""
+    """Wraps the drawing of a figure: if matplotlib is missing or broken, a warning is logged and no result is lost."""
     try:
         yield
-    except Exception as error:  # a broken installation raises what it likes
+    except Exception as error:  # a broken installation may raise anything
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         logger.warning(f"{os.path.basename(name)} is not drawn. {reason}")
 
