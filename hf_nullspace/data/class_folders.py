@@ -1,4 +1,4 @@
-"""Pictures and labels from folders on disk, where the name of a folder or a line of a list says the class."""
+"""Reads pictures and labels from folders; the class is given by the sub-folder or by a line of a list."""
 
 from __future__ import annotations
 

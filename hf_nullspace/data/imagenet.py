@@ -1,4 +1,4 @@
-"""The 1000 classes of ImageNet and which class a name stands for."""
+"""The 1000 classes of ImageNet, and the lookup of classes by name."""
 
 from __future__ import annotations
 

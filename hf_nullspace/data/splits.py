@@ -1,4 +1,4 @@
-"""Image datasets by name, folder or file: found, checked and prepared before any training starts."""
+"""Loads image datasets by name, folder or file, and checks them before training starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-MAX_NAMED = 100  # unreadable images that a message names
+MAX_NAMED = 100  # largest number of unreadable images that a message names
 
 
 def load_image_splits(
@@ -62,7 +62,7 @@ def load_image_splits(
         )
     has_table = any(source is not None for source in (dataset_name, train_file, validation_file))
     columns = {}
-    if has_table:  # a folder beside it takes the names of its columns
+    if has_table:  # a folder next to it uses its column names
         columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
     validation = None
     if validation_dir is not None:  # before the training images, so that a wrong path is known at once
@@ -214,7 +214,7 @@ def _read_classes(dataset: Dataset, column: str, split: str) -> tuple[list[str],
 
 
 def _encode_classes(dataset: Dataset, column: str, split: str, values: list[str], names: list[str]) -> Dataset:
-    """The dataset with its labels as places among `names`, the classes of the train split."""
+    """The dataset with its labels as indices into `names`, the classes of the train split."""
     from datasets import ClassLabel
 
     feature = ClassLabel(names=names)
@@ -232,7 +232,7 @@ def _encode_classes(dataset: Dataset, column: str, split: str, values: list[str]
 
 
 def _share_folder_classes(splits: DatasetDict, column: str) -> None:
-    """Gives class folders of several splits the class list of all of them, as one call of `datasets` would."""
+    """Gives class folders of several splits one shared class list, as a single call of `datasets` would."""
     from datasets import ClassLabel
 
     lists = [dataset.features[column].names for dataset in splits.values()]
@@ -256,7 +256,7 @@ def drop_unreadable_images(
     dataset: Dataset, image_column_name: str, skip_bad_images: bool = False, num_proc: int | None = None
 ) -> Dataset:
     """
-    Decodes every image once, so that a corrupt one is known by its name before training and not in the middle of it.
+    Decodes every image once, so that corrupt images are reported before training and not in the middle of it.
 
     Args:
         dataset (`Dataset`): The images.
@@ -274,7 +274,7 @@ def drop_unreadable_images(
 def drop_unreadable_of_splits(
     splits: dict[str, Dataset], image_column_name: str, skip_bad_images: bool = False, num_proc: int | None = None
 ) -> dict[str, Dataset]:
-    """[`drop_unreadable_images`] of several splits, all of which are looked through before any is refused."""
+    """[`drop_unreadable_images`] for several splits. All splits are checked before an error is raised."""
     errors = {split: _image_errors(dataset, image_column_name, num_proc) for split, dataset in splits.items()}
     bad = sorted(error for of_split in errors.values() for error in of_split if error)
     total = sum(len(dataset) for dataset in splits.values())
@@ -298,7 +298,7 @@ def drop_unreadable_of_splits(
 
 
 def _image_errors(dataset: Dataset, image_column_name: str, num_proc: int | None) -> list[str]:
-    """What is wrong with each image; nothing for a good one."""
+    """The error of each image; empty if the image can be read."""
     from datasets import Image as ImageFeature
 
     encoded = dataset.select_columns(image_column_name).cast_column(image_column_name, ImageFeature(decode=False))
