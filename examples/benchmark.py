@@ -7,7 +7,7 @@ Measures noise synthesis against the released algorithm, side by side: same mode
     python examples/benchmark.py --torch_compile  # our steps on the compiled model as well
 
 The released algorithm is written out here after the paper: weights keep their gradients, every step runs the clean
-images again, AdamW decays the noise, and one lucky batch ends it.
+images again, AdamW decays the noise, and the first batch below epsilon ends it.
 """
 
 import ctypes
@@ -84,7 +84,7 @@ def released_search(classifier, shape, batches, limit, num_steps, epsilon, seed,
 
 
 class Bench:
-    """One model and its images, as both algorithms see them."""
+    """One model and its images, shared by both algorithms."""
 
     def __init__(self, model, train, fresh, args: BenchmarkArguments):
         self.args = args
@@ -139,7 +139,7 @@ class Bench:
         return scale * noise
 
     def seconds_per_step(self, search):
-        """Median time between the steps of one search, its set-up left out."""
+        """Median time between the steps of one search, without its set-up."""
         stamps = []
 
         def stamp():
@@ -270,7 +270,7 @@ def measure_time_to_norm(bench: Bench, target: float) -> dict:
 
 
 def measure_certificates(bench: Bench) -> dict:
-    """Share of seeds whose claim holds on images that nothing saw."""
+    """Share of seeds whose certificate holds on fresh images."""
     args = bench.args
     held = 0
     claimed = 0
@@ -293,7 +293,7 @@ def measure_certificates(bench: Bench) -> dict:
 
 
 def load_bench(model_args, data_args, args: BenchmarkArguments) -> Bench:
-    """The model and images that were named, or the digits model, trained for a moment first."""
+    """Loads the given model and images, or briefly trains the digits model."""
     set_seed(args.seed)
     splits, labels = load_data(data_args, args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
     if model_args.model_name_or_path is None and data_args.source is None:

@@ -39,7 +39,7 @@ from hf_nullspace.utils.random import keyed_generator
 # From errors of shape (scales, images) and epsilon to whether the upper bound at each scale is within epsilon.
 Bound = Callable[[torch.Tensor, float], torch.Tensor]
 
-# Images of what had been the default, with a normal bound.
+# Number of images of the former default, which used a normal bound.
 NORMAL_IMAGES = 128
 
 
@@ -49,7 +49,7 @@ def betting_bound(confidence: float) -> Bound:
 
 
 def normal_bound(confidence: float) -> Bound:
-    """What would hold if errors were not skewed: mean and standard error."""
+    """A bound from mean and standard error, which assumes normally distributed errors."""
     quantile = NormalDist().inv_cdf(confidence)
 
     def is_within(errors: torch.Tensor, epsilon: float) -> torch.Tensor:

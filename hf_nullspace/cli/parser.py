@@ -73,7 +73,7 @@ class CommandParser(HfArgumentParser):
         self._describe(dataclass_types, {} if defaults is None else defaults(set()))
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
-        """In place of that of the parent, which knows one group for a dataclass."""
+        """Overrides the parent, which supports only one group per dataclass."""
         hints = typing.get_type_hints(dtype)
         groups = {}
         for item in (item for item in fields(dtype) if item.init):
@@ -160,10 +160,10 @@ class CommandParser(HfArgumentParser):
             if taken and flags & set(action.option_strings):
                 self.error(f"{' '.join(taken)!r} and --{name} are the same setting; give one of them")
             named += [f"--{name}", *taken] if taken else []
-        return [*first, *named, *rest]  # words that are left over are named by the caller
+        return [*first, *named, *rest]  # the caller reports words that are left over
 
     def _explain(self, unknown: list[str]) -> str:
-        """What to say of words that no flag takes."""
+        """The error for words that no flag accepts."""
         flags = [word for word in unknown if word.startswith("-")]
         if not flags:
             first = f"; only {', '.join(self.words)} may be given without a flag, first" if self.words else ""
@@ -172,7 +172,7 @@ class CommandParser(HfArgumentParser):
 
     def _suggest(self, flag: str) -> str:
         names = [name[2:] for name in self._flags if name.startswith("--") and "-" not in name[2:]]
-        names = [name for name in names if name not in ("help", "version")]  # nobody meant these
+        names = [name for name in names if name not in ("help", "version")]  # never what was meant
         word = flag.lstrip("-").replace("-", "_")
         if word in self.removed:
             return self.removed[word]

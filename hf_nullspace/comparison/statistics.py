@@ -12,7 +12,7 @@ from ..robustness.profiles import EVALUATION_SET, Column
 from ..utils.random import keyed_generator
 
 
-# The columns that a mean is taken over; the first is all of them.
+# Groups of columns that a mean is taken over; the first contains all columns.
 MEAN = "mean"
 CLEAN = "clean"
 CORRUPTIONS = "corruptions"

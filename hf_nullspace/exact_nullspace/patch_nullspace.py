@@ -24,8 +24,8 @@ class PatchNullspace(PatchMatrix):
     Non-overlapping patches are each multiplied by one matrix `W` of shape `(hidden_size, channels * patch_height *
     patch_width)`. If `W` has more columns than its rank, any vector of its nullspace can be added to every patch,
     independently, without changing the patch embeddings or the logits. The nullspace belongs to the current weights:
-    build it again once training changes the projection. The singular value decomposition is taken jointly over the channels, in
-    float64. Channel by channel, most of the nullspace would be missed.
+    build it again once training changes the projection. The singular value decomposition is taken jointly over the
+    channels, in float64. Channel by channel, most of the nullspace would be missed.
 
     All pixels and noises here are **normalised**, as the model reads them, unless an argument says otherwise. Build one
     with [`PatchNullspace.from_model`].

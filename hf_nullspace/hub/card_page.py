@@ -1,4 +1,4 @@
-"""Renders the whole text of a model card from its facts, so that a published card can be rendered again and compared."""
+"""Renders the whole text of a model card from its facts, so that a published card can be checked against them."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def download(
         `tuple[Path, str or None]`: The folder, and the commit if it was downloaded from a repository.
 
     Raises:
-        `OSError`: If there is no such folder, repository or revision, access is denied, or the Hub cannot be reached and
-            the cache does not have it.
+        `OSError`: If there is no such folder, repository or revision, access is denied, or the Hub cannot be reached
+            and the cache does not have it.
     """
     if Path(repo_or_folder).is_dir():
         return Path(repo_or_folder), None

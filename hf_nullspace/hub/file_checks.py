@@ -111,7 +111,7 @@ def check_without_report(facts: dict[str, Any]) -> Claim:
 
 
 def check_side_files(folder: Path, facts: dict[str, Any]) -> list[Claim]:
-    """Checks the other files of the folder: metrics that the card repeats, figures, and files that the manifest lacks."""
+    """Checks the other files of the folder: metrics that the card repeats, figures, and files not in the manifest."""
     values = _known_values(facts)
     wrong = []
     unknown = []

@@ -34,8 +34,8 @@ def compare_outcomes(name: str, claimed: Outcomes, measured: Outcomes, is_attack
         name (`str`): Name of the claim.
         claimed (`Outcomes`): All published outcomes of the column.
         measured (`Outcomes`): New outcomes of some of these images.
-        is_attacked (`bool`): Whether the column is an attack, which may end elsewhere on other hardware: more images may
-            differ.
+        is_attacked (`bool`): Whether the column is an attack: on other hardware it may end elsewhere, so more images
+            may differ.
     """
     row_of = {index: row for row, index in enumerate(claimed.indices.tolist())}
     rows = [row_of[index] for index in measured.indices.tolist()]

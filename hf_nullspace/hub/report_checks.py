@@ -124,7 +124,7 @@ def check_preprocessing(report: RobustnessReport, image_processor: Callable, is_
 
 
 def check_rows(report: RobustnessReport, is_old: bool) -> list[Claim]:
-    """Checks a report without outcomes for consistency: accuracies, intervals and means must follow from its counts."""
+    """Checks a report without outcomes: accuracies, intervals and means must follow from its counts."""
     columns = {column.name: column for column in report.profile.columns}
     wrong = []
     for name, row in report.columns.items():

@@ -130,9 +130,9 @@ def verify(
     difference and mean is computed again from the published per-image outcomes, and so is the report's page. The norms
     of the noise are compared with its certificate.
 
-    Then the measurements. The outcomes are measured again with the weights that `from_pretrained` loads, on images drawn
-    at random. On the images of the report, outcomes are compared image by image. On other images, a claim fails if the
-    95 % intervals do not overlap. The certificate is measured again too.
+    Then the measurements. The outcomes are measured again with the weights that `from_pretrained` loads, on images
+    drawn at random. On the images of the report, outcomes are compared image by image. On other images, a claim fails
+    if the 95 % intervals do not overlap. The certificate is measured again too.
 
     Claims that only the publisher can know, or that need more images or time, are listed as not checked. Code of the
     repository is never run. Hashes guard against damage and single edits; a publisher who rewrites the hashes as well

@@ -19,7 +19,7 @@ from .objectives import Objective, agreement, is_multi_label, largest_probabilit
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
-    Puts a model into eval mode without weight gradients. The state of every module and parameter is restored at the end.
+    Puts a model into eval mode without weight gradients, and restores every module and parameter at the end.
 
     Activation checkpointing stays on. A layer checkpoints only if its own `training` flag is set, so this one flag is
     kept while all modules inside the layer are in eval mode. Reentrant checkpointing is turned off meanwhile: it gives
@@ -66,7 +66,7 @@ def frozen_classifier(
     accelerator: Accelerator | None = None,
     objective: Objective | None = None,
 ) -> Iterator[FrozenClassifier]:
-    """Yields a [`FrozenClassifier`] of a model that is [`frozen`] meanwhile. After an error, its new hooks are removed."""
+    """Yields a [`FrozenClassifier`] of a [`frozen`] model. After an error, its new hooks are removed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be an `nn.Module`, but got a `{type(model).__name__}`.")
     with frozen(model), NoiseInjector.attached(model, patch_projection):
@@ -119,13 +119,13 @@ class FrozenClassifier:
         embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Runs the model, with `noise` of shape `(1 or batch_size, num_patches, hidden_size)` added to its patch embeddings.
+        Runs the model, with `noise` of shape `(1 or batch_size, num_patches, hidden_size)` on its patch embeddings.
 
         Args:
             inputs (`dict[str, torch.Tensor]`): Model inputs.
             noise (`torch.Tensor`, *optional*): The noise.
-            embeddings (`torch.Tensor`, *optional*): Output of the projection for these images, used instead of running it
-                again. Only the shape of the pixels matters then.
+            embeddings (`torch.Tensor`, *optional*): Output of the projection for these images, used instead of running
+                it again. Only the shape of the pixels matters then.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_labels)` in float32.

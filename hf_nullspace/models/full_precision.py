@@ -18,8 +18,8 @@ def full_precision(model: nn.Module) -> Iterator[nn.Module]:
     """
     Casts half-precision weights and buffers to float32 and turns autocast off. Every tensor is restored bit for bit.
 
-    In float16 the gradient of a confident prediction with respect to the picture underflows to 0. Gradient attacks then
-    fail and the model looks robust. Meanwhile the weights take the memory of float32.
+    In float16 the gradient of a confident prediction with respect to the picture underflows to 0. Gradient attacks
+    then fail and the model looks robust. Meanwhile the weights take the memory of float32.
 
     Args:
         model (`nn.Module`): The model; unchanged where its weights are in float32 or float64 and no autocast is on.

@@ -177,7 +177,7 @@ class NoiseInjector:
         return add_noise(output, noise)
 
     def _resized(self, noise: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The noise on the grid of the patch embeddings `output`. If its own grid is not known, a square is assumed."""
+        """The noise on the grid of the patch embeddings `output`. By default its own grid is a square."""
         num_patches = tokens_shape(output)[0]
         grid = grid_of(output)
         if grid is None:

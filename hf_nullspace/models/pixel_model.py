@@ -20,8 +20,8 @@ class PixelModel(nn.Module):
     Normalises pixels as the image processor does, then classifies them.
 
     This is the `model` that torchattacks, foolbox (`PyTorchModel(pixel_model, bounds=(0, 1))`) and AutoAttack expect;
-    `examples/attack_with_other_tools.py` shows it. Wrap such attacks in [`~hf_nullspace.frozen.frozen`], which restores
-    every module and weight: these tools leave gradients on weights that require one.
+    `examples/attack_with_other_tools.py` shows it. Wrap such attacks in [`~hf_nullspace.frozen.frozen`], which
+    restores every module and weight: these tools leave gradients on weights that require one.
 
     Pixels are normalised in float32 and cast to the dtype of the model's weights (float16 and bfloat16 included);
     logits come back in float32.

@@ -34,9 +34,9 @@ class Preprocessing:
     """
     The effect of an image processor, measured on a few small pictures instead of read from its settings.
 
-    The processor may resize, crop, pad or reorder channels, but the value of each pixel must be mapped by an affine map
-    per channel: `(pixel - mean) / std`, for pixels in [0, 1]. This is measured on construction, and other processors
-    are refused. It works for processors of Transformers (Pillow's and torchvision's), of timm and for any other
+    The processor may resize, crop, pad or reorder channels, but the value of each pixel must be mapped by an affine
+    map per channel: `(pixel - mean) / std`, for pixels in [0, 1]. This is measured on construction, and other
+    processors are refused. It works for processors of Transformers (Pillow's and torchvision's), of timm and for any other
     `callable(pictures, return_tensors="pt")`.
 
     Nothing is clamped on the way to a model: [`~Preprocessing.to_model_inputs`] is what the processor gives. Only
@@ -247,7 +247,7 @@ class Preprocessing:
         return (values.flatten(1)[:, place].double() for values in (black, white, grey))
 
     def _statistics(self, low: torch.Tensor, high: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation: the processor's settings if they agree with the measurement, else as measured."""
+        """Mean and standard deviation: the processor's settings if the measurement agrees, else as measured."""
         std = 1 / (high - low)
         mean = -low * std
         try:

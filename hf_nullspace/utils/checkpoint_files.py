@@ -1,4 +1,4 @@
-"""The file list of a checkpoint, with size and hash of every file. It is written last: a complete checkpoint has it."""
+"""The file list of a checkpoint, with size and hash of every file. Written last: a complete checkpoint has it."""
 
 from __future__ import annotations
 

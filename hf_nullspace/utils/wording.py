@@ -39,7 +39,7 @@ _translations: list[Callable[[str], str]] = []
 
 @contextmanager
 def worded(translate: Callable[[str], str]) -> Iterator[None]:
-    """Applies `translate` to this package's log messages and to errors that leave the block; inner blocks come first."""
+    """Applies `translate` to this package's log messages and to errors that leave the block, inner blocks first."""
     make_record = logging.getLogRecordFactory()
     if not _translations:
         logging.setLogRecordFactory(lambda *args, **kwargs: _worded_record(make_record(*args, **kwargs)))
