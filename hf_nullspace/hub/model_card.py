@@ -36,7 +36,7 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
         folder (`str` or `Path`):
             Folder with the `README.md`.
         facts (`dict`):
-            The contents of the card, JSON-serialisable: `dataset` (name or `None`), `method` (a sentence, or `None` for
+            The contents of the card, JSON-serialisable: `dataset` (name or `None`), `method` (a sentence; `None` for
             nullspace finetuning), `model_type`, `patch_projection`, `is_local_base`, `bank_size`,
             `certificate` and `evaluation_certificate` (each a `dict` or `None`), `rounds` (`trainer.noise_history`),
             `settings`, the fields of [`card_results`] (each may be `None`), `figures` (caption by file name),

@@ -36,7 +36,7 @@ class Preprocessing:
 
     The processor may resize, crop, pad or reorder channels, but the value of each pixel must be mapped by an affine
     map per channel: `(pixel - mean) / std`, for pixels in [0, 1]. This is measured on construction, and other
-    processors are refused. It works for processors of Transformers (Pillow's and torchvision's), of timm and for any other
+    processors are refused. It works for processors of Transformers (Pillow's and torchvision's), of timm and any other
     `callable(pictures, return_tensors="pt")`.
 
     Nothing is clamped on the way to a model: [`~Preprocessing.to_model_inputs`] is what the processor gives. Only
