@@ -7,7 +7,7 @@ Measures noise synthesis against the released algorithm, side by side: same mode
     python examples/benchmark.py --torch_compile  # our steps on the compiled model as well
 
 The released algorithm is written out here after the paper: weights keep their gradients, every step runs the clean
-images again, AdamW decays the noise, and one lucky batch ends it.
+images again, AdamW decays the noise, and the first batch below epsilon ends it.
 """
 
 import ctypes
@@ -84,14 +84,16 @@ def released_search(classifier, shape, batches, limit, num_steps, epsilon, seed,
 
 
 class Bench:
-    """One model and its images, as both algorithms see them."""
+    """One model and its images, shared by both algorithms."""
 
     def __init__(self, model, train, fresh, args: BenchmarkArguments):
-        self.args, self.model = args, model.eval()
+        self.args = args
+        self.model = model.eval()
         accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
         self.model.to(accelerator.device)
         self.classifier = FrozenClassifier(model, accelerator=accelerator)
-        self.train, self.fresh = train, fresh
+        self.train = train
+        self.fresh = fresh
         with frozen(model):
             self.images = read_images(self.classifier, self.loader(train), args.num_images)
             self.held_out = read_images(self.classifier, self.loader(fresh), args.num_fresh_images)
@@ -106,7 +108,8 @@ class Bench:
     def released(self, seed, limit=3.0, steps=None, on_step=lambda: None, never_stops=False):
         self.model.requires_grad_(True)
         steps = steps or self.args.num_steps
-        shape, epsilon = self.images.tokens_shape, -1.0 if never_stops else self.args.epsilon
+        shape = self.images.tokens_shape
+        epsilon = -1.0 if never_stops else self.args.epsilon
         return released_search(self.classifier, shape, self.batches, limit, steps, epsilon, seed, on_step)
 
     def ours(self, seed, ratio=NullspaceConfig.max_token_ratio, steps=None, on_step=lambda: None, classifier=None):
@@ -136,7 +139,7 @@ class Bench:
         return scale * noise
 
     def seconds_per_step(self, search):
-        """Median time between the steps of one search, its set-up left out."""
+        """Median time between the steps of one search, without its set-up."""
         stamps = []
 
         def stamp():
@@ -267,8 +270,11 @@ def measure_time_to_norm(bench: Bench, target: float) -> dict:
 
 
 def measure_certificates(bench: Bench) -> dict:
-    """Share of seeds whose claim holds on images that nothing saw."""
-    args, held, claimed, released_held = bench.args, 0, 0, 0
+    """Share of seeds whose certificate holds on fresh images."""
+    args = bench.args
+    held = 0
+    claimed = 0
+    released_held = 0
     for index in range(args.num_certificates):
         config = NullspaceConfig(
             epsilon=args.epsilon, max_steps=args.num_steps // 3, num_images=args.num_images, seed=args.seed + index
@@ -287,7 +293,7 @@ def measure_certificates(bench: Bench) -> dict:
 
 
 def load_bench(model_args, data_args, args: BenchmarkArguments) -> Bench:
-    """The model and images that were named, or the digits model, trained for a moment first."""
+    """Loads the given model and images, or briefly trains the digits model."""
     set_seed(args.seed)
     splits, labels = load_data(data_args, args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
     if model_args.model_name_or_path is None and data_args.source is None:
@@ -322,7 +328,8 @@ def main(argv: list[str]) -> dict:
 
 def table(results: dict) -> str:
     """The results as Markdown."""
-    cost, seconds = results["cost"], results["time_to_norm"]
+    cost = results["cost"]
+    seconds = results["time_to_norm"]
     lines = ["| ours / released | released | ours | ratio |", "|---|---:|---:|---:|"]
     for name, label in (("seconds_per_step", "seconds per step"), ("peak_mib", "peak memory (MiB)")):
         if f"{name}_ratio" in cost:
@@ -331,7 +338,8 @@ def table(results: dict) -> str:
     label = f"seconds to the released boundary norm ({seconds['steps']} steps)"
     lines.append(f"| {label} | {seconds['released']:.3g} | {seconds['ours']:.3g} | {seconds['ratio']:.3g} |")
     if "seconds_to_compile" in cost:
-        released, compiled = cost["seconds_per_step_released"], cost["seconds_per_step_ours_compiled"]
+        released = cost["seconds_per_step_released"]
+        compiled = cost["seconds_per_step_ours_compiled"]
         lines.append(
             f"| seconds per step, ours compiled | {released:.4g} | {compiled:.4g} | {compiled / released:.4g} |"
         )

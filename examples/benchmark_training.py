@@ -7,7 +7,7 @@ Measures a nullspace training step against plain `Trainer`'s on the same model, 
 
 Every repeat times each kind of training once, one after the other, so that a busy machine slows all of them; the ratios
 are medians over the repeats. A plain step sees the clean images; a nullspace step sees them clean and again with noise,
-and with ascent, the default, it takes a pass before that moves each image's noise up its loss.
+and with ascent, the default, an additional pass first moves the per-image noise up its loss.
 """
 
 import json
@@ -28,7 +28,7 @@ from hf_nullspace.cli.parser import CommandParser
 from hf_nullspace.models.digits_vit import build_digits_model
 
 
-# Kinds of training step, by what differs from the default.
+# Kinds of training step, with the settings that differ from the defaults.
 KINDS = {
     "plain": {"noise_weight": 0.0},
     "sequential": {"noise_forward": "sequential", "noise_ascent": 0.0},
@@ -60,7 +60,7 @@ class BenchmarkArguments:
 
 
 class RandomImages(Dataset):
-    """Images of noise, made beforehand: reading data is no part of what is measured."""
+    """Random images, generated in advance: reading data is not measured."""
 
     def __init__(self, count: int, size: int, num_labels: int):
         generator = torch.Generator().manual_seed(0)
@@ -101,7 +101,7 @@ def build_model(name: str) -> ViTForImageClassification:
 
 
 def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int, **changes) -> tuple[StepTimes, float]:
-    """Trains from the start; returns the times of its steps and the seconds of it all."""
+    """Trains from the start; returns the times of the steps and the total seconds."""
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         training_args = NullspaceTrainingArguments(

@@ -39,7 +39,7 @@ from hf_nullspace.utils.random import keyed_generator
 # From errors of shape (scales, images) and epsilon to whether the upper bound at each scale is within epsilon.
 Bound = Callable[[torch.Tensor, float], torch.Tensor]
 
-# Images of what had been the default, with a normal bound.
+# Number of images of the former default, which used a normal bound.
 NORMAL_IMAGES = 128
 
 
@@ -49,7 +49,7 @@ def betting_bound(confidence: float) -> Bound:
 
 
 def normal_bound(confidence: float) -> Bound:
-    """What would hold if errors were not skewed: mean and standard error."""
+    """A bound from mean and standard error, which assumes normally distributed errors."""
     quantile = NormalDist().inv_cdf(confidence)
 
     def is_within(errors: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -113,7 +113,9 @@ def simulate(
     Returns:
         `tuple[int, float]`: Certificates whose noise exceeds epsilon on the population, and the mean scale certified.
     """
-    misses, total, means = 0, 0.0, errors.mean(1)
+    misses = 0
+    total = 0.0
+    means = errors.mean(1)
     for _ in range(simulations):
         places = torch.randint(errors.shape[1], (num_images,), generator=generator)
         index = largest_scale(errors[:, places], epsilon, is_within)
@@ -133,7 +135,8 @@ def coverage_row(
     seed: int,
 ) -> dict[str, str]:
     """One row of the table."""
-    ours, normal = betting_bound(confidence), normal_bound(confidence)
+    ours = betting_bound(confidence)
+    normal = normal_bound(confidence)
 
     def run(is_within: Bound, count: int) -> tuple[int, float]:
         generator = keyed_generator("certificate coverage", seed, count)

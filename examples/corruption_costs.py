@@ -56,7 +56,8 @@ def reference() -> Callable | None:
 def measure(function: Callable, pictures: list[np.ndarray], name: str, repeats: int) -> tuple[float, list[float]]:
     """Median milliseconds of a picture, and the mean change of a pixel at each severity."""
     function(pictures[0], name, 1, 0)  # compiles, imports and fills caches
-    seconds, changes = [], []
+    seconds = []
+    changes = []
     for severity in SEVERITIES:
         errors = []
         for picture in pictures:

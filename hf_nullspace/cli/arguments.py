@@ -1,4 +1,4 @@
-"""What commands do alike: the model and data flags, which of them fit together, and the digits where none is given."""
+"""Shared argument parsing of commands: model and data flags, their rules, and the default of the digits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..utils.flags import FlagRule
 from .parser import CommandParser
 
 
-# Finetunes the digits model in a minute; what scripts use where neither a model nor a dataset is named.
+# Settings that finetune the digits model in a minute, used if neither a model nor a dataset is given.
 DIGITS_TRAINING = {
-    "noise_method": BoundaryMethod.name,  # draws do harm to a model this small, and one noise shows what the method is about
+    "noise_method": BoundaryMethod.name,  # per-image noise harms a model this small; one shared noise shows the idea
     "learning_rate": 3e-4,
     "lr_scheduler_type": "cosine",
     "max_steps": 400,
@@ -26,7 +26,7 @@ DIGITS_TRAINING = {
     "save_strategy": "no",
     "report_to": "none",
 }
-# What differs when the digits model is trained from scratch before that.
+# Settings that differ for training the digits model from scratch before that.
 DIGITS_BASE: dict[str, Any] = {"max_steps": 800, "learning_rate": 1e-3}
 
 

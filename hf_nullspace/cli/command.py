@@ -1,4 +1,4 @@
-"""What a command of `hf-nullspace` is, and the table of those that are known."""
+"""The class of a command of `hf-nullspace`, and the registry of commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMANDS: Registry[Command] = Registry("command")
 
 def register_command(command: Command) -> Command:
     """
-    Makes a command known to `hf-nullspace`.
+    Adds a command to `hf-nullspace`.
 
     Raises:
         `ValueError`: If another command has its name, or it cannot be a name.

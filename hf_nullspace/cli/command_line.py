@@ -11,7 +11,7 @@ from typing import Any
 from ..utils.wording import as_flags, worded
 
 
-# What a user can put right; any other kind is named before its message, which alone may say little.
+# Errors that a user can fix. Other errors are shown with their type, since their message alone may say little.
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
 # The settings of the command that was parsed last: messages write them as flags.
 FLAG_NAMES: set[str] = set()
@@ -42,7 +42,7 @@ def run_command(prog: str, command: Callable[[list[str]], Any], argv: Sequence[s
         with worded(lambda text: as_flags(text, FLAG_NAMES)):
             command(argv)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has gone, as `| head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except (Exception, KeyboardInterrupt) as error:
@@ -56,7 +56,7 @@ def run_command(prog: str, command: Callable[[list[str]], Any], argv: Sequence[s
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks; with the kind of error where the message is not for users."""
+    """The message of an error on one line, with the type of error unless it is one of `EXPECTED_ERRORS`."""
     message = " ".join(str(error).split())
     if isinstance(error, EXPECTED_ERRORS) and message:
         return message

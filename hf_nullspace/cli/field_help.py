@@ -1,4 +1,4 @@
-"""The help of flags: what a dataclass says of its fields, and the groups that they stand in."""
+"""The help of flags, from the docstring of a dataclass, and the groups of flags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRAINER_GROUP = "Trainer"
 
 @functools.cache
 def field_descriptions(kind: type) -> dict[str, str]:
-    """What the `Args` of a dataclass' docstring say of each field, in one line."""
+    """The description of each field, in one line, from the `Args` of a dataclass' docstring."""
     _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")
     described: dict[str, list[str]] = {}
     names: list[str] = []
@@ -35,7 +35,7 @@ def field_descriptions(kind: type) -> dict[str, str]:
 
 def group_of(kind: type, name: str) -> tuple[str, str | None]:
     """
-    Title and description of the group that a field stands in.
+    Title and description of the group of a field.
 
     The group is one of the class attribute `argument_groups` (names of fields by title), or that of the class that
     declares the field: its name without `Arguments`, and the first line of its docstring.

@@ -19,9 +19,9 @@ from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_argumen
 
 logger = logging.get_logger(__name__)
 
-# What differs from the arguments' own defaults when neither a model nor a dataset is named.
+# Defaults that differ if neither a model nor a dataset is given.
 DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/digits", "plain_control": True}
-# What an evaluation gives, and the best checkpoint may be chosen by.
+# Metrics of an evaluation, by which the best checkpoint may be chosen.
 EVALUATED = ("loss", "accuracy")
 
 
@@ -67,7 +67,7 @@ class FinetuneTrainingArguments(NullspaceTrainingArguments):
 
     def __post_init__(self):
         if self.disable_tqdm is None:
-            self.disable_tqdm = not sys.stderr.isatty()  # a bar fills a log with its every state
+            self.disable_tqdm = not sys.stderr.isatty()  # in a log, every update of a bar is a line
         super().__post_init__()
 
 
@@ -114,7 +114,7 @@ def _check_without_training(
     finetune_args: FinetuneArguments,
     args: FinetuneTrainingArguments,
 ) -> None:
-    """Refuses what needs a training where none was asked for."""
+    """Refuses flags that need training, if no training was requested."""
     if model_args.model_name_or_path is None:
         raise ValueError("Without `do_train` there must be a trained model: name it with `model_name_or_path`.")
     asked = {

@@ -1,4 +1,4 @@
-"""One run of `hf-nullspace finetune`, phase by phase: trained, measured, reported and published."""
+"""One run of `hf-nullspace finetune`, in phases: training, measuring, reporting and publishing."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ logger = logging.get_logger(__name__)
 FIGURE_NAME = "noise_norm.png"
 # Parts of a measurement that a run which is stopped goes on from; one folder for each model, by its weights.
 MEASURING_FOLDER = ".measuring"
-# What a report costs an image, in forward passes: a clean and three corrupted ones, and an attack of one step.
+# Forward passes per image of a report: one clean, three corrupted, and an attack of one step.
 REPORT_PASSES = 8
-# Of the base model and of the control no run makes a choice of its own here, and nobody publishes them.
+# The base model and the control are neither published nor resumed from a given checkpoint.
 UNPUBLISHED = {"push_to_hub": False, "resume_from_checkpoint": None}
 
 
 class FinetuneRun:
     """
-    One run of the command, phase by phase; what a phase made is saved before the next begins.
+    One run of the command, in phases. The results of a phase are saved before the next begins.
 
     Args:
         model_args, data_args, finetune_args, args: What [`parse_finetune_arguments`] gives.
@@ -72,12 +72,15 @@ class FinetuneRun:
         finetune_args: FinetuneArguments,
         args: FinetuneTrainingArguments,
     ):
-        self.model_args, self.data_args, self.finetune_args, self.args = model_args, data_args, finetune_args, args
+        self.model_args = model_args
+        self.data_args = data_args
+        self.finetune_args = finetune_args
+        self.args = args
         self.is_digits = data_args.source is None and model_args.model_name_or_path is None
         resume = args.resume_from_checkpoint
         self.takes_last = str(resume).lower() in ("true", "last")
         self.checkpoint = resume if resume and not self.takes_last else None
-        args.device  # noqa: B018 (starts the processes, which the folder is looked at by)
+        args.device  # noqa: B018 (starts the processes that check the folder)
         self.folder = RunFolder(args.output_dir, self._settings(), bool(resume), finetune_args.overwrite_output_dir)
         if self.checkpoint is not None:
             check_whole(self.checkpoint)
@@ -89,7 +92,7 @@ class FinetuneRun:
         self._warn_of_missing_packages()
 
     def _settings(self) -> dict[str, Any]:
-        """What makes this run another than one with other flags; how it is logged, saved and measured does not."""
+        """The settings that identify this run; logging, saving and measuring are not part of them."""
         neutral = ("token", "cache_dir", "trust_remote_code", "preprocessing_num_workers")
         given = {**asdict(self.model_args), **asdict(self.data_args)}
         defaults = {item.name: item.default for kind in (ModelArguments, DataArguments) for item in fields(kind)}
@@ -111,7 +114,7 @@ class FinetuneRun:
             )
 
     def run(self) -> dict[str, dict[str, float]]:
-        """All phases; returns the accuracies."""
+        """Runs all phases and returns the accuracies."""
         args = self.args
         set_seed(args.seed)
         with announced("Loading images and model"):
@@ -129,8 +132,8 @@ class FinetuneRun:
             "preprocess_logits_for_metrics": predicted_classes,
             "compute_metrics": accuracy,
         }
-        # The base is copied before the trainer puts its hook on the model, and the trainer checks all there is to be
-        # checked before the base is trained.
+        # The base is copied before the trainer adds its hook to the model. The trainer is built before the base is
+        # trained, since it checks all settings.
         base = copy.deepcopy(model) if self.is_digits or self.finetune_args.plain_control else None
         trainer = NullspaceTrainer(model, args, callbacks=self.finetune_args.callbacks(), **self.shared)
         self.folder.begin()
@@ -167,8 +170,8 @@ class FinetuneRun:
     # ---- Training -----------------------------------------------------------------------------------------------
 
     def _base(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The digits model, trained from scratch."""
-        # Nothing is chosen or averaged for it: those are settings of the finetuning.
+        """Trains the digits model from scratch."""
+        # No checkpoint selection or weight averaging here: those settings belong to the finetuning.
         settings: dict[str, Any] = {**DIGITS_BASE, "max_steps": self.finetune_args.base_max_steps}
         settings |= {"eval_strategy": "no", "load_best_model_at_end": False}
         if self.args.save_strategy == "best":
@@ -182,7 +185,7 @@ class FinetuneRun:
     def _control(
         self, name: str, title: str, model: PreTrainedModel, callbacks: Sequence[TrainerCallback] = (), **changes: Any
     ) -> PreTrainedModel:
-        """A model trained without noise in a sub-folder; where that is finished already, the one that lies there."""
+        """Trains a model without noise in a sub-folder; loads it if it is already finished."""
         folder = Path(self.args.output_dir, name)
         if name in self.folder.finished:
             return type(model).from_pretrained(folder).to(self.args.device)
@@ -197,13 +200,13 @@ class FinetuneRun:
         title = "Nullspace finetuning" if self.args.noise_weight else "Finetuning"
         output = self._train(trainer, title, self.checkpoint)
         trainer.save_model()
-        if "train_runtime" in output.metrics:  # a run that was finished before keeps what it wrote then
+        if "train_runtime" in output.metrics:  # a run that had finished before keeps its metrics
             trainer.log_metrics("train", output.metrics)
             trainer.save_metrics("train", output.metrics)
         if "train_runtime" in output.metrics or not Path(self.args.output_dir, TRAINER_STATE_NAME).is_file():
             trainer.save_state()
         self._warn_of_unused_noise(trainer.noise_history)
-        trainer.create_model_card(**self._card_arguments)  # whatever comes, what was trained is whole
+        trainer.create_model_card(**self._card_arguments)  # the trained model is complete even if a later phase fails
 
     def _warn_of_unused_noise(self, rounds: list[dict[str, Any]]) -> None:
         unused = len(rounds) - count_used(rounds)
@@ -236,7 +239,7 @@ class FinetuneRun:
             self._measure_noise(trainer, num_images)
 
     def _measure_noise(self, trainer: NullspaceTrainer, num_images: int) -> None:
-        """The noise on validation images, of which there may be too few to say anything."""
+        """Measures the noise on validation images; there may be too few for a certificate."""
         try:
             with announced(f"Measuring the noise on {num_images} validation images", self._time_of(3 * num_images)):
                 trainer.evaluate_noise()
@@ -245,7 +248,7 @@ class FinetuneRun:
                 logger.warning(f"The noise is not measured on the {num_images} validation images: {error}")
 
     def _measure(self, trainer: NullspaceTrainer, models: dict[str, PreTrainedModel]) -> dict[str, RobustnessReport]:
-        """The robustness of each model on the same images."""
+        """Measures the robustness of each model on the same images."""
         test = self.splits["test" if self.is_digits else "validation"]
         test = test.select(range(min(len(test), self.finetune_args.max_robustness_samples)))
         reports: dict[str, RobustnessReport] = {}
@@ -259,7 +262,7 @@ class FinetuneRun:
         return reports
 
     def _time_of(self, passes: int) -> float | None:
-        """Seconds of so many forward passes of one image, at the pace of the evaluation."""
+        """Estimated seconds of `passes` forward passes of one image, at the speed of the evaluation."""
         return None if self.seconds_of_a_pass is None else passes * self.seconds_of_a_pass
 
     def _report(
@@ -282,7 +285,7 @@ class FinetuneRun:
     # ---- Results ------------------------------------------------------------------------------------------------
 
     def _write_results(self, trainer: NullspaceTrainer, results: dict[str, dict[str, float]]) -> None:
-        """Prints the table; writes it, the history of the noise and its figure."""
+        """Prints and writes the table, and writes the history of the noise and its figure."""
         trainer.save_metrics(
             "robustness", {f"{name}_{key}": value for name, row in results.items() for key, value in row.items()}
         )
@@ -304,7 +307,7 @@ class FinetuneRun:
         return {"tasks": "image-classification", **self.data_args.card_arguments()}
 
     def _publish(self, trainer: NullspaceTrainer) -> None:
-        """The card with all that was measured, and the push where one was asked for."""
+        """Writes the card with all measurements, and pushes to the Hub if requested."""
         if self.args.push_to_hub:
             trainer.push_to_hub(**self._card_arguments)
         else:
@@ -312,10 +315,10 @@ class FinetuneRun:
 
 
 def predicted_classes(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
-    """The class of the largest logit: all that the accuracy needs to be gathered and kept."""
+    """The class of the largest logit; the accuracy needs nothing else to be gathered and kept."""
     return (logits[0] if isinstance(logits, (tuple, list)) else logits).argmax(-1)
 
 
 def accuracy(output: EvalPrediction) -> dict[str, float]:
-    """Share of right predictions."""
+    """Share of correct predictions."""
     return {"accuracy": float(np.mean(output.predictions == output.label_ids))}

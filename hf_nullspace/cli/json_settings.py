@@ -1,4 +1,4 @@
-"""A JSON file of settings, each checked as a flag would be."""
+"""Reads a JSON file of settings and checks each one like a flag."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def read_settings(
     Args:
         path (`str`): The file.
         hints (`Mapping[str, Any]`): The type of each setting.
-        choices (`Mapping[str, Collection]`): What a setting must be one of, where it must.
-        removed (`Mapping[str, str]`): What to say of settings of earlier versions.
+        choices (`Mapping[str, Collection]`): The allowed values of each setting; `None` for any.
+        removed (`Mapping[str, str]`): The error for each setting of an earlier version.
 
     Raises:
         `ValueError`: If there is no such file, it holds no JSON object, or a setting is unknown or of another type.

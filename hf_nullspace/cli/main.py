@@ -16,7 +16,7 @@ PLUGINS = "hf_nullspace.plugins"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command that the first argument names; an error is one line and exit code 2, see [`run_command`]."""
+    """Runs the command named by the first argument. An error is one line and exit code 2, see [`run_command`]."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = ["--debug"] if argv[:1] == ["--debug"] else []
     argv = argv[len(debug) :]

@@ -49,7 +49,9 @@ class CommandParser(HfArgumentParser):
         defaults: Callable[[set[str]], dict[str, Any]] | None = None,
         rules: Sequence[FlagRule] = (),
     ):
-        self.words, self.find_defaults, self.rules = list(words), defaults, list(rules)
+        self.words = list(words)
+        self.find_defaults = defaults
+        self.rules = list(rules)
         self.hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
         self.removed = {
             name: sentence
@@ -71,8 +73,9 @@ class CommandParser(HfArgumentParser):
         self._describe(dataclass_types, {} if defaults is None else defaults(set()))
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
-        """In place of that of the parent, which knows one group for a dataclass."""
-        hints, groups = typing.get_type_hints(dtype), {}
+        """Overrides the parent, which supports only one group per dataclass."""
+        hints = typing.get_type_hints(dtype)
+        groups = {}
         for item in (item for item in fields(dtype) if item.init):
             title, description = group_of(dtype, item.name)
             if title not in groups:
@@ -105,7 +108,8 @@ class CommandParser(HfArgumentParser):
             `SystemExit`: With code 2 and a line on stderr if a flag is unknown, missing or has a wrong value.
             `ValueError`: If a dataclass refuses its values, or flags do not fit together.
         """
-        argv, given = list(argv), set()
+        argv = list(argv)
+        given = set()
         if argv and argv[0].endswith(".json"):
             values = self._read_file(argv.pop(0))
             given |= {name for name, value in values.items() if value != self.get_default(name)}
@@ -144,19 +148,22 @@ class CommandParser(HfArgumentParser):
     def _name_words(self, argv: list[str]) -> list[str]:
         """The command line with the flags of `words` written out."""
         count = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
-        first, rest, named = argv[:count], argv[count:], []
+        first = argv[:count]
+        rest = argv[count:]
+        named = []
         flags = set(map(_flag, rest))
         for name in self.words:
             action = self._flags[f"--{name}"]
             size = len(first) if action.nargs == "+" else 1
-            taken, first = first[:size], first[size:]
+            taken = first[:size]
+            first = first[size:]
             if taken and flags & set(action.option_strings):
                 self.error(f"{' '.join(taken)!r} and --{name} are the same setting; give one of them")
             named += [f"--{name}", *taken] if taken else []
-        return [*first, *named, *rest]  # words that are left over are named by the caller
+        return [*first, *named, *rest]  # the caller reports words that are left over
 
     def _explain(self, unknown: list[str]) -> str:
-        """What to say of words that no flag takes."""
+        """The error for words that no flag accepts."""
         flags = [word for word in unknown if word.startswith("-")]
         if not flags:
             first = f"; only {', '.join(self.words)} may be given without a flag, first" if self.words else ""
@@ -165,7 +172,7 @@ class CommandParser(HfArgumentParser):
 
     def _suggest(self, flag: str) -> str:
         names = [name[2:] for name in self._flags if name.startswith("--") and "-" not in name[2:]]
-        names = [name for name in names if name not in ("help", "version")]  # nobody meant these
+        names = [name for name in names if name not in ("help", "version")]  # never what was meant
         word = flag.lstrip("-").replace("-", "_")
         if word in self.removed:
             return self.removed[word]

@@ -1,4 +1,4 @@
-"""The output folder of a finetuning run: whose it is, what of the run is finished, and what an earlier run left there."""
+"""The output folder of a finetuning run: which run owns it, its finished phases, and files of earlier runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..utils.files import replaced
 logger = logging.get_logger(__name__)
 
 RECORD_NAME = ".finetune_run.json"
-# What a run writes, and nobody else.
+# Files that only a run writes.
 OWN_PATTERNS = (
     *("README.md", "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("model*.safetensors", "model.safetensors.index.json", "adapter_config.json", "adapter_model*.safetensors"),
@@ -29,7 +29,7 @@ OWN_PATTERNS = (
     *("averaged_weights.safetensors", "robustness.json", "robustness.md", "robustness.png", "outcomes.safetensors"),
     *("noise_norm.png", "checkpoint-*", "base", "plain", "_publishing-*", ".measuring", ".partial"),
 )
-# One of these says that a run wrote them: a README.md alone may be anybody's.
+# One of these proves that a run wrote the folder: a README.md alone may be the user's.
 EVIDENCE = (RECORD_NAME, "checkpoint-*", "nullspace_*.json", "training_args.bin", "trainer_state.json", ".measuring")
 
 
@@ -38,10 +38,10 @@ class RunFolder:
     An output folder that belongs to one run.
 
     Args:
-        folder (`str` or `Path`): The folder, which need not be there yet.
-        settings (`Mapping`): What makes the run this one, as JSON values.
-        resume (`bool`): Whether the run goes on with what is there.
-        overwrite (`bool`): Whether what another run left there may be deleted.
+        folder (`str` or `Path`): The folder; it is created if need be.
+        settings (`Mapping`): The settings that identify the run, as JSON values.
+        resume (`bool`): Whether the run continues from the files in the folder.
+        overwrite (`bool`): Whether files of another run may be deleted.
 
     Raises:
         `ValueError`: If the folder holds another run, or files that would be published with this one; before anything
@@ -83,7 +83,7 @@ class RunFolder:
         PartialState().wait_for_everyone()  # nobody writes before all have looked
 
     def begin(self) -> None:
-        """Deletes what another run left, says so, and claims the folder."""
+        """Deletes files of another run with a log message, and claims the folder for this run."""
         if PartialState().is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.stale:
@@ -95,13 +95,13 @@ class RunFolder:
         PartialState().wait_for_everyone()
 
     def finish(self, phase: str) -> None:
-        """Writes down that a phase has saved what it was for."""
+        """Records that a phase is finished and its results are saved."""
         self.finished = [*(name for name in self.finished if name != phase), phase]
         if PartialState().is_main_process:
             self._write()
 
     def reopen(self, *phases: str) -> None:
-        """Writes down that phases are not finished any more."""
+        """Records that phases are not finished any more."""
         self.finished = [name for name in self.finished if name not in phases]
         if PartialState().is_main_process:
             self._write()
@@ -129,7 +129,7 @@ class RunFolder:
             path.write_text(text, encoding="utf-8")
 
     def _refuse_strangers(self) -> None:
-        """What would be published with the model, though no run wrote it."""
+        """Refuses files that would be published with the model although no run wrote them."""
         if not self.folder.is_dir():
             return
         strangers = [name for name in publishable_files(self.folder) if name not in self.stale]

@@ -1,1 +1,1 @@
-"""Ways of finetuning against each other: planned, run, tested for differences, and reported."""
+"""Compares ways of finetuning: plans and runs them, tests their differences, and reports."""

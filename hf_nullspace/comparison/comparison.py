@@ -1,4 +1,4 @@
-"""A comparison of ways of finetuning: rows, each with several seeds, and what their differences say."""
+"""A comparison of ways of finetuning: trains rows with several seeds each and computes their differences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from .runner import Runner
 from .statistics import CONFIDENCE
 
 
-RESULTS_NAME, TABLES_NAME, FIGURE_NAME = "results.json", "results.md", "differences.png"
+RESULTS_NAME = "results.json"
+TABLES_NAME = "results.md"
+FIGURE_NAME = "differences.png"
 
 
 class Comparison:
@@ -33,10 +35,12 @@ class Comparison:
     """
 
     def __init__(self, runner: Runner):
-        self.runner, self.compare_args, self.seed = runner, runner.compare_args, runner.args.seed
+        self.runner = runner
+        self.compare_args = runner.compare_args
+        self.seed = runner.args.seed
         self.rows = plan_rows(self.compare_args.methods, WAYS, read_variants(self.compare_args.variants))
         self._check_names()
-        for row in self.rows:  # so that an argument out of range is known before any run
+        for row in self.rows:  # raises errors for arguments out of range before any run
             try:
                 runner.arguments_of(row, self.seed)
             except (TypeError, ValueError) as error:
@@ -45,7 +49,8 @@ class Comparison:
         self.settings = runner.evaluation_settings()
 
     def _check_names(self) -> None:
-        names, timed = [row.name for row in self.rows], self.compare_args.equal_wall_time
+        names = [row.name for row in self.rows]
+        timed = self.compare_args.equal_wall_time
         if not set(timed) <= set(names) or (timed and NULLSPACE.name not in names):
             raise ValueError(
                 f"`equal_wall_time` takes rows of this comparison, with {NULLSPACE.name!r} among them, but got {timed}, "
@@ -63,7 +68,9 @@ class Comparison:
 
     def run(self) -> dict[str, Any]:
         """Trains and measures everything; returns the results."""
-        runner, runs, reports = self.runner, {}, {}
+        runner = self.runner
+        runs = {}
+        reports = {}
         runner.train(runner.base, self.seed)
         base = runner.evaluate(runner.base, self.seed)
         timed: list[Row] = []
@@ -114,13 +121,13 @@ class Comparison:
         return WAY if row.name in self.compare_args.methods else VARIANT
 
     def _references(self, timed: list[Row]) -> dict[str, list[str]]:
-        """For each row those that it is compared with."""
+        """For each row, the rows that it is compared with."""
         references = {row.name: self._references_of(row) for row in self.rows} | {BASE: [PLAIN.name]}
         references[NULLSPACE.name] = [*references.get(NULLSPACE.name, ()), *(row.name for row in timed)]
         return references
 
     def _references_of(self, row: Row) -> list[str]:
-        """Plain finetuning from the same start among them."""
+        """The rows that a row is compared with, including plain finetuning from the same start."""
         others = [PLAIN.name, *([PERMUTED.name] if row.way == NULLSPACE.name else [])]
         if self._kind(row) == VARIANT:
             others += [NULLSPACE.name, row.start]
@@ -130,7 +137,7 @@ class Comparison:
         return [name for name in dict.fromkeys(others) if name != row.name and name in names]
 
     def _cost(self, row: Row, runs: dict) -> dict[str, Any]:
-        """Means over seeds; the time of a row counts that of the row it started from."""
+        """Costs as means over seeds. The time of a row includes that of the row it started from."""
         rows = {known.name: known for known in self.rows}
 
         def total(row: Row, seed: int) -> float:

@@ -45,7 +45,8 @@ def plot_rows(
     left.set(xlabel="accuracy minus that of plain finetuning (points)")
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(groups))
     for number, (name, row) in enumerate(differences.items()):
-        mean, color = row[groups[0]], MODEL_COLORS[number % len(MODEL_COLORS)]
+        mean = row[groups[0]]
+        color = MODEL_COLORS[number % len(MODEL_COLORS)]
         whiskers = np.abs([[mean["low"] - mean["difference"]], [mean["high"] - mean["difference"]]])
         marker = MARKERS[number % len(MARKERS)]
         right.errorbar(costs[name], mean["difference"], yerr=whiskers, fmt=marker, color=color, capsize=2, label=name)

@@ -1,4 +1,4 @@
-"""The rows of a comparison: ways of finetuning as they are, and variants of them from a JSON file."""
+"""The rows of a comparison: ways of finetuning with default settings, and variants from a JSON file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Row:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As results and variants write it: there the way is the `method`."""
+        """The row as in results and variants, where the way is called `method`."""
         return {"name": self.name, "method": self.way, "start": self.start, "arguments": self.arguments}
 
 

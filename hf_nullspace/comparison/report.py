@@ -16,7 +16,9 @@ from .statistics import MEAN, PairedDifference, column_groups, mean_accuracies, 
 
 # Kinds of rows: a way of finetuning as it is, a variant of one, and one for the time that nullspace finetuning took, whose
 # name ends so.
-WAY, VARIANT, EQUAL_TIME = "method", "variant", "equal-time"
+WAY = "method"
+VARIANT = "variant"
+EQUAL_TIME = "equal-time"
 Summary = dict[str, dict[str, Any]]
 
 
@@ -39,7 +41,8 @@ def summarize_rows(
         `dict[str, dict]`: For each row `columns` and `groups`, each with `mean` and `per_seed`, and `minus`, with the
         [`PairedDifference`] of each group from each of its references.
     """
-    groups, datasets = column_groups(columns), {column.name: column.dataset for column in columns}
+    groups = column_groups(columns)
+    datasets = {column.name: column.dataset for column in columns}
     summary: Summary = {}
     for name, runs in outcomes.items():
         single = {column.name: _accuracy(runs, [column.name]) for column in columns}
@@ -129,7 +132,9 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
             `confidence`, that of the intervals; `evaluation` with `num_images`, `split`, `profile`, `profile_hash` and
             `not_measured`; and `rows`, for each row its `kind`, `method`, `start` and `arguments`.
     """
-    rows, summary, evaluation = results["rows"], results["methods"], results["evaluation"]
+    rows = results["rows"]
+    summary = results["methods"]
+    evaluation = results["evaluation"]
     names, variants, timed = (
         [name for name, row in rows.items() if row["kind"] == kind] for kind in (WAY, VARIANT, EQUAL_TIME)
     )
@@ -158,7 +163,8 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _section(title: str, results: Mapping[str, Any], names: list[str], pairs: list[tuple[str, str]]) -> list[str]:
-    summary, costs = results["methods"], results["training"]
+    summary = results["methods"]
+    costs = results["training"]
     tables = [accuracy_table({name: summary[name] for name in names})]
     if pairs:
         tables.append(difference_table(summary, pairs))

@@ -1,4 +1,4 @@
-"""One row of a comparison with one seed: trained and measured, unless that was done before."""
+"""Trains and measures one row of a comparison with one seed, unless that was done before."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
-# What does not change a model or an evaluation.
+# Arguments that change neither a model nor an evaluation.
 NEUTRAL_FIELDS = ("token", "cache_dir", "preprocessing_num_workers", "max_eval_samples")
 
 
 class Runner:
     """
-    Trains and measures rows; all are on disk as soon as they are finished.
+    Trains and measures rows. Each is saved as soon as it is finished.
 
     Args:
         model_args ([`ModelArguments`]), data_args ([`DataArguments`]), compare_args ([`CompareArguments`]),
@@ -61,8 +61,12 @@ class Runner:
         args: NullspaceTrainingArguments,
         base_arguments: Mapping[str, Any] | None = None,
     ):
-        self.model_args, self.data_args, self.compare_args, self.args = model_args, data_args, compare_args, args
-        self.folder, self.profile = Path(args.output_dir), resolve_profile(compare_args.profile)
+        self.model_args = model_args
+        self.data_args = data_args
+        self.compare_args = compare_args
+        self.args = args
+        self.folder = Path(args.output_dir)
+        self.profile = resolve_profile(compare_args.profile)
         check_packages(self.profile)
         steps = {"max_steps": compare_args.base_max_steps}
         self.base = Row(BASE, PLAIN.name, arguments={**(base_arguments or {}), **steps})
@@ -73,7 +77,7 @@ class Runner:
 
     @property
     def accelerator(self) -> Accelerator:
-        """A new one each time: training arguments reset the state that an earlier one stands on."""
+        """A new accelerator each time: new training arguments reset the shared state of earlier ones."""
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else None
         return Accelerator(cpu=self.args.use_cpu, mixed_precision=precision)
 
@@ -99,8 +103,9 @@ class Runner:
         return way.arguments(**{**settings, "output_dir": str(self.folder_of(row.name, seed))})
 
     def train(self, row: Row, seed: int) -> dict[str, Any]:
-        """Trains a row with a seed, unless it is there; returns what its `training.json` holds."""
-        folder, args = self.folder_of(row.name, seed), self.arguments_of(row, seed)
+        """Trains a row with a seed, unless it is finished; returns the content of its `training.json`."""
+        folder = self.folder_of(row.name, seed)
+        args = self.arguments_of(row, seed)
         start = None if row is self.base else self.folder_of(row.start, seed)
         is_trained = row is not self.base or self.compare_args.base_max_steps > 0
         settings = self._settings_of(row, args if is_trained else None, start)
@@ -136,7 +141,7 @@ class Runner:
         return read_run(folder, settings)
 
     def _settings_of(self, row: Row, args: NullspaceTrainingArguments | None, start: Path | None) -> dict[str, Any]:
-        """What makes a run this one: its way, its arguments, and what it starts from."""
+        """The settings that identify a run: its way, its arguments and its start."""
         settings = {"method": row.way, "arguments": {"max_steps": 0} if args is None else training_settings(args)}
         if start is not None:
             return {**settings, "start": {"row": row.start, "settings_hash": read_run(start)["settings_hash"]}}
@@ -155,24 +160,26 @@ class Runner:
     @cached_property
     def images(self) -> Dataset:
         """
-        The images that are measured on.
+        The evaluation images.
 
         Raises:
             `ValueError`: If `evaluate_on` is no split that was held back from training.
         """
-        (splits, _), name = self.data, self.compare_args.evaluate_on
+        splits, _ = self.data
+        name = self.compare_args.evaluate_on
         if name not in splits or name == "train":
             others = [split for split in splits if split != "train"]
             raise ValueError(f"`evaluate_on` must be one of the splits {others}, but got {name!r}.")
         return draw_images(splits[name], self.compare_args.max_robustness_samples, self.args.seed)
 
     def evaluate(self, row: Row, seed: int) -> RobustnessReport:
-        """Measures a finished run, unless it was measured so before."""
+        """Measures a finished run, unless it was already measured with these settings."""
         folder = self.folder_of(row.name, seed)
         report_folder = folder / f"robustness-{json_hash(self.evaluation_settings())[:12]}"
         if (report_folder / "robustness.json").is_file():
             return RobustnessReport.load(report_folder)
-        (model, processor), accelerator = self.load(folder), self.accelerator
+        model, processor = self.load(folder)
+        accelerator = self.accelerator
         return evaluate_robustness(
             model.to(accelerator.device).eval(),
             processor,
@@ -187,7 +194,7 @@ class Runner:
         )
 
     def evaluation_settings(self) -> dict[str, Any]:
-        """What can change a number of an evaluation beside the model; another has a folder of its own."""
+        """All settings besides the model that affect an evaluation. Other settings get another folder."""
         limits = {"max_robustness_samples": self.compare_args.max_robustness_samples, "seed": self.args.seed}
         limits |= {"max_eval_samples": self.data_args.max_eval_samples, "num_images": len(self.images)}
         where = {"split": self.compare_args.evaluate_on, "datasets": self.compare_args.datasets}

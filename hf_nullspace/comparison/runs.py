@@ -14,8 +14,9 @@ from transformers import TrainingArguments
 from ..utils.files import json_hash, write_text
 
 
-RUN_NAME, UNFINISHED_NAME = "training.json", "unfinished"
-# Training arguments that change no weight, by how their names begin.
+RUN_NAME = "training.json"
+UNFINISHED_NAME = "unfinished"
+# Prefixes of training arguments that do not affect the weights.
 NEUTRAL_ARGUMENTS = (
     *("output_dir", "run_name", "disable_tqdm", "report_to", "log_", "logging_", "save_", "eval_", "hub_", "push_to_"),
     *("project", "trackio_", "dataloader_num_", "dataloader_pin_", "dataloader_prefetch_", "dataloader_persistent_"),
@@ -41,7 +42,8 @@ def training_settings(args: TrainingArguments) -> dict[str, Any]:
     noise only where it has a weight.
     """
     neutral = NEUTRAL_ARGUMENTS if getattr(args, "noise_weight", 0.0) else (*NEUTRAL_ARGUMENTS, "noise_", "epsilon")
-    values, settings = args.to_dict(), {"seed": args.seed}
+    values = args.to_dict()
+    settings = {"seed": args.seed}
     for item in fields(args):
         value = values.get(item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
@@ -82,7 +84,7 @@ def read_run(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[st
 
 def begin_run(folder: Path) -> None:
     """
-    An empty folder for a run, in place of what a run that was stopped left there.
+    Creates an empty folder for a run and deletes files of an interrupted run.
 
     Raises:
         `FileExistsError`: If the folder holds anything else.
@@ -101,7 +103,7 @@ def begin_run(folder: Path) -> None:
 
 
 def write_run(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Says that a run is finished: the last thing to be written into its folder."""
+    """Marks a run as finished; this is the last file written into its folder."""
     run = {"settings": settings, "settings_hash": json_hash(settings), **facts}
     write_text(folder / RUN_NAME, json.dumps(run, indent=2) + "\n")
     (folder / UNFINISHED_NAME).unlink(missing_ok=True)

@@ -12,8 +12,12 @@ from ..robustness.profiles import EVALUATION_SET, Column
 from ..utils.random import keyed_generator
 
 
-# The columns that a mean is taken over; the first is all of them.
-MEAN, CLEAN, CORRUPTIONS, ATTACKS, DATASETS = "mean", "clean", "corruptions", "attacks", "datasets"
+# Groups of columns that a mean is taken over; the first contains all columns.
+MEAN = "mean"
+CLEAN = "clean"
+CORRUPTIONS = "corruptions"
+ATTACKS = "attacks"
+DATASETS = "datasets"
 # Coverage of the intervals.
 CONFIDENCE = 0.95
 
@@ -142,7 +146,8 @@ def _image_parts(
     that it shares with the images of the same columns.
     """
     places = {name: _places(name, [*runs, *other_runs]) for name in columns}
-    first_of, total = {}, 0
+    first_of = {}
+    total = 0
     for dataset in dict.fromkeys(datasets.get(name, "") for name in columns):
         first_of[dataset] = total
         total += 1 + max(places[name].max() for name in columns if datasets.get(name, "") == dataset)

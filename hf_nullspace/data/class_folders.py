@@ -1,4 +1,4 @@
-"""Pictures and labels from folders on disk, where the name of a folder or a line of a list says the class."""
+"""Reads pictures and labels from folders; the class is given by the sub-folder or by a line of a list."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def read_class_folders(
             f"{str(folder)!r} has {len(loose)} pictures outside its class folders, such as {loose[:3]}; they have no "
             "label. Move or remove them."
         )
-    paths, numbers = [], []
+    paths = []
+    numbers = []
     for name, label in labels.items():
         pictures = sorted(str(path) for path in found[name].iterdir() if path.suffix.lower() in kinds)
         if not pictures:
@@ -107,7 +108,8 @@ def read_labelled_files(
             raise ValueError(f"{str(labels_file)!r} names two classes for {name!r}.")
     kinds = Image.registered_extensions()
     paths = {path.name: str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in kinds}
-    unlisted, absent = sorted(paths.keys() - listed.keys()), sorted(listed.keys() - paths.keys())
+    unlisted = sorted(paths.keys() - listed.keys())
+    absent = sorted(listed.keys() - paths.keys())
     if unlisted or absent or not paths:
         raise ValueError(
             f"The {len(paths)} pictures of {str(folder)!r} and the {len(listed)} lines of {str(labels_file)!r} do not "

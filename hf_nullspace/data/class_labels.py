@@ -1,4 +1,4 @@
-"""Which logit each picture's label is: by the names of classes, never by the order in which they happen to stand."""
+"""Matches the labels of a dataset with the logits of a model by the names of the classes, never by their order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def named_labels(
             raise ValueError(f"{title} has no column {column!r}, only {dataset.column_names}. Name it with `{flag}`.")
     if not isinstance(dataset.features[image_column], ImageFeature):
         raise ValueError(f"The column {image_column!r} of {title} is {dataset.features[image_column]}, not images.")
-    feature, values = dataset.features[label_column], dataset[label_column][:]
+    feature = dataset.features[label_column]
+    values = dataset[label_column][:]
     if None in values:
         raise ValueError(f"{title} has {values.count(None)} pictures without a label. Label them or leave them out.")
     if getattr(feature, "dtype", None) == "string":
@@ -54,17 +55,17 @@ def imagenet_labels(
     """
     The ImageNet class of each picture, -1 where it is outside the subset.
 
-    `is_numbered` says that names may be the numbers of ImageNet-V2's folders.
+    `is_numbered`: whether names may be the numbers of ImageNet-V2's folders.
     """
     wnids = imagenet_wnids()
     if is_numbered and all(label.isdecimal() for label in names):
-        # Sorted as text the published folders run '0', '1', '10': the name is the class, its place is not.
+        # The published folders are sorted as text ('0', '1', '10'), so the name is the class and not its position.
         wrong = [label for label in names if label != str(int(label)) or int(label) >= NUM_CLASSES]
         if wrong:
             raise ValueError(f"{title}'s classes are named '0' to '999', unpadded, but got {wrong[:5]}.")
         indices = {place: int(label) for place, label in enumerate(names)}
     else:
-        needed = sorted(set(labels))  # a name that no picture has may stand for anything
+        needed = sorted(set(labels))  # names without pictures need not match
         chosen = needed if len(names) != NUM_CLASSES else range(NUM_CLASSES)
         candidates = dict(zip(chosen, imagenet_candidates([names[label] for label in chosen]), strict=True))
         if ambiguous := [names[label] for label in needed if len(candidates[label]) > 1]:
@@ -76,8 +77,10 @@ def imagenet_labels(
         twice = sorted({wnids[index] for index in indices.values() if list(indices.values()).count(index) > 1})
         if twice:
             raise ValueError(f"Several class names of {title} stand for {twice[:5]}; give each class once.")
-    found, expected = [indices[label] for label in labels], set(classes)
-    outside, missing = set(found) - expected, expected - set(found)
+    found = [indices[label] for label in labels]
+    expected = set(classes)
+    outside = set(found) - expected
+    missing = expected - set(found)
     if outside and not is_subset:
         raise ValueError(
             f"{title} has {len(expected)} classes, but the dataset also has pictures of "
@@ -89,7 +92,7 @@ def imagenet_labels(
 
 
 def describe_missing(where: str, missing: list[str], count: int) -> str:
-    """The error for classes without a picture, of so many."""
+    """The error message for classes without pictures, of `count` classes."""
     return (
         f"{where}: no picture of {len(missing)} of {count} classes, such as {missing[:5]}. Complete it, or name the "
         "classes that are to be evaluated with `class_subset`."
@@ -97,7 +100,7 @@ def describe_missing(where: str, missing: list[str], count: int) -> str:
 
 
 def with_labels(dataset: Dataset, image_column: str, labels: list[int]) -> Dataset:
-    """The pictures as `image`, with new labels; those with -1 are left out."""
+    """The dataset with the column `image` and new labels; pictures with label -1 are left out."""
     dataset = dataset.select_columns(image_column)
     if image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
@@ -108,7 +111,7 @@ def with_labels(dataset: Dataset, image_column: str, labels: list[int]) -> Datas
 
 
 def _model_places(id2label: Mapping[int, str]) -> dict[int, list[int]]:
-    """The logits that may be that of each ImageNet class; more than one where names are ambiguous."""
+    """The candidate logits of each ImageNet class; more than one if names are ambiguous."""
     names = [str(label) for label in id2label.values()]
     if len(names) == NUM_CLASSES and all(label == f"LABEL_{index}" for index, label in enumerate(names)):
         logger.warning("The model does not name its 1000 classes; taking them for ImageNet's, in their order.")
@@ -116,7 +119,7 @@ def _model_places(id2label: Mapping[int, str]) -> dict[int, list[int]]:
     places: dict[int, list[int]] = {}
     for place, candidates in zip(id2label, imagenet_candidates(names), strict=True):
         for index in candidates:
-            # One logit that may be of two classes is as ambiguous as two logits that may be of one.
+            # One logit that matches two classes is as ambiguous as two logits that match one class.
             places.setdefault(index, []).extend([int(place)] * len(candidates))
     return places
 
@@ -157,8 +160,8 @@ def model_labels(names: Sequence[str], needed: Collection[int], id2label: Mappin
     """
     The model's logit of each label of a dataset, by name; only labels that pictures have are looked up.
 
-    Names are compared as they are first, then without case and outer blanks, and then as ImageNet's classes, where all of
-    both are: WordNet ids then match synonyms.
+    Names are compared exactly first, then without case and outer blanks. If all names of both sides are ImageNet's
+    classes, WordNet ids match synonyms too.
 
     Args:
         names (`Sequence[str]`): The name of each label.
@@ -166,12 +169,13 @@ def model_labels(names: Sequence[str], needed: Collection[int], id2label: Mappin
         id2label (`Mapping[int, str]`): The model's classes.
 
     Raises:
-        `ValueError`: If a name is none of the model's, or that of several of its classes.
+        `ValueError`: If a name matches none of the model's classes, or several.
     """
     own = [str(label) for label in id2label.values()]
     if [folded(label) for label in names] == [folded(label) for label in own]:
-        return dict(enumerate(map(int, id2label)))  # the same list: a name that is there twice is no question of which
-    exact, loose = defaultdict(list), defaultdict(list)
+        return dict(enumerate(map(int, id2label)))  # the same list: even a name that occurs twice is not ambiguous
+    exact = defaultdict(list)
+    loose = defaultdict(list)
     for place, label in id2label.items():
         exact[str(label)].append(int(place))
         loose[folded(label)].append(int(place))
@@ -197,7 +201,7 @@ def model_labels(names: Sequence[str], needed: Collection[int], id2label: Mappin
 def _as_imagenet(
     names: Sequence[str], found: dict[int, list[int]], id2label: Mapping[int, str]
 ) -> dict[int, list[int]]:
-    """`found`, looked up as ImageNet's classes where all names of both sides are."""
+    """Completes `found` by matching ImageNet's classes, if all names of both sides are such classes."""
     chosen = range(len(names)) if len(names) == NUM_CLASSES else list(found)
     try:
         candidates = dict(zip(chosen, imagenet_candidates([names[label] for label in chosen]), strict=True))
@@ -210,5 +214,5 @@ def _as_imagenet(
 
 
 def folded(label: str) -> str:
-    """A class name as it is compared: without case and outer blanks."""
+    """A class name for comparison: without case and outer blanks."""
     return str(label).strip().lower()

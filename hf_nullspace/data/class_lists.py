@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ClassList(ABC):
-    """The classes that the labels of a dataset are places among."""
+    """The list of classes that the labels of a dataset are indices into."""
 
     @property
     @abstractmethod
@@ -31,7 +31,7 @@ class ClassList(ABC):
     @property
     @abstractmethod
     def kind(self) -> str:
-        """What such names are, for errors."""
+        """Description of such names, for errors."""
 
     @property
     @abstractmethod
@@ -41,7 +41,7 @@ class ClassList(ABC):
     @property
     @abstractmethod
     def line_kind(self) -> str:
-        """What such a line names, for errors."""
+        """Description of what a line names, for errors."""
 
     @abstractmethod
     def places(self, names: Sequence[str]) -> list[int]:
@@ -57,14 +57,14 @@ class ClassList(ABC):
         self, title: str, labels: list[int], names: list[str], classes: list[int], is_subset: bool
     ) -> list[int]:
         """
-        Labels of a dataset that names its classes as it likes, among these classes; -1 outside `classes`.
+        Translates labels of a dataset with its own class names to these classes; -1 outside `classes`.
 
         Args:
             title (`str`): The dataset, for errors.
             labels (`list[int]`): The label of each picture.
             names (`list[str]`): The name of each label.
             classes (`list[int]`): The classes that must have pictures.
-            is_subset (`bool`): Whether there may be pictures of others, which are left out.
+            is_subset (`bool`): Whether pictures of other classes may occur; they are left out.
         """
 
     @abstractmethod
@@ -72,7 +72,7 @@ class ClassList(ABC):
         self, dataset: Dataset, title: str, classes: list[int], compete: bool, id2label: Mapping[int, str] | None
     ) -> tuple[Dataset, tuple[int, ...] | None]:
         """
-        A dataset with labels among a model's logits, and the logits that compete; `None` for all.
+        Translates labels to a model's logits. Also returns the logits that compete; `None` for all.
 
         Args:
             dataset (`datasets.Dataset`): Pictures with labels among these classes.
@@ -89,7 +89,7 @@ class ImageNetClasses(ClassList):
     ImageNet's 1000 classes, or some of them; models may name them by WordNet id or by synonyms.
 
     Args:
-        some (`Callable[[], Sequence[int]]`, *optional*): Gives the places of those that the dataset has. By default all.
+        some (`Callable[[], Sequence[int]]`, *optional*): Returns the indices of the dataset's classes. By default all.
         numbered (`bool`, *optional*, defaults to `False`): Whether sub-folders are named by place, `0` to `999`, in place of
             WordNet ids.
     """
@@ -137,7 +137,7 @@ class NamedClasses(ClassList):
     Classes known by their names, which are compared with the model's without case and outer blanks.
 
     Args:
-        names (`tuple[str, ...]`): Their names, which are those of the sub-folders too.
+        names (`tuple[str, ...]`): Their names, which are also the names of the sub-folders.
     """
 
     names: tuple[str, ...]
@@ -182,7 +182,8 @@ class NamedClasses(ClassList):
         except ValueError as error:
             raise ValueError(f"The class names of {title} do not fit: {error}") from error
         found = [places[label] for label in labels]
-        outside, missing = set(found) - set(classes), set(classes) - set(found)
+        outside = set(found) - set(classes)
+        missing = set(classes) - set(found)
         if missing or (outside and not is_subset):
             raise ValueError(
                 f"{title}: no picture of {[self.names[label] for label in sorted(missing)[:5]]}, and pictures of "

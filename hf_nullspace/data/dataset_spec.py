@@ -1,4 +1,4 @@
-"""What is known of an evaluation dataset, in one record, to which other modules add their own."""
+"""The record that describes an evaluation dataset, and the registry of such datasets."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class DatasetSpec:
 
     Args:
         name (`str`):
-            What profiles and `--datasets` call it.
+            Its name in profiles and `--datasets`.
         title (`str`):
-            What reports call it.
+            Its name in reports.
         classes ([`ClassList`], *optional*):
-            Its classes: [`ImageNetClasses`] or [`NamedClasses`]. By default those that it is found with: the names of its
+            Its classes: [`ImageNetClasses`] or [`NamedClasses`]. By default they are read from the names of its
             sub-folders or its class list.
         help (`str`, *optional*):
             What it is, in a line.
         preprocessing (`str`, *optional*, defaults to `"image_processor"`):
             How its pictures are resized: one of `"resize_256_crop_224"`, `"none"` and `"image_processor"`.
         own_classes_compete (`bool`, *optional*, defaults to `False`):
-            Whether a prediction is one of its classes, by the rule that it was published with. By default all classes of
-            the model compete.
+            Whether predictions are restricted to its own classes, by the rule that it was published with. By default
+            all classes of the model compete.
         corruptions (`Sequence[str]`, *optional*):
             The corruptions that it was published with, of which a column chooses one.
         severities (`Sequence[int]`, *optional*):
@@ -71,11 +71,11 @@ class DatasetSpec:
 
     def check_part(self, corruption: Any, severity: Any, where: str) -> None:
         """
-        Refuses what is no part of a dataset that was published with corruptions.
+        Checks the part of a dataset that was published with corruptions.
 
         Args:
             corruption, severity: What was chosen.
-            where (`str`): What chose it, as the begin of a sentence.
+            where (`str`): What chose it, as the beginning of a sentence.
 
         Raises:
             `ValueError`: If there is no such part.

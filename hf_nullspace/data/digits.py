@@ -11,7 +11,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-# How the dataset is called in model cards.
+# The name of the dataset in model cards.
 DIGITS_NAME = "scikit-learn digits"
 
 

@@ -1,4 +1,4 @@
-"""Folders with one sub-folder of pictures for each class: listed by the file system, so that no path is a pattern."""
+"""Folders with one sub-folder of pictures for each class. Paths are never interpreted as patterns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # that `datasets` reads
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # read by `datasets`
 # Names of sub-folders that stand for splits, as `datasets` takes them; words beside them as in "val-2017".
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -51,18 +51,19 @@ def check_path(path: str, flag: str, folder: bool = True) -> Path:
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that a folder's name stands for: "val-2017" is validation, "trainer" none."""
+    """The split that a folder's name stands for: "val-2017" is validation, "trainer" is no split."""
     words = re.split(r"[-._ 0-9]+", name.lower())
     return next((split for split, known in SPLIT_WORDS.items() if set(words) & set(known)), None)
 
 
 def list_files(folder: Path) -> list[tuple[str, ...]]:
     """The files below a folder as parts of their relative paths, sorted; links are followed, hidden names left out."""
-    files, seen = [], set()
+    files = []
+    seen = set()
     for root, names, leaves in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         names[:] = [] if real in seen else sorted(name for name in names if not name.startswith((".", "__")))
-        if real in seen:  # a link to a folder that holds it
+        if real in seen:  # a link to one of its own parent folders
             continue
         seen.add(real)
         parts = Path(root).relative_to(folder).parts
@@ -90,7 +91,7 @@ def needs_datasets(files: list[tuple[str, ...]]) -> bool:
 
 
 def split_folders(files: list[tuple[str, ...]]) -> dict[str, str]:
-    """Split -> sub-folder, where the sub-folders with pictures are splits and not classes."""
+    """The sub-folder of each split, if the sub-folders with pictures are splits and not classes."""
     pictures = [file for file in files if is_picture(file[-1])]
     tops = sorted({file[0] for file in pictures if len(file) > 1})
     splits = {name: split_of_name(name) for name in tops}

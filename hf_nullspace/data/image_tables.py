@@ -30,7 +30,7 @@ BUILDERS = {
     ".jsonl": "json",
     ".arrow": "arrow",
 }
-# Numbers that are no longer what was written once they are read: 007, +1 and 1e3.
+# Labels that would change if they were read as numbers: 007, +1 and 1e3.
 CODE = re.compile(r"[+-]?0\d+|\+\d+|[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -77,7 +77,7 @@ def read_table(
 
 
 def _codes(file: Path, column: str, options: dict[str, Any]) -> list[str | None] | None:
-    """The labels of a CSV file as they are written, where they would be read as integers that lose it; else `None`."""
+    """The labels of a CSV file as text, if reading them as integers would change them; else `None`."""
     import pandas
 
     header = pandas.read_csv(file, nrows=0, **options)
@@ -87,7 +87,7 @@ def _codes(file: Path, column: str, options: dict[str, Any]) -> list[str | None]
     texts = [None if pandas.isna(text) else text for text in texts]
     try:
         are_integers = all(text is None or float(text).is_integer() for text in texts)
-    except ValueError:  # words among them, so that all are texts anyway
+    except ValueError:  # some are words, so all are read as text anyway
         return None
     return texts if are_integers and any(text is not None and CODE.fullmatch(text) for text in texts) else None
 
@@ -151,7 +151,7 @@ def read_dataset(
 
 
 def _slice(part: str, split: str, count: int) -> range:
-    """The places that a slice such as "10:20]" or ":10%]" of `datasets` stands for."""
+    """The range of indices of a slice such as "10:20]" or ":10%]" of `datasets`."""
     if not part:
         return range(count)
     found = re.fullmatch(r"(\d*)(%?):(\d*)(%?)\]", part)
@@ -199,7 +199,7 @@ def _read_local_dataset(
 
 def check_dataset_name(name: str) -> Path | None:
     """
-    The folder that the name of a dataset stands for; `None` for one on the Hub.
+    The local folder of a dataset name; `None` for a dataset on the Hub.
 
     Raises:
         `FileNotFoundError`: If the name can only be a path, and there is nothing of that name.
@@ -219,7 +219,7 @@ def is_path(name: str) -> bool:
 
 
 def as_pictures(dataset: Dataset, column: str, folder: str) -> Dataset:
-    """The dataset with its column of file names or bytes as pictures."""
+    """The dataset with its column of file names or bytes cast to pictures."""
     from datasets import Image as ImageFeature
 
     if column not in dataset.column_names and "file_name" in dataset.column_names:
@@ -235,7 +235,7 @@ def as_pictures(dataset: Dataset, column: str, folder: str) -> Dataset:
     elif kind not in ("binary", "large_binary") and not (
         isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     ):
-        return dataset  # no pictures: the check of the columns names it
+        return dataset  # no pictures: the check of the columns reports it
     return dataset.cast_column(column, ImageFeature())
 
 
@@ -285,7 +285,7 @@ def _load(builder: str, title: str, *args: Any, **kwargs: Any) -> DatasetDict:
 
     try:
         return load_dataset(builder, *args, **kwargs)
-    except (DatasetGenerationError, ValueError) as error:  # the first says only that it failed, the cause why
+    except (DatasetGenerationError, ValueError) as error:  # only the cause of the first says why
         if "corresponds to no data" in str(error):
             raise ValueError(f"{title} holds no rows.") from error
         raise ValueError(f"{title} cannot be read: {error.__cause__ or error}") from error

@@ -1,4 +1,4 @@
-"""The 1000 classes of ImageNet and which class a name stands for."""
+"""The 1000 classes of ImageNet, and the lookup of classes by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def imagenet_r_indices() -> tuple[int, ...]:
 @lru_cache(maxsize=1)
 def _candidates() -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """The classes by WordNet id or all synonyms, and by first synonym."""
-    full, first = defaultdict(list), defaultdict(list)
+    full = defaultdict(list)
+    first = defaultdict(list)
     for index, (wnid, synonyms) in enumerate(imagenet_classes()["classes"].items()):
         full[wnid].append(index)
         full[synonyms.lower()].append(index)

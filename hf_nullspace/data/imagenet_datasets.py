@@ -5,7 +5,8 @@ from .dataset_spec import DatasetSpec, register_dataset
 from .imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES, imagenet_a_indices, imagenet_r_indices
 
 
-CROPPED, AS_PUBLISHED = "resize_256_crop_224", "none"
+CROPPED = "resize_256_crop_224"
+AS_PUBLISHED = "none"
 IMAGENET = register_dataset(
     DatasetSpec(
         "imagenet",

@@ -1,4 +1,4 @@
-"""The one reader of pictures: files, bytes and PIL pictures of any mode and orientation, upright and as RGB."""
+"""Reads pictures as upright RGB: from files, bytes and PIL pictures of any mode and orientation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.random import keyed_generator
 
 logger = logging.get_logger(__name__)
 
-# What turns a picture upright, by the orientation that its EXIF data give.
+# The operation that turns a picture upright, by the orientation in its EXIF data.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,11 +28,13 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Modes that Pillow converts to RGB by way of another one only, or with a warning.
+# Modes that Pillow cannot convert to RGB directly, or only with a warning, and the mode in between.
 DETOURS = {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA"}
 # Formats whose pictures of mode I hold 16 bits: older Pillow versions open 16-bit PNG files so, all open PGM files so.
 FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
+TIFF_BITS = 258
+TIFF_PHOTOMETRIC = 262
+TIFF_WHITE_IS_ZERO = 0
 
 
 def read_picture(source: Image.Image | str | os.PathLike | bytes | Mapping[str, Any], name: str = "") -> Image.Image:
@@ -46,7 +48,7 @@ def read_picture(source: Image.Image | str | os.PathLike | bytes | Mapping[str, 
     Args:
         source (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes` or `Mapping`): The picture, its file, the bytes of one, or
             the `{"path": ..., "bytes": ...}` that a `datasets` column holds undecoded.
-        name (`str`, *optional*): What errors call it; by default its file, where it has one.
+        name (`str`, *optional*): Its name in errors; by default its file, if it has one.
 
     Returns:
         `PIL.Image.Image`: Of mode `"RGB"`, with the name as its `filename`.
@@ -61,15 +63,15 @@ def read_picture(source: Image.Image | str | os.PathLike | bytes | Mapping[str, 
         else:
             with Image.open(_file(source)) as picture:
                 upright = _to_upright_rgb(picture)
-    except Exception as error:  # Pillow's plugins raise many kinds; each means the same here
+    except Exception as error:  # Pillow's plugins raise many exception types, with the same meaning here
         raise ValueError(f"{name or 'A picture'} cannot be read: {error}") from error
-    upright.info = {}  # what it says holds for the file alone
+    upright.info = {}  # the metadata describes only the file
     upright.filename = name
     return upright
 
 
 def picture_name(source: Any) -> str:
-    """The file of a picture, where it is known; else nothing."""
+    """The file name of a picture; empty if it is not known."""
     if isinstance(source, Mapping):
         source = source.get("path")
     if isinstance(source, (str, os.PathLike)):
@@ -87,7 +89,7 @@ def read_pictures(
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
-        max_images (`int`, *optional*): Read the first so many only.
+        max_images (`int`, *optional*): Largest number of pictures to read.
         seed (`int`, *optional*): Read them in a random order that this seed gives, so that a share of a folder with a
             sub-folder for each class holds every class. By default in the order of their names.
 
@@ -143,7 +145,7 @@ def _file(source: str | os.PathLike | bytes | Mapping[str, Any]) -> str | os.Pat
 
 
 def _to_upright_rgb(picture: Image.Image) -> Image.Image:
-    picture.load()  # which turns TIFF files upright already
+    picture.load()  # turns TIFF files upright already
     orientation = picture.getexif().get(ExifTags.Base.Orientation)
     coloured = _to_rgb(picture)
     return coloured.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else coloured
@@ -161,12 +163,12 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _scaled(picture: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits with eight."""
+    """Converts a grey picture of 16 bits to 8 bits."""
     tags = getattr(picture, "tag_v2", {})
-    bits = tags.get(TIFF_BITS, (16,))[0]  # a TIFF file may use twelve of them
+    bits = tags.get(TIFF_BITS, (16,))[0]  # a TIFF file may use 12 of the 16 bits
     shades = np.asarray(picture).astype(np.float64) / (2**bits - 1)
     if not 0 <= shades.min() <= shades.max() <= 1:
         raise ValueError(f"it holds values outside the {bits} bits of its format")
-    if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:  # Pillow turns those of eight bits only
+    if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:  # Pillow inverts only 8-bit pictures
         shades = 1 - shades
     return Image.fromarray((shades * 255).round().astype(np.uint8))

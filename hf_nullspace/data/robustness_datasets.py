@@ -1,4 +1,4 @@
-"""Evaluation datasets read from a folder or the Hub, with checked labels that are places among a model's logits."""
+"""Loads evaluation datasets from a folder or the Hub, with checked labels that are indices into a model's logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RobustnessDataset:
     Pictures with labels that are indices into a model's logits.
 
     Attributes:
-        name (`str`): What it is called in reports.
+        name (`str`): Its name in reports.
         dataset (`datasets.Dataset`): Columns `image` and `label`.
         class_indices (`tuple[int, ...]` or `None`): The logits that compete; the others are to be masked with
             [`masked_logits`]. `None`, all of them, but for datasets that were published with the rule that a prediction
@@ -190,7 +190,8 @@ def load_if_imagenet(
         max_images (`int`, *optional*): Draw so many pictures.
         seed (`int`, *optional*, defaults to 42): Seed of that draw.
     """
-    names, wnids = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir()), imagenet_wnids()
+    names = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir())
+    wnids = imagenet_wnids()
     if not names or not set(names) <= set(wnids) or set(names) <= set(id2label.values()):
         return None
     subset = names if len(names) < len(wnids) else None
@@ -213,7 +214,7 @@ def dataset_for_model(
     Args:
         dataset (`datasets.Dataset`): For instance from [`~hf_nullspace.data.load_image_splits`].
         id2label (`Mapping[int, str]`): The model's classes (`model.config.id2label`).
-        name (`str`, *optional*, defaults to `"dataset"`): What it is called in reports.
+        name (`str`, *optional*, defaults to `"dataset"`): Its name in reports.
         image_column_name, label_column_name (`str`, *optional*): Its columns.
         class_names (`Sequence[str]`, *optional*): The name of each label, where the dataset does not say.
 
@@ -228,7 +229,7 @@ def dataset_for_model(
 
 
 def _part_title(spec: DatasetSpec, corruption: str | None, severity: int | None) -> str:
-    """The title of a dataset or of one of its parts, which is checked."""
+    """Checks the chosen part of a dataset and returns its title."""
     if spec.corruptions:
         spec.check_part(corruption, severity, spec.name)
         return f"{spec.title} {corruption} {severity}"
@@ -250,7 +251,7 @@ def _chosen_classes(title: str, all_classes: ClassList, class_subset: Sequence[s
 
 
 def _folder_classes(spec: DatasetSpec, folder: Path) -> ClassList:
-    """The classes of a dataset, or those that a folder has sub-folders of."""
+    """The classes of a dataset, or those of the sub-folders in a folder."""
     if spec.classes is not None:
         return spec.classes
     names = sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir())
@@ -280,7 +281,8 @@ def _read_folder(
         paths, labels = read_labelled_files(folder, labels_file, all_classes.line_labels, all_classes.line_kind)
         kept = set(classes)
         chosen = [(path, label) for path, label in zip(paths, labels, strict=True) if label in kept]
-        paths, labels = [path for path, _ in chosen], [label for _, label in chosen]
+        paths = [path for path, _ in chosen]
+        labels = [label for _, label in chosen]
         if missing := kept - set(labels):
             names = [all_classes.folders[label] for label in sorted(missing)]
             raise ValueError(describe_missing(repr(str(folder)), names, len(kept)))

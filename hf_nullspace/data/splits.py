@@ -1,4 +1,4 @@
-"""Image datasets by name, folder or file: found, checked and prepared before any training starts."""
+"""Loads image datasets by name, folder or file, and checks them before training starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-MAX_NAMED = 100  # unreadable images that a message names
+MAX_NAMED = 100  # largest number of unreadable images that a message names
 
 
 def load_image_splits(
@@ -62,7 +62,7 @@ def load_image_splits(
         )
     has_table = any(source is not None for source in (dataset_name, train_file, validation_file))
     columns = {}
-    if has_table:  # a folder beside it takes the names of its columns
+    if has_table:  # a folder next to it uses its column names
         columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
     validation = None
     if validation_dir is not None:  # before the training images, so that a wrong path is known at once
@@ -99,7 +99,8 @@ def load_image_splits(
                 "images, or more training images."
             )
         parts = splits["train"].train_test_split(train_val_split, seed=seed)
-        splits["train"], splits["validation"] = parts["train"], parts["test"]
+        splits["train"] = parts["train"]
+        splits["validation"] = parts["test"]
     if len(splits["validation"]) == 0:
         raise ValueError(f"The validation split holds no images; the splits are {dict(splits.num_rows)}.")
     return splits
@@ -125,7 +126,8 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
     """
     from datasets import Image as ImageFeature
 
-    names, train_is_integers = [], False
+    names = []
+    train_is_integers = False
     for split in sorted(splits, key=lambda split: split != "train"):
         dataset = splits[split]
         try:
@@ -143,7 +145,8 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
                 )
             values, known, is_integers = _read_classes(dataset, label_column_name, split)
             if split == "train":
-                names, train_is_integers = known, is_integers
+                names = known
+                train_is_integers = is_integers
             if is_integers and not train_is_integers and names != [str(place) for place in range(len(names))]:
                 raise ValueError(
                     f"The {split} split has integers for labels, such as {values[0]}, but the train split has the class "
@@ -175,7 +178,8 @@ def _read_classes(dataset: Dataset, column: str, split: str) -> tuple[list[str],
     """The class name of each image, all class names in their order, and whether they are bare integers."""
     from datasets import ClassLabel
 
-    feature, labels = dataset.features[column], dataset[column][:]
+    feature = dataset.features[column]
+    labels = dataset[column][:]
     if isinstance(feature, ClassLabel):
         outside = [label for label in labels if label is not None and not 0 <= label < feature.num_classes]
         if outside:
@@ -184,17 +188,20 @@ def _read_classes(dataset: Dataset, column: str, split: str) -> tuple[list[str],
                 f"The {split} split has labels from {min(numbers)} to {max(numbers)}, but there are {feature.num_classes} "
                 "classes (0 to one less). Remove unlabelled images, or correct the labels."
             )
-        values, known = [label if label is None else feature.names[label] for label in labels], list(feature.names)
+        values = [label if label is None else feature.names[label] for label in labels]
+        known = list(feature.names)
     else:
         kinds = {type(label) for label in labels} - {type(None)}
         if kinds == {float} and all(label is None or label.is_integer() for label in labels):
-            labels, kinds = [label if label is None else int(label) for label in labels], {int}
+            labels = [label if label is None else int(label) for label in labels]
+            kinds = {int}
         if len(kinds) > 1 or not kinds <= {str, int, bool}:
             raise ValueError(
                 f"The column {column!r} of the {split} split holds {feature}, but labels must be classes: integers or "
                 "texts. Name the right column with `--label_column_name`."
             )
-        values, known = labels, sorted(set(labels) - {None})
+        values = labels
+        known = sorted(set(labels) - {None})
     missing = [index for index, value in enumerate(values) if value in (None, "", -1)]
     if missing:
         held = "none" if values[missing[0]] in (None, "") else -1
@@ -207,7 +214,7 @@ def _read_classes(dataset: Dataset, column: str, split: str) -> tuple[list[str],
 
 
 def _encode_classes(dataset: Dataset, column: str, split: str, values: list[str], names: list[str]) -> Dataset:
-    """The dataset with its labels as places among `names`, the classes of the train split."""
+    """The dataset with its labels as indices into `names`, the classes of the train split."""
     from datasets import ClassLabel
 
     feature = ClassLabel(names=names)
@@ -225,7 +232,7 @@ def _encode_classes(dataset: Dataset, column: str, split: str, values: list[str]
 
 
 def _share_folder_classes(splits: DatasetDict, column: str) -> None:
-    """Gives class folders of several splits the class list of all of them, as one call of `datasets` would."""
+    """Gives class folders of several splits one shared class list, as a single call of `datasets` would."""
     from datasets import ClassLabel
 
     lists = [dataset.features[column].names for dataset in splits.values()]
@@ -249,7 +256,7 @@ def drop_unreadable_images(
     dataset: Dataset, image_column_name: str, skip_bad_images: bool = False, num_proc: int | None = None
 ) -> Dataset:
     """
-    Decodes every image once, so that a corrupt one is known by its name before training and not in the middle of it.
+    Decodes every image once, so that corrupt images are reported before training and not in the middle of it.
 
     Args:
         dataset (`Dataset`): The images.
@@ -267,7 +274,7 @@ def drop_unreadable_images(
 def drop_unreadable_of_splits(
     splits: dict[str, Dataset], image_column_name: str, skip_bad_images: bool = False, num_proc: int | None = None
 ) -> dict[str, Dataset]:
-    """[`drop_unreadable_images`] of several splits, all of which are looked through before any is refused."""
+    """[`drop_unreadable_images`] for several splits. All splits are checked before an error is raised."""
     errors = {split: _image_errors(dataset, image_column_name, num_proc) for split, dataset in splits.items()}
     bad = sorted(error for of_split in errors.values() for error in of_split if error)
     total = sum(len(dataset) for dataset in splits.values())
@@ -291,7 +298,7 @@ def drop_unreadable_of_splits(
 
 
 def _image_errors(dataset: Dataset, image_column_name: str, num_proc: int | None) -> list[str]:
-    """What is wrong with each image; nothing for a good one."""
+    """The error of each image; empty if the image can be read."""
     from datasets import Image as ImageFeature
 
     encoded = dataset.select_columns(image_column_name).cast_column(image_column_name, ImageFeature(decode=False))

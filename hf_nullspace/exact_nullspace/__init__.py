@@ -1,1 +1,1 @@
-"""Linear algebra of the patch projection: the pixels that it does not see at all."""
+"""The exact nullspace of the patch projection: pixel noise that it maps to zero."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 
 
-# How far beyond the box a search aims, in half diagonals of the box.
+# Distance of the search's target beyond the box, in half diagonals of the box.
 REACH = 2.0
-# Rounds of operator splitting: towards one target, or when walking all the way to a corner; and rounds between two targets.
-QUICK_ROUNDS, FILL_ROUNDS, ROUNDS_BETWEEN_TARGETS = 40, 400, 10
-# Boxes that are worked on at a time.
+# Rounds of operator splitting towards one target.
+QUICK_ROUNDS = 40
+# Rounds when walking all the way to a corner.
+FILL_ROUNDS = 400
+# After so many of them the target moves on.
+ROUNDS_BETWEEN_TARGETS = 10
+# Boxes per batch.
 BOXES_AT_A_TIME = 64
 
 
@@ -57,7 +61,9 @@ def norm_bound(lower: torch.Tensor, upper: torch.Tensor, basis: torch.Tensor) ->
     The ball around the box, cut by the subspace, is a ball with centre `c` (the box's own, projected) and radius `r`;
     nothing in it is longer than `||c|| + r`.
     """
-    lower, upper, basis = lower.double(), upper.double(), basis.to(lower.device)
+    lower = lower.double()
+    upper = upper.double()
+    basis = basis.to(lower.device)
     centre = (lower + upper) / 2
     if basis.shape[1] == 0:
         return torch.zeros_like(centre[:, 0])
@@ -95,7 +101,8 @@ def _pull(target, lower, upper, basis, rounds, beyond=None) -> torch.Tensor:
     With `beyond`, the target becomes `beyond(point)` now and then. The result lies in the subspace, and nearly in the box.
     """
     basis = basis.to(target)
-    inside, multiplier = torch.zeros_like(target), torch.zeros_like(target)
+    inside = torch.zeros_like(target)
+    multiplier = torch.zeros_like(target)
     for index in range(1, rounds + 1):
         point = ((target + inside - multiplier) / 2) @ basis @ basis.T
         inside = (point + multiplier).clamp(lower, upper)
@@ -121,7 +128,8 @@ def _walk(
     Args:
         extend (`bool`): Whether to go on beyond the target, until the last bound.
     """
-    size, dimension = len(target), basis.shape[1]
+    size = len(target)
+    dimension = basis.shape[1]
     rows = torch.arange(size, device=target.device)
     below, above = -lower.double(), upper.double()  # the room that is left on both sides
     position = torch.zeros_like(above)
@@ -139,9 +147,10 @@ def _walk(
         moves = speed[rows, element].abs() > still
         length = torch.where(moves, 1 / share.clamp_min(1e-30), 0.0)
         if not extend:
-            # What is left to go is `speed` itself, so that a length of 1 arrives.
+            # `speed` is the remaining distance, so a step of length 1 arrives.
             arrives = moves & (length >= 1)
-            length, moves = length.clamp_max(1.0), moves & ~arrives
+            length = length.clamp_max(1.0)
+            moves = moves & ~arrives
         move = speed * length[:, None]
         position.add_(move)
         above.sub_(move).clamp_min_(0)

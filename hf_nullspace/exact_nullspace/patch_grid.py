@@ -1,4 +1,4 @@
-"""Pixels of images and the patches that a projection reads, one into the other."""
+"""Converts between pixels of images and the patches that a projection reads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PatchGrid:
         """
         Cuts pixels of shape `(batch_size, channels, height, width)` into `(batch_size, num_patches, features)`.
 
-        For a linear projection, which reads patches that are cut already, they come back as they are.
+        For a linear projection, whose input is already cut into patches, it is returned unchanged.
         """
         if self.patch_size is None:
             if pixels.dim() != 3 or pixels.shape[2] != self.num_features:
@@ -79,10 +79,11 @@ class PatchGrid:
         return nn.functional.fold(patches.transpose(1, 2), size, self.patch_size, stride=self.patch_size)
 
     def num_patches(self, image_size: tuple[int, int] | None = None) -> int:
-        """Patches of an image; pixels beyond the last whole patch belong to none."""
+        """Number of patches of an image; pixels beyond the last whole patch are ignored."""
         if self.patch_size is None:
             raise ValueError(f"The projection {self.projection_name!r} is linear: images come to it as patches.")
-        (height, width), (patch_height, patch_width) = self._size(image_size), self.patch_size
+        height, width = self._size(image_size)
+        patch_height, patch_width = self.patch_size
         return (height // patch_height) * (width // patch_width)
 
     def _size(self, image_size: tuple[int, int] | None) -> tuple[int, int]:

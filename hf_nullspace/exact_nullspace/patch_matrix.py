@@ -1,4 +1,4 @@
-"""The patch projection as one matrix, and the way back: pixels whose embedding is a wanted noise."""
+"""The patch projection as one matrix, and its inverse: pixel noise with a given patch embedding."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PatchMatrix(PatchGrid):
         if rtol is not None and not rtol >= 0:
             raise ValueError(f"`rtol` must be at least 0, but got {rtol!r}.")
         super().__init__(projection, image_size, num_channels)
-        # Only the matrix is kept: samples belong to the weights of now, and workers get no module.
+        # Only the matrix is kept: later weight updates do not change samples, and data workers need no module.
         self.matrix = projection.matrix().to("cpu", torch.float64)
         left, singular_values, right = torch.linalg.svd(self.matrix, full_matrices=True)
         if rtol is None:
@@ -64,12 +64,12 @@ class PatchMatrix(PatchGrid):
     @classmethod
     def from_model(cls, model: nn.Module, rtol: float | None = None, patch_projection: str | None = None) -> Self:
         """
-        That of a classifier's patch projection.
+        Builds it from a classifier's patch projection.
 
         Args:
             model (`nn.Module`): The classifier, unwrapped.
             rtol (`float`, *optional*): See [`PatchNullspace`].
-            patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
+            patch_projection (`str`, *optional*): Name of the projection module, if the rule does not find it.
 
         Raises:
             `ValueError`: If the model has no patch projection, or its patches overlap.
@@ -85,7 +85,7 @@ class PatchMatrix(PatchGrid):
         self, pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        How far each pixel may go down and up, in normalised units.
+        How far each pixel may decrease and increase, in normalised units.
 
         Returns:
             Two `torch.Tensor` of shape `(batch_size, num_patches, features)` in float32, the first at most 0 and the
@@ -161,7 +161,8 @@ class PatchMatrix(PatchGrid):
                 f"Noise of shape {tuple(noise.shape)} does not fit {len(lower)} pictures of {lower.shape[1]} patches."
             )
         noise = noise.to(lower).expand(len(lower), -1, -1)
-        matrix, inverse = self.matrix.to(lower), self.pseudo_inverse.to(lower)
+        matrix = self.matrix.to(lower)
+        inverse = self.pseudo_inverse.to(lower)
         patches = bounded_least_squares(matrix, noise, lower, upper, noise @ inverse.T, max_steps)
         residual = self._residual(patches, noise).float()
         return self.to_pixels(patches, tuple(pixel_values.shape[2:])), residual
@@ -202,10 +203,12 @@ def bounded_least_squares(
     """
     step = 1 / torch.linalg.matrix_norm(matrix.double(), 2).item() ** 2
     patches = start.clamp(lower, upper)
-    ahead, momentum = patches, 1.0
+    ahead = patches
+    momentum = 1.0
     for _ in range(max_steps):
         following = (ahead - step * (ahead @ matrix.T - wanted) @ matrix).clamp(lower, upper)
-        momentum, last = (1 + math.sqrt(1 + 4 * momentum**2)) / 2, momentum
+        last = momentum
+        momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead = following + (last - 1) / momentum * (following - patches)
         patches = following
     return patches

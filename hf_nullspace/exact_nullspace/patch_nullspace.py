@@ -22,10 +22,10 @@ class PatchNullspace(PatchMatrix):
     The pixel noise that a patch projection maps to zero.
 
     Non-overlapping patches are each multiplied by one matrix `W` of shape `(hidden_size, channels * patch_height *
-    patch_width)`. Where `W` has more columns than its rank, whatever lies in its nullspace can be added to every patch,
-    independently, and neither the patch embeddings nor the logits move. It belongs to the weights as they are now: once
-    training changes the projection, build it again. The singular value decomposition is taken jointly over the
-    channels, in float64; channel by channel, most of the nullspace would be missed.
+    patch_width)`. If `W` has more columns than its rank, any vector of its nullspace can be added to every patch,
+    independently, without changing the patch embeddings or the logits. The nullspace belongs to the current weights:
+    build it again once training changes the projection. The singular value decomposition is taken jointly over the
+    channels, in float64. Channel by channel, most of the nullspace would be missed.
 
     All pixels and noises here are **normalised**, as the model reads them, unless an argument says otherwise. Build one
     with [`PatchNullspace.from_model`].
@@ -101,7 +101,7 @@ class PatchNullspace(PatchMatrix):
 
     def project(self, pixel_noise: torch.Tensor) -> torch.Tensor:
         """
-        The nullspace part of a noise: what is left after removing all that the projection sees.
+        The orthogonal projection of a noise onto the nullspace.
 
         Args:
             pixel_noise (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The noise.
@@ -135,7 +135,7 @@ class PatchNullspace(PatchMatrix):
 
         Returns:
             `torch.Tensor` of shape `(batch_size, channels, height, width)` in float32; of shape `(batch_size,
-            num_patches, features)` for a linear projection. Zero if the nullspace is.
+            num_patches, features)` for a linear projection. Zero if the nullspace has dimension 0.
 
         Raises:
             `ValueError`: If `norm` is negative or not finite, or the image size is unknown.
@@ -254,7 +254,7 @@ class PatchNullspace(PatchMatrix):
         return norm_bound(lower, upper, self.basis).norm(dim=1)
 
     def _in_box(self, search, patches, lower, upper, slides, pixel_values) -> torch.Tensor:
-        """A search of `box_filling` over all patches, as pixels."""
+        """Runs a search of `box_filling` over all patches and returns pixels."""
         slides = self.dimension if slides is None else slides
         noise = search(*(part.flatten(0, 1) for part in (patches, lower, upper)), self.basis, slides)
         return self.to_pixels(noise.view(lower.shape), tuple(pixel_values.shape[2:]))
@@ -273,7 +273,7 @@ class PatchNullspace(PatchMatrix):
 
     @property
     def obstacle(self) -> str | None:
-        """Why there is no noise but zero, and what to use instead; `None` where there is some."""
+        """Why the nullspace is zero, and what to use instead; `None` if it is not."""
         if self.dimension > 0:
             return None
         rows, features = self.matrix.shape

@@ -1,4 +1,4 @@
-"""That the card says what its files say: its text written again, its metadata derived again."""
+"""Checks that the card agrees with its files: its text is rendered again and its metadata derived again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .page_text import compare_texts, read_page
 
 
 CARD_NAME = "README.md"
-# What the Hub shows of the metadata, and nobody but the publisher knows.
+# Metadata that the Hub shows and that only the publisher can know.
 FREE_FIELDS = (
     "library_name",
     "license",
@@ -71,7 +71,7 @@ def check_card(folder: Path, facts: dict[str, Any], repository: str | None) -> l
 
 
 def list_hearsay(facts: Mapping[str, Any]) -> list[Claim]:
-    """What a reader sees and nobody but the run can know."""
+    """Claims shown to the reader that only the training run could confirm; they are listed as not checked."""
     before = " before the last" if facts["certificate"] else " without a published noise"
     parts = {
         "training settings": ["hyperparameters", "settings", "versions"],
@@ -104,7 +104,7 @@ def _check_metrics(metadata: Mapping[str, Any], facts: dict[str, Any], title: st
 
 
 def _metrics(index: Any) -> dict[str, str]:
-    """Name and value of each metric, of whatever somebody wrote."""
+    """Name and value of each metric in an untrusted model index."""
     try:
         rows = [metric for result in index[0]["results"] for metric in result["metrics"]]
         return {str(row.get("name")): repr(row.get("value")) for row in rows}

@@ -1,4 +1,4 @@
-"""The whole text of a model card as a function of its facts, so that a reader's copy can be written again and compared."""
+"""Renders the whole text of a model card from its facts, so that a published card can be checked against them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..utils.escaping import escaped_strings, markdown_text
 
 
-# How frameworks are called on a card, by the names of their packages.
+# The display name of each framework, by the name of its package.
 FRAMEWORKS = {"torch": "Pytorch"}
 
 
 def template_environment() -> Environment:
-    """Reads the templates beside this file; a value that is missing is an error."""
+    """A Jinja environment for the templates beside this file. A missing value is an error."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -24,18 +24,19 @@ def template_environment() -> Environment:
 
 def render_page(facts: Mapping[str, Any], section: str, title: str, base_model: str | None = None) -> str:
     """
-    The card below its metadata: what `Trainer` says of a run, in its words, around the section on the nullspace.
+    The body of the card: the text that `Trainer` writes about a run, with the section on the nullspace inserted.
 
     Args:
         facts (`Mapping`): As for [`write_card`].
         section (`str`): From [`render_section`].
         title (`str`): The model's name.
-        base_model (`str`, *optional*): What it was finetuned from, where that is on the Hub.
+        base_model (`str`, *optional*): Hub id of the model that was finetuned; `None` if it is not on the Hub.
     """
     facts = escaped_strings({name: facts[name] for name in ("hyperparameters", "metrics", "versions", "dataset")}) | {
         "is_local_base": facts["is_local_base"]
     }
-    metrics, versions = facts["metrics"], facts["versions"]
+    metrics = facts["metrics"]
+    versions = facts["versions"]
     if base_model:
         name = markdown_text(base_model)
         origin = f"is a fine-tuned version of [{name}](https://huggingface.co/{name}) on"
@@ -69,13 +70,13 @@ def _dataset_words(dataset: str | None) -> str:
 
 
 def _rounded(value: Any) -> str:
-    """A number with four decimals where it has more."""
+    """The number as text, with at most four decimals."""
     long = isinstance(value, float) and len(str(value).partition(".")[2]) > 4
     return f"{value:.4f}" if long else str(value)
 
 
 def _training_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The evaluations during training, in columns as wide as their longest cell."""
+    """The evaluations during training as a Markdown table; columns are padded to their longest cell."""
     if not rows:
         return ""
     cells = [list(rows[0]), *([_rounded(value) for value in row.values()] for row in rows)]

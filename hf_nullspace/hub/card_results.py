@@ -1,4 +1,4 @@
-"""What a model card says of a model beside its controls, from their robustness reports."""
+"""The results of a model card: the model and its controls, taken from their robustness reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..robustness.profiles import EVALUATION_SET
 from ..robustness.report import RobustnessReport
 
 
-MODEL_NAME, CONTROL_NAME = "nullspace", "plain"
+MODEL_NAME = "nullspace"
+CONTROL_NAME = "plain"
 
 
 def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
     Raises:
         `KeyError`: If there is no report `"nullspace"`.
     """
-    ours, control = reports[MODEL_NAME], reports.get(CONTROL_NAME)
+    ours = reports[MODEL_NAME]
+    control = reports.get(CONTROL_NAME)
     differences = None
     if control is not None:
         differences = paired_differences(
@@ -65,7 +67,7 @@ def card_results(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
 def paired_differences(
     ours: Mapping[str, np.ndarray], control: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, list[float]]:
-    """By column that both have: the difference of two models in points, with the ends of its interval."""
+    """The difference of two models in percentage points for each shared column, with the ends of its interval."""
     return {
         name: list(paired_bootstrap(correct, control[name], seed=seed))
         for name, correct in ours.items()
@@ -74,16 +76,16 @@ def paired_differences(
 
 
 def pack_correct(correct: torch.Tensor) -> str:
-    """How many images there are, and a bit for each as hexadecimal digits: 1 where it is classified correctly."""
+    """The number of images, then one bit per image in hexadecimal: 1 if the image is classified correctly."""
     return f"{len(correct)}:{np.packbits(correct.numpy().astype(np.uint8)).tobytes().hex()}"
 
 
 def unpack_correct(text: str) -> np.ndarray:
     """
-    What [`pack_correct`] was given, as an array of 0 and 1.
+    Inverse of [`pack_correct`]: an array with 0 or 1 for each image.
 
     Raises:
-        `ValueError`: If the text is none that it writes.
+        `ValueError`: If the text was not written by [`pack_correct`].
     """
     count, _, digits = text.partition(":")
     if not count.isdecimal() or len(digits) != 2 * math.ceil(int(count) / 8):
@@ -92,5 +94,5 @@ def unpack_correct(text: str) -> np.ndarray:
 
 
 def undecided(differences: Mapping[str, list[float]]) -> list[str]:
-    """The columns whose interval contains 0, so that the images do not tell the two models apart."""
+    """The columns whose interval contains 0: the images do not distinguish the two models there."""
     return [name for name, (_, low, high) in differences.items() if low <= 0 <= high]

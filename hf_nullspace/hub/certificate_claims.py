@@ -1,4 +1,4 @@
-"""A certificate beside what its noise does now."""
+"""Compares a published certificate with a new measurement of its noise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .outcome_claims import MIN_IMAGES, compare_shares
 # How far apart the claimed and the expected bound or standard error may lie: they depend on the few images with large
 # errors, and versions have other bounds.
 BOUND_FACTOR = 10.0
-# These means hardly depend on which images they are measured on.
+# These means hardly depend on the choice of images.
 CONTROL_FACTOR = 2.0
 
 
 def compare_certificates(claimed: Certificate, measured: Certificate) -> list[Claim]:
     """
-    The numbers of a certificate that depend on images, against a certificate measured now.
+    Compares the image-dependent numbers of a certificate with a certificate that was measured again.
 
     Neither the claimed bound nor the claimed standard error says how sure the claimed mean is, since they are claimed too:
     the spread of the images measured now does.
@@ -75,7 +75,8 @@ def _compare_standard_errors(claimed: Certificate, measured: Certificate) -> Cla
 
 
 def _compare_exchanged(claimed: Certificate, measured: Certificate) -> Claim:
-    name, now = "exchanged_probability_mse", measured.exchanged_probability_mse
+    name = "exchanged_probability_mse"
+    now = measured.exchanged_probability_mse
     if measured.num_images >= MIN_IMAGES and claimed.converged and now <= claimed.epsilon:
         stated, found = [f"{value:.4g}" for value in (claimed.exchanged_probability_mse, now)]
         return Claim(name, False, stated, found, "within epsilon any image could stand in the place of another")
@@ -85,8 +86,10 @@ def _compare_exchanged(claimed: Certificate, measured: Certificate) -> Claim:
 
 
 def _compare_needed(claimed: Certificate, measured: Certificate) -> Claim:
-    stated, needed = claimed.num_images_needed, measured.num_images_needed
-    name, texts = "num_images_needed", (str(stated), str(needed))
+    stated = claimed.num_images_needed
+    needed = measured.num_images_needed
+    name = "num_images_needed"
+    texts = (str(stated), str(needed))
     if claimed.converged and claimed.num_images < needed:
         return Claim(name, False, *texts, f"{claimed.num_images} images were measured, and it is called certified")
     if not stated:

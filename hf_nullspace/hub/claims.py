@@ -1,4 +1,4 @@
-"""One claim of a published checkpoint beside what was measured now, and a table of them."""
+"""One claim of a published checkpoint with the result of its check, and a table of claims."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..robustness.metrics import wilson_interval
 from ..utils.escaping import plain_text
 
 
-# More claims that are not checked for one and the same reason are listed together.
+# If more claims than this are unchecked for the same reason, they share a row.
 MAX_ROWS_OF_A_REASON = 5
 VERDICTS = {True: "holds", False: "FAILS: ", None: "not checked: "}
 
@@ -22,9 +22,9 @@ class Claim:
 
     Args:
         name (`str`): What is claimed.
-        holds (`bool` or `None`): Whether the check found it so; `None` where it could not be checked.
+        holds (`bool` or `None`): Whether the check confirmed the claim; `None` if it could not be checked.
         claimed, measured (`str`): Both values, with their intervals where they have one.
-        reason (`str`): Why it does not hold, or could not be checked; empty where it holds.
+        reason (`str`): Why the claim does not hold or could not be checked; empty if it holds.
         is_measurement (`bool`): Whether the check is a measurement with the published weights.
     """
 
@@ -36,7 +36,7 @@ class Claim:
     is_measurement: bool = False
 
     def measured_now(self) -> Claim:
-        """The claim as one whose check is a measurement."""
+        """A copy of the claim that is marked as a measurement."""
         return replace(self, is_measurement=True)
 
 
@@ -58,18 +58,18 @@ class Estimate:
         return cls(share, low / 100, high / 100)
 
     def overlaps(self, other: Estimate) -> bool:
-        """Whether the intervals have a point in common."""
+        """Whether the two intervals overlap."""
         return self.low <= other.high and other.low <= self.high
 
 
 def compare_estimates(name: str, claimed: Estimate, measured: Estimate) -> Claim:
-    """A claim that holds where both intervals overlap: both numbers were measured on a sample of images."""
+    """A claim that holds if both intervals overlap. Both numbers were measured on a sample of images."""
     holds = claimed.overlaps(measured)
     return Claim(name, holds, str(claimed), str(measured), "" if holds else "the intervals do not overlap")
 
 
 def compare_values(name: str, claimed: float, measured: float, tolerance: float = 1e-4) -> Claim:
-    """A claim of a number that no sample enters, up to the relative `tolerance` of float32 sums."""
+    """A claim about a number without sampling error, up to the relative `tolerance` of float32 sums."""
     holds = math.isclose(claimed, measured, rel_tol=tolerance, abs_tol=1e-9)
     reason = "" if holds else "the published tensor has another value"
     return Claim(name, holds, f"{claimed:.6g}", f"{measured:.6g}", reason)
@@ -77,8 +77,8 @@ def compare_values(name: str, claimed: float, measured: float, tolerance: float 
 
 def claims_table(claims: Sequence[Claim]) -> str:
     """
-    The claims as a Markdown table, each with its 95 % interval in brackets; many that are not checked for one reason
-    share a row.
+    The claims as a Markdown table, each with its 95 % interval in brackets. If many claims are unchecked for the same
+    reason, they share a row.
     """
     lines = ["| claim | claimed | measured | |", "|---|---:|---:|---|"]
     for claim in _joined(claims):

@@ -1,4 +1,4 @@
-"""A published repository as a folder, or an error that says why there is none."""
+"""Downloads a published repository into a folder, with clear errors."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def download(
         revision, token, cache_dir (*optional*): As for [`verify`].
 
     Returns:
-        `tuple[Path, str or None]`: The folder, and the commit where it is of a repository.
+        `tuple[Path, str or None]`: The folder, and the commit if it was downloaded from a repository.
 
     Raises:
-        `OSError`: If it cannot be had: no such folder, repository or revision, no access, no network and no cache.
+        `OSError`: If there is no such folder, repository or revision, access is denied, or the Hub cannot be reached
+            and the cache does not have it.
     """
     if Path(repo_or_folder).is_dir():
         return Path(repo_or_folder), None
@@ -69,7 +70,7 @@ def download(
         raise OSError(f"{reason}, and {where} is not in the cache. {advice}") from error
     except HfHubHTTPError as error:
         raise OSError("Downloading {!r} failed: {}. {}".format(name, *hub_meaning(error))) from error
-    except Exception as error:  # HTTP libraries raise kinds of their own
+    except Exception as error:  # HTTP libraries raise their own exception types
         reason = f"{plain_text(error, 200)} ({type(error).__name__})"
         raise OSError(f"Downloading {name!r} failed: {reason}. Try again later.") from error
     return folder, folder.name

@@ -1,4 +1,4 @@
-"""`nullspace_training.json` of a stranger: read strictly, so that nothing but what a run writes can reach a card."""
+"""Reads an untrusted `nullspace_training.json` strictly: only values that a training run writes can reach a card."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .training_facts import FIGURES, FIRST_FIGURES
 
 
 NUMBER = (int, float)
-# Of a certificate: numbers that count, and those that a card shows without a word for an infinite one.
+# Fields of a certificate: integers, and numbers that a card shows and that must be finite.
 COUNTS = ("num_images", "steps", "num_images_needed")
 NUMBERS_OF_A_CARD = ("epsilon", "confidence", "probability_mse", "agreement", "permuted_agreement", "norm")
 # Names of columns, models, metrics, settings and packages: words, never sentences.
 NAME = re.compile(r"[\w.+()/ -]{1,64}")
-# What is written about a method or a setting is one line.
+# The description of a method or a setting is one line.
 MAX_WORDS = 400
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """
-    What `nullspace_training.json` says; parts that earlier versions did not write are `None`.
+    Reads `nullspace_training.json`. Parts that earlier versions did not write are `None`.
 
     Raises:
-        `FileNotFoundError`: If there is none.
-        [`DamagedFileError`]: If a part is of another kind than a run writes.
+        `FileNotFoundError`: If the file does not exist.
+        [`DamagedFileError`]: If a part has another type than a training run writes.
     """
     path = Path(folder, TRAINING_NAME)
     if not path.is_file():
@@ -44,7 +44,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts, each of its kind."""
+    """Checks the type of each fact and returns the facts."""
     optional = ["dataset", "method", "patch_projection", "result_images", "result_logits"]
     optional += ["intervals", "differences", "correct"]
     facts = {**dict.fromkeys(optional), "template": 1, **facts}
@@ -93,7 +93,7 @@ def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def interval_of(percent: float, count: int) -> list[float]:
-    """The 95 % interval of an accuracy, as a card has it."""
+    """The 95 % interval of an accuracy, rounded as on a card."""
     return list(wilson_interval(round(percent * count / 100), count))
 
 
@@ -116,7 +116,7 @@ def _certificate(name: str, values: dict[str, Any]) -> Certificate:
 
 
 def _check_words(part: str, values: Mapping[str, Any]) -> None:
-    """Names are words, and values numbers or one line."""
+    """Checks that names are words, and that values are numbers or one line of text."""
     for name, value in values.items():
         if not NAME.fullmatch(name) or looks_like_another(name):
             raise DamagedFileError(f"`{part}` has the name {name[:40]!r}")

@@ -1,4 +1,4 @@
-"""The claims of a published checkpoint that no image enters: hashes, and files that repeat or imply one another."""
+"""Checks of a published checkpoint that need no images: hashes, and consistency between its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIDE_FILES = ("all_results.json", "eval_results.json", "robustness_results.json"
 
 
 def check_certificate(noise: NullspaceNoise, facts: dict[str, Any]) -> list[Claim]:
-    """That the certificate, the last round and the settings of the card are those of the noise."""
+    """Checks that the certificate, the last round and the settings of the card agree with the noise."""
     certificate = noise.certificate.to_dict()
     differing = [name for name, value in certificate.items() if (facts["certificate"] or {}).get(name) != value]
     reason = f"{NOISE_CONFIG_NAME} and {TRAINING_NAME} differ in {differing}" if differing else ""
@@ -42,7 +42,7 @@ def check_certificate(noise: NullspaceNoise, facts: dict[str, Any]) -> list[Clai
 
 
 def _check_evaluated(noise: NullspaceNoise, facts: dict[str, Any]) -> Claim:
-    """That the certificate of evaluation images is of this noise, with its verdict by its own numbers."""
+    """Checks that the evaluation certificate belongs to this noise and that its verdict follows from its numbers."""
     certificate = Certificate.from_dict(facts["evaluation_certificate"])
     wrong = [name for name in ("epsilon", "confidence") if getattr(certificate, name) != getattr(noise.config, name)]
     norms = [compare_values(name, getattr(certificate, name), value) for name, value in _norms(noise.tensor).items()]
@@ -73,7 +73,7 @@ def check_files(folder: Path) -> list[Claim]:
 
 
 def check_noise(noise: NullspaceNoise) -> list[Claim]:
-    """That the noise has the norms and the verdict of its certificate."""
+    """Checks that the noise has the norms and the verdict of its certificate."""
     claimed = noise.certificate
     converged = claimed.is_certified
     holds = claimed.converged == converged and claimed.epsilon == noise.config.epsilon
@@ -97,22 +97,24 @@ def _norms(noise: torch.Tensor) -> dict[str, float]:
 
 
 def check_without_noise(facts: dict[str, Any]) -> Claim:
-    """Without noise there is no certificate; a card that states one of evaluation images all the same is refused."""
+    """Without noise there is no certificate: the claim fails if the card states an evaluation certificate anyway."""
     stated = facts["evaluation_certificate"] is not None
     reason = "there is no noise, but the card states its certificate" if stated else "it was trained without noise"
     return Claim("certificate", False if stated else None, reason=reason)
 
 
 def check_without_report(facts: dict[str, Any]) -> Claim:
-    """Without a report there are no accuracies to check; a card that states some all the same is refused."""
+    """Without a report there are no accuracies to check: the claim fails if the card states some anyway."""
     stated = (facts["results"] or {}).get(MODEL_NAME)
     reason = f"there is no {REPORT_NAME}" + (", but the card states accuracies" if stated else "")
     return Claim("accuracy of the report", False if stated else None, reason=reason)
 
 
 def check_side_files(folder: Path, facts: dict[str, Any]) -> list[Claim]:
-    """What the other files of the folder say: metrics that a card has too, figures, and files that nothing lists."""
-    values, wrong, unknown = _known_values(facts), [], []
+    """Checks the other files of the folder: metrics that the card repeats, figures, and files not in the manifest."""
+    values = _known_values(facts)
+    wrong = []
+    unknown = []
     for name in SIDE_FILES:
         if (folder / name).is_file():
             for field, value in read_json(folder / name).items():
@@ -140,7 +142,7 @@ def check_side_files(folder: Path, facts: dict[str, Any]) -> list[Claim]:
 
 
 def _known_values(facts: dict[str, Any]) -> dict[str, float]:
-    """The metrics of the files that `Trainer` and the examples write, as far as a card has them too."""
+    """The metrics that both the card and the result files of `Trainer` and the examples may hold."""
     values = {
         f"{model}_{column}": value for model, row in (facts["results"] or {}).items() for column, value in row.items()
     }

@@ -1,4 +1,4 @@
-"""What an error of the Hub means, in words, and what to do about it."""
+"""Explains errors of the Hub, and what to do about them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEANINGS = {
 
 
 def hub_meaning(error: BaseException | None) -> tuple[str, str]:
-    """What is wrong, by the answer that the Hub gave or by there being none, and what to do."""
+    """What is wrong, according to the Hub's answer or the lack of one, and what to do."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None and status >= 500:
@@ -30,7 +30,7 @@ def hub_meaning(error: BaseException | None) -> tuple[str, str]:
             return MEANINGS.get(status, (f"the Hub answered with status {status}", "Try again later."))
         if isinstance(error, OfflineModeIsEnabled):
             return "offline mode is on (HF_HUB_OFFLINE)", "Try again with a network."
-        if "Timeout" in type(error).__name__:  # HTTP libraries have kinds of their own
+        if "Timeout" in type(error).__name__:  # HTTP libraries have their own exception types
             return "the Hub did not answer in time", "Try again later."
         error = error.__cause__
     return "the Hub cannot be reached", "Try again with a network."

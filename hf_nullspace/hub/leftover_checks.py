@@ -1,4 +1,4 @@
-"""What is published and no other check looks at: fields and files of names that no run of this version writes."""
+"""Lists published fields and files that no other check covers: this version writes none of these names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KNOWN_FIELDS = {
     | {"evaluation_certificate", "rounds", "settings", "results", "intervals", "differences", "result_images"}
     | {"result_logits", "correct", "figures", "hyperparameters", "metrics", "versions", "template"},
 }
-# Files that another check reads or lists, or that are loaded as a reader's `from_pretrained` does.
+# Files that another check reads or lists, or that `from_pretrained` loads.
 KNOWN_FILES = (
     *KNOWN_FIELDS,
     *("README.md", "robustness.md", "*.safetensors", "*.png"),
@@ -33,7 +33,7 @@ KNOWN_FILES = (
 
 
 def list_leftovers(folder: Path) -> list[Claim]:
-    """A claim that is not checked for each field and file that nothing reads."""
+    """One unchecked claim for each field and file that no check reads."""
     claims = []
     for name, known in KNOWN_FIELDS.items():
         others = sorted(set(read_json(folder / name)) - known) if (folder / name).is_file() else []

@@ -1,4 +1,4 @@
-"""Which files of a folder are published, and the hashes that a download is checked against."""
+"""Which files of a folder are published, and their hashes for checking a download."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..utils.strict_json import DamagedFileError, expect, read_json
 
 
 MANIFEST_NAME = "nullspace_manifest.json"
-# Of the published files together; another number means that this version of the package cannot read them.
+# Version of the format of all published files. A different number means that this version cannot read them.
 FORMAT_VERSION = 1
 # Weights, results, figures, and the code of models that bring their own. `training_args.bin` is none of these: it is a
 # pickle, holds the token and the folders of the machine, and nothing reads it.
@@ -30,7 +30,7 @@ LOCAL_NAMES = (
 
 
 class NewerFormatError(ValueError):
-    """The published files are of a format that this version of the package does not know."""
+    """The published files have a format that this version of the package does not know."""
 
 
 def publishable_files(folder: str | os.PathLike) -> list[str]:
@@ -65,7 +65,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
 
     Raises:
         `FileNotFoundError`: If the folder has no manifest.
-        `ValueError`: If it is damaged, or of another format than this version of the package writes.
+        `ValueError`: If it is damaged, or has another format than this version of the package writes.
     """
     path = Path(folder, MANIFEST_NAME)
     if not path.is_file():
@@ -75,7 +75,8 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict]:
         )
     content = read_json(path)
     try:
-        version, files = expect(content["version"], int, "`version`"), expect(content["files"], dict, "`files`")
+        version = expect(content["version"], int, "`version`")
+        files = expect(content["files"], dict, "`files`")
         if version != FORMAT_VERSION:
             raise NewerFormatError(
                 f"{MANIFEST_NAME} is of format {version!r}; this hf_nullspace reads format {FORMAT_VERSION}. Upgrade it "
@@ -100,12 +101,12 @@ def compare_with_manifest(folder: str | os.PathLike) -> dict[str, str]:
     Compares `folder` with its manifest.
 
     Returns:
-        `dict[str, str]`: For each file of the manifest, what is wrong with it; an empty text where nothing is.
+        `dict[str, str]`: For each file of the manifest, what is wrong with it; empty if nothing is.
     """
     problems = {}
     for name, row in read_manifest(folder).items():
         path = Path(folder, name)
-        if not os.path.isfile(path):  # unlike that of a path, for names that are too long as well
+        if not os.path.isfile(path):  # unlike `Path.is_file`, also for names that are too long
             problems[name] = "is missing"
         elif path.stat().st_size != row["size"]:
             problems[name] = f"has {path.stat().st_size} bytes, published were {row['size']}"

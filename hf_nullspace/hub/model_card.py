@@ -1,4 +1,4 @@
-"""The model card: what was measured in, README with valid metadata out; every number of it is also in a JSON file."""
+"""Writes the model card with valid metadata from what was measured. Every number on it is also in a JSON file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .card_results import CONTROL_NAME, MODEL_NAME, undecided
 TAGS = ("nullspace", "robustness", "vision", "arxiv:2403.10476")
 PIPELINE_TAG = "image-classification"
 TRAINING_NAME = "nullspace_training.json"
-# Stands for the repository until one is known.
+# Placeholder until the repository is known.
 FOLDER_PLACEHOLDER = "path/to/this/folder"
-# The templates of the section, by the number that cards carry; earlier ones stay, so that old cards can be compared.
+# The templates of the section, by the number on the card. Earlier ones are kept, so that old cards can be checked.
 TEMPLATE = 2
 TEMPLATES = {1: "model_card_template_1.md", TEMPLATE: "model_card_template.md"}
 # Where the card names its repository.
@@ -36,11 +36,11 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
         folder (`str` or `Path`):
             Folder with the `README.md`.
         facts (`dict`):
-            What is said, JSON-serialisable: `dataset` (name or `None`), `method` (a sentence, or `None` for nullspace
-            finetuning), `model_type`, `patch_projection`,
-            `is_local_base`, `bank_size`, `certificate` and `evaluation_certificate` (each a `dict` or `None`), `rounds`
-            (`trainer.noise_history`), `settings`, the fields of [`card_results`] (each may be `None`), `figures`
-            (caption by file name), `hyperparameters`, `metrics` and `versions`.
+            The contents of the card, JSON-serialisable: `dataset` (name or `None`), `method` (a sentence; `None` for
+            nullspace finetuning), `model_type`, `patch_projection`, `is_local_base`, `bank_size`,
+            `certificate` and `evaluation_certificate` (each a `dict` or `None`), `rounds` (`trainer.noise_history`),
+            `settings`, the fields of [`card_results`] (each may be `None`), `figures` (caption by file name),
+            `hyperparameters`, `metrics` and `versions`.
     """
     folder = Path(folder)
     card = ModelCard.load(folder / "README.md")
@@ -48,7 +48,7 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
     facts = {**facts, "dataset": facts["dataset"] or tag, "template": TEMPLATE}
     (folder / TRAINING_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     card.data.model_name = card.data.model_name or folder.name
-    # All of it is the template's, so that `verify` can write it again from the facts and compare.
+    # The template holds all of the text, so that `verify` can render it again from the facts and compare.
     card.text = render_page(facts, render_section(facts), card.data.model_name, card.data.base_model)
     card.data.pipeline_tag = PIPELINE_TAG
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, facts["model_type"]]))
@@ -57,10 +57,11 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
 
 
 def render_section(facts: dict[str, Any]) -> str:
-    """The Markdown that says what nullspace finetuning did; `facts` as for [`write_card`]."""
+    """The Markdown section on nullspace finetuning; `facts` as for [`write_card`]."""
     name = TEMPLATES[facts.get("template", TEMPLATE)]
     facts = escaped_strings(facts)
-    results, differences = facts["results"], facts["differences"]
+    results = facts["results"]
+    differences = facts["differences"]
     table = markdown_table(results, facts["intervals"], differences) if results else None
     template = template_environment().get_template(name)
     unclear = undecided(differences or {})
@@ -73,7 +74,7 @@ def render_section(facts: dict[str, Any]) -> str:
 
 
 def count_used(rounds: list[dict[str, Any]]) -> int:
-    """How many rounds of `trainer.noise_history` were trained on their noise, or on the control of one in use."""
+    """The number of rounds in `trainer.noise_history` that trained on their noise, or on a control of noise in use."""
     return sum(map(_is_used, rounds))
 
 
@@ -82,9 +83,10 @@ def _is_used(row: dict[str, Any]) -> bool:
 
 
 def _words_on_certificates(facts: dict[str, Any]) -> dict[str, Any]:
-    """What the template says of noise that is not certified: in how many rounds it was trained on or left out, and why."""
-    rounds, evaluated = facts["rounds"], facts["evaluation_certificate"]
-    # A control is as a rule not certified; what it stands for decides, and the card of a control says what it is.
+    """Values for the template on uncertified noise: in how many rounds it was trained on or left out, and why."""
+    rounds = facts["rounds"]
+    evaluated = facts["evaluation_certificate"]
+    # A control is rarely certified, so the noise that it replaces decides. The card of a control says that it is one.
     uncertified = [
         row for row in rounds if row.get("in_use") and not row["converged"] and "source_converged" not in row
     ]
@@ -114,11 +116,11 @@ def _obstacle(row: dict[str, Any]) -> str:
     """Why a noise is not certified."""
     fields = {field.name for field in dataclasses.fields(Certificate)}
     certificate = Certificate.from_dict({name: value for name, value in row.items() if name in fields})
-    return certificate.obstacle or "another noise of its bank is not"  # of a run of an earlier version
+    return certificate.obstacle or "another noise of its bank is not"  # in a run of an earlier version
 
 
 def name_repository(text: str, name: str) -> str:
-    """The text of a card with the repository's name in its examples, whatever they named before."""
+    """Puts the repository's name into the examples of a card, in place of the name before."""
     return REPOSITORY.sub(lambda _: name, text)
 
 
@@ -128,8 +130,8 @@ def markdown_table(
     differences: dict[str, list[float]] | None = None,
 ) -> str:
     """
-    A Markdown table with a row for each model, its columns those of the first, and one for the differences; all in per
-    cent, the arguments as [`card_results`] gives them.
+    A Markdown table with a row for each model and one for the differences, in per cent. The columns are those of the
+    first model; the arguments are the fields of [`card_results`].
     """
     columns = list(next(iter(results.values())))
     lines = ["| model | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]

@@ -1,4 +1,4 @@
-"""What happened to each image, as published, beside what happens to it now."""
+"""Compares the published per-image outcomes with outcomes that are measured again."""
 
 from __future__ import annotations
 
@@ -13,30 +13,36 @@ from .claims import Claim, Estimate
 
 
 # A measurement counts if it would find changes of this share of the images with this confidence.
-DETECTABLE_SHARE, CONFIDENCE = 0.1, 0.95
-# So many images, all in agreement, leave no larger share that may differ.
+DETECTABLE_SHARE = 0.1
+CONFIDENCE = 0.95
+# If this many images all agree, a larger share of differing images is ruled out.
 MIN_IMAGES = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - DETECTABLE_SHARE))
-# Half the length of both intervals together, in points: what lies closer cannot be told apart.
+# Largest half-length of both intervals together, in points. Closer values cannot be distinguished.
 MAX_BLUR = 25.0
 # Other hardware changes few answers, and hardly the probabilities of clean images.
-CONFIDENCE_TOLERANCE, DISTANCE_TOLERANCE = 0.05, 0.05
-CHANGED_SHARE, CHANGED_SHARE_UNDER_ATTACK = 0.02, 0.2
+CONFIDENCE_TOLERANCE = 0.05
+DISTANCE_TOLERANCE = 0.05
+CHANGED_SHARE = 0.02
+CHANGED_SHARE_UNDER_ATTACK = 0.2
 
 
 def compare_outcomes(name: str, claimed: Outcomes, measured: Outcomes, is_attacked: bool) -> Claim:
     """
-    The claim that the published outcomes of a column are those of these weights, on the very same images.
+    Compares the published outcomes of a column with those of these weights on the same images.
 
     Args:
-        name (`str`): What to call it.
+        name (`str`): Name of the claim.
         claimed (`Outcomes`): All published outcomes of the column.
-        measured (`Outcomes`): Those of some of these images, measured now.
-        is_attacked (`bool`): An attack may end elsewhere on other hardware, so that more images may differ.
+        measured (`Outcomes`): New outcomes of some of these images.
+        is_attacked (`bool`): Whether the column is an attack: on other hardware it may end elsewhere, so more images
+            may differ.
     """
     row_of = {index: row for row, index in enumerate(claimed.indices.tolist())}
     rows = [row_of[index] for index in measured.indices.tolist()]
-    count, total = len(measured), len(claimed)
-    before, after = claimed.correct[rows], measured.correct
+    count = len(measured)
+    total = len(claimed)
+    before = claimed.correct[rows]
+    after = measured.correct
     shown = [
         Estimate(100 * each.double().mean().item(), *wilson_interval(int(each.sum()), count))
         for each in (before, after)
@@ -57,10 +63,10 @@ def compare_outcomes(name: str, claimed: Outcomes, measured: Outcomes, is_attack
 
 def compare_shares(name: str, claimed: tuple[int, int], measured: tuple[int, int]) -> Claim:
     """
-    A claimed accuracy beside that of other images; both as the numbers of right ones and of all.
+    Compares a claimed accuracy with that on other images; both are given as `(number correct, number of images)`.
 
-    It fails where the 95 % intervals have no point in common, and is not checked where they are so long that a claim far
-    from the truth would pass.
+    The claim fails if the 95 % intervals do not overlap. It counts as unchecked if they are so long that a wrong claim
+    would pass.
     """
     estimates = [Estimate(100 * right / count, *wilson_interval(right, count)) for right, count in (claimed, measured)]
     stated, found = [
@@ -76,24 +82,24 @@ def compare_shares(name: str, claimed: tuple[int, int], measured: tuple[int, int
 
 
 def check_labels(name: str, claimed: Outcomes, labels: list[int]) -> Claim | None:
-    """That the published predictions are right where they are said to be; `None` if they are."""
+    """Checks which published predictions are correct against the labels; `None` if they agree."""
     truth = torch.tensor([labels[index] for index in claimed.indices.tolist()])
     wrong = int(((claimed.prediction == truth) != claimed.correct).sum())
     return Claim(name, False, reason=f"{wrong} predictions are not what they are counted as") if wrong else None
 
 
 def choose_places(indices: torch.Tensor, count: int) -> list[int]:
-    """So many of the images, by chance: a choice that the publisher knew would leave the others free to be changed."""
+    """Draws `count` images at random: if the publisher could predict the draw, other outcomes could be falsified."""
     chosen = np.random.default_rng().choice(len(indices), size=min(count, len(indices)), replace=False)
     return sorted(indices[chosen].tolist())
 
 
 def _moved(claimed: Outcomes, rows: list[int], measured: Outcomes, is_attacked: bool) -> int:
-    """Images whose probability or distance is another one."""
+    """The number of images whose probability or distance has changed."""
     moved = (claimed.confidence[rows] - measured.confidence).abs() > CONFIDENCE_TOLERANCE
     if not is_attacked:
         return int(moved.sum())
     for before, after in ((claimed.l2, measured.l2), (claimed.linf, measured.linf)):
         moved |= (before[rows] - after).abs() > DISTANCE_TOLERANCE * after.abs() + 1e-4
-    same_answer = claimed.correct[rows] == measured.correct  # fooled once and once not: nothing to compare
+    same_answer = claimed.correct[rows] == measured.correct  # without the same answer there is nothing to compare
     return int((moved & same_answer).sum())

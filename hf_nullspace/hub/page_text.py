@@ -1,4 +1,4 @@
-"""A page as a reader has it, beside the page that its numbers give."""
+"""Compares a published page with the page that is rendered from its numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .claims import Claim
 
 MAX_BYTES = 4 * 2**20
 FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
-# The comment that `Trainer` puts on top, which nobody sees.
+# The comment that `Trainer` puts on top; it is not rendered.
 UNSEEN_COMMENT = re.compile(r"\A\s*<!-- This model card has been generated automatically [\w\s,.]*? -->")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 
@@ -26,7 +26,7 @@ def read_page(path: Path) -> tuple[dict[str, Any], str]:
     The metadata and the text of a Markdown page.
 
     Raises:
-        [`DamagedFileError`]: If it is no such page.
+        [`DamagedFileError`]: If the file is not a Markdown page with metadata.
     """
     if not path.is_file():
         raise DamagedFileError(f"There is no {path.name}.")
@@ -44,7 +44,7 @@ def compare_pages(name: str, path: Path, expected: str, values: Any, is_old: boo
     """
     The claim that the text of a page is `expected`.
 
-    An old page may have other words, which this version of the package does not know; its numbers must be `values`.
+    An old page may have other words, which this version of the package does not know. Its numbers must be in `values`.
     """
     try:
         _, found = read_page(path)
@@ -54,7 +54,7 @@ def compare_pages(name: str, path: Path, expected: str, values: Any, is_old: boo
 
 
 def compare_texts(name: str, found: str, expected: str, values: Any, is_old: bool) -> Claim:
-    """As [`compare_pages`], of texts."""
+    """As [`compare_pages`], for texts."""
     difference = first_difference(found, expected)
     if not difference:
         return Claim(name, True)
@@ -67,7 +67,7 @@ def compare_texts(name: str, found: str, expected: str, values: Any, is_old: boo
 
 
 def first_difference(found: str, expected: str) -> str:
-    """Where two pages differ in what a reader sees; empty where they do not."""
+    """The first visible difference of two pages; empty if there is none."""
     for ours, theirs in zip_longest(_lines(expected), _lines(found)):
         if ours != theirs:
             if theirs is None:
@@ -84,7 +84,7 @@ def first_difference(found: str, expected: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """The lines that are not empty, without the blanks at their ends."""
+    """The lines that are not empty, without trailing blanks."""
     return [line.rstrip() for line in UNSEEN_COMMENT.sub("", text).split("\n") if line.strip()]
 
 
@@ -99,7 +99,7 @@ def _metadata(text: str) -> dict[str, Any]:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """Refuses a name that is given twice, of which readers see one or the other."""
+    """Refuses duplicate keys, of which parsers keep one or the other."""
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=True) for key, _ in node.value]

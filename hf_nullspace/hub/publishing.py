@@ -1,4 +1,4 @@
-"""Publishes a folder or a checkpoint, such that a training run survives whatever the Hub does."""
+"""Publishes a folder or a checkpoint. A failing upload never ends a training run."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def publish(
     """
     Publishes the model, noise, report, figures and card of a folder, with a manifest of their hashes.
 
-    `training_args.bin`, checkpoints and other sub-folders stay here; see [`publishable_files`]. What the repository
-    holds already is not sent again, so a push that failed is repeated by calling this once more.
+    `training_args.bin`, checkpoints and other sub-folders are not published; see [`publishable_files`]. Files that the
+    repository already has are not sent again, so a failed push can be repeated by calling this function again.
 
     Args:
         folder (`str` or `os.PathLike`): What `NullspaceTrainer` wrote.
@@ -86,22 +86,22 @@ class Publisher:
     revision: str | None = None
 
     def command(self) -> str:
-        """What to type to publish the folder later."""
+        """The command that publishes the folder later."""
         words = ["hf-nullspace", "push", str(self.folder), self.repo_id]
         words += ["--private"] if self.private else []
         words += ["--revision", self.revision] if self.revision else []
         return shlex.join(words)
 
     def open(self) -> str:
-        """Makes the repository if need be, and returns its full id; see [`open_repository`]."""
+        """Creates the repository if it does not exist and returns its full id; see [`open_repository`]."""
         return open_repository(self.repo_id, self.private, self.token, self.revision)
 
     @contextmanager
     def survive(self) -> Iterator[None]:
-        """Logs whatever goes wrong inside, and goes on: hours of training count for more than an upload."""
+        """Logs every error inside the `with` block and goes on: hours of training count for more than an upload."""
         try:
             yield
-        except Exception as error:  # HTTP, sockets, xet and credentials each raise kinds of their own
+        except Exception as error:  # HTTP, sockets, xet and credentials each raise their own exception types
             logger.error(
                 f"Publishing to {self.repo_id!r} failed: {type(error).__name__}: {error}\nNothing is lost: training "
                 f"goes on, and its results are in {str(self.folder)!r}. Once the cause is removed, publish them with\n"
@@ -109,13 +109,13 @@ class Publisher:
             )
 
     def publish(self, commit_message: str, folder: str | None = None, **kwargs) -> CommitInfo | None:
-        """[`publish`] for `folder`, by default the run's; `None` where that failed."""
+        """[`publish`] for `folder`, by default the run's; returns `None` if it failed."""
         access: dict[str, Any] = {"private": self.private, "token": self.token, "revision": self.revision}
         with self.survive():
             return publish(folder or self.folder, self.repo_id, commit_message=commit_message, **access, **kwargs)
 
     def publish_in_background(self, commit_message: str) -> Future:
-        """The same in a thread, after those that were begun before."""
+        """[`~Publisher.publish`] in a background thread, one upload at a time in the order of the calls."""
         return run_as_future(self.publish, commit_message)
 
     def publish_checkpoint_in_background(
@@ -154,7 +154,7 @@ class Publisher:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody writes to any more; a copy where the file system has no links."""
+    """Hard-links a finished file; copies it where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

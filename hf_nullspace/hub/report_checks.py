@@ -1,4 +1,4 @@
-"""Every number of a robustness report and of a card's accuracies, derived again from the published outcomes."""
+"""Checks every number of a robustness report and every accuracy of a card against the published outcomes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ EARLIER_HASHES = {
     "released": {"6a14b9984778e351c3199833e4fb70873641f527b97dc4eebd43ae9dfc816f0b"},
 }
 KNOWN_HASHES = {name: {profile.hash} | EARLIER_HASHES.get(name, set()) for name, profile in PROFILES.items()}
-# What every version wrote of a column.
+# The fields of a column that every version wrote.
 BASE_FIELDS = ("accuracy", "low", "high", "correct", "count")
 MAX_COLUMNS = 1000
 
 
 def check_columns(report: RobustnessReport) -> list[Claim]:
-    """That each column of the profile has a row or a reason, and the profile is what its name says."""
+    """Checks that each column of the profile has a row or a reason, and that a named profile is unchanged."""
     names = [column.name for column in report.profile.columns]
     both = sorted({*report.columns} & {*report.not_measured})
     lost = [name for name in names if name not in report.columns and name not in report.not_measured]
@@ -68,7 +68,7 @@ def check_columns(report: RobustnessReport) -> list[Claim]:
 
 
 def check_outcomes(report: RobustnessReport, num_labels: int) -> Claim:
-    """That the outcomes are of the images that the profile chooses, and possible ones."""
+    """Checks that the outcomes cover the images that the profile chooses, and that their values are possible."""
     name = "outcomes of the report"
     if report.outcomes is None:
         return Claim(name, None, reason=f"there is no {OUTCOMES_NAME}, so no number of {REPORT_NAME} can be derived")
@@ -90,7 +90,7 @@ def check_outcomes(report: RobustnessReport, num_labels: int) -> Claim:
 
 
 def check_logits(report: RobustnessReport, num_labels: int) -> Claim:
-    """That the report counts the model's logits."""
+    """Checks that the report states the model's number of logits."""
     stated = report.run.get("logits", {})
     wrong = [
         name
@@ -102,17 +102,17 @@ def check_logits(report: RobustnessReport, num_labels: int) -> Claim:
 
 
 def check_weights(report: RobustnessReport, model: PreTrainedModel, is_adapter: bool) -> Claim:
-    """That the report says it was measured with these weights."""
+    """Checks that the report states the hash of these weights."""
     name = "weights of the report"
     if report.run.get("model") == model_fingerprint(model):
         return Claim(name, True)
-    if is_adapter:  # whose weights have other names once they are loaded
+    if is_adapter:  # its weights have other names once they are loaded
         return Claim(name, None, reason="the weights of an adapter have other names in training")
     return Claim(name, False, reason="it was measured with other weights")
 
 
 def check_preprocessing(report: RobustnessReport, image_processor: Callable, is_old: bool) -> Claim:
-    """That the preprocessing of the report is that of the published image processor."""
+    """Checks that the preprocessing in the report is that of the published image processor."""
     expected = describe_preprocessing(image_processor, {})
     found = report.run.get("preprocessing", {})
     expected["resizing"] = found.get("resizing")
@@ -124,7 +124,7 @@ def check_preprocessing(report: RobustnessReport, image_processor: Callable, is_
 
 
 def check_rows(report: RobustnessReport, is_old: bool) -> list[Claim]:
-    """What a report without outcomes says of its own counts: accuracies, intervals, numbers of images, and their means."""
+    """Checks a report without outcomes: accuracies, intervals and means must follow from its counts."""
     columns = {column.name: column for column in report.profile.columns}
     wrong = []
     for name, row in report.columns.items():
@@ -166,24 +166,26 @@ def _others(source: str, wrong: list[str]) -> str:
 
 
 def check_stated_fields(folder: Path, report: RobustnessReport, is_old: bool) -> Claim:
-    """That the seed and the words on the means are those of the profile."""
-    stated, expected = read_json(folder / REPORT_NAME), report.to_dict()
+    """Checks that the seed and the descriptions of the means are those of the profile."""
+    stated = read_json(folder / REPORT_NAME)
+    expected = report.to_dict()
     names = ("seed",) if is_old else ("seed", "aggregates_over")
     wrong = [name for name in names if stated.get(name) != expected[name]]
     return Claim("seed and means of the report by its profile", not wrong, reason=_others("profile and means", wrong))
 
 
 def derive(report: RobustnessReport) -> RobustnessReport:
-    """The report that the outcomes give."""
+    """The report, computed again from its outcomes."""
     parts = (report.outcomes, report.not_measured, report.run, report.seconds)
     return RobustnessReport.of(report.model_name, report.profile, *parts)
 
 
 def check_numbers(report: RobustnessReport, derived: RobustnessReport, is_old: bool) -> list[Claim]:
-    """That rows, bars and means are those of the outcomes; an old report may lack fields that versions since have."""
+    """Checks rows, bars and means against the outcomes. An old report may lack fields that were added later."""
     claims = []
     for title, part in (("columns", "numbers"), ("summary", "numbers of the figure"), ("aggregates", "means")):
-        found, expected = getattr(report, title), getattr(derived, title)
+        found = getattr(report, title)
+        expected = getattr(derived, title)
         if is_old:
             expected = _known_to(expected, found)
         wrong = differing_paths(found, expected)
@@ -193,18 +195,20 @@ def check_numbers(report: RobustnessReport, derived: RobustnessReport, is_old: b
 
 
 def check_report_page(folder: Path, derived: RobustnessReport, is_old: bool) -> Claim:
-    """That `robustness.md` is the page that the outcomes give."""
-    path, name = Path(folder, MARKDOWN_NAME), f"text of {MARKDOWN_NAME}"
+    """Checks that `robustness.md` is the page that follows from the outcomes."""
+    path = Path(folder, MARKDOWN_NAME)
+    name = f"text of {MARKDOWN_NAME}"
     if not path.is_file():
         return Claim(name, None, reason="it is not published")
     return compare_pages(name, path, derived.to_markdown(), derived.to_dict(), is_old)
 
 
 def check_card_numbers(facts: Mapping[str, Any], report: RobustnessReport) -> list[Claim]:
-    """That the card has all accuracies of the report, and differences that follow from the outcomes."""
+    """Checks that the card has all accuracies of the report, and that its differences follow from the outcomes."""
     accuracies = report.accuracies
     stated = facts["results"] or {}
-    intervals, count = facts["intervals"] or {}, report.run.get("num_images", {}).get(EVALUATION_SET)
+    intervals = facts["intervals"] or {}
+    count = report.run.get("num_images", {}).get(EVALUATION_SET)
     wrong = differing_paths(stated.get(MODEL_NAME, {}), accuracies)
     ends = {name: [row["low"], row["high"]] for name, row in report.columns.items()}
     wrong += [f"interval of {name}" for name in differing_paths(intervals.get(MODEL_NAME, ends), ends)]
@@ -229,7 +233,7 @@ def check_card_numbers(facts: Mapping[str, Any], report: RobustnessReport) -> li
 
 
 def differing_paths(found: Any, expected: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ by more than the rounding of float64 sums."""
+    """The paths at which two JSON values differ by more than the rounding of float64 sums."""
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         return [
             place
@@ -273,7 +277,8 @@ def _check_control(
 
 
 def _check_differences(facts: Mapping[str, Any], report: RobustnessReport) -> Claim:
-    title, stated = "differences from the control", facts["differences"]
+    title = "differences from the control"
+    stated = facts["differences"]
     control = (facts["results"] or {}).get(CONTROL_NAME) or {}
     own = report.accuracies
     wrong = [
@@ -301,7 +306,7 @@ def _check_differences(facts: Mapping[str, Any], report: RobustnessReport) -> Cl
 
 
 def _known_to(expected: Any, found: Any, depth: int = 0) -> Any:
-    """`expected` without what `found` lacks, but for what every version wrote."""
+    """`expected` without the fields that `found` lacks; fields that every version wrote are kept."""
     if not isinstance(expected, Mapping) or not isinstance(found, Mapping):
         return expected
     return {

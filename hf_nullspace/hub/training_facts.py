@@ -1,4 +1,4 @@
-"""What a model card says of a training run, gathered from the trainer."""
+"""Collects the facts of a training run for its model card."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FIGURES = {
     "noise_norm.png": "Norm of the noise by training step",
     REPORT_FIGURE_NAME: "Accuracy by column, with 95 % intervals",
 }
-# The same in cards of the first template.
+# The captions in cards of the first template.
 FIRST_FIGURES = {**FIGURES, "noise_norm.png": "Norm of the certified noise by training step"}
-# Whose versions Trainer's card lists.
+# Packages whose versions the card of `Trainer` lists.
 PACKAGES = ("transformers", "torch", "datasets", "tokenizers")
 
 
@@ -44,7 +44,7 @@ def collect_training_facts(
     correct: dict[str, dict[str, str]] | None = None,
 ) -> dict[str, Any]:
     """
-    The `facts` of [`write_card`], from values that were measured and nothing else.
+    The `facts` of [`write_card`], from measured values only.
 
     Args:
         trainer (`Trainer`): The run; gives the model, hyperparameters and logged metrics.
@@ -54,7 +54,7 @@ def collect_training_facts(
         dataset (`str`, *optional*): Name of the dataset.
         evaluation_certificate ([`Certificate`], *optional*): The noise measured on evaluation images.
         results, intervals, differences, result_images, result_logits, correct (*optional*): See [`card_results`].
-        method (`str`, *optional*): A sentence on what it was trained on, where that was no nullspace noise.
+        method (`str`, *optional*): A sentence on what the model was trained on; `None` for nullspace noise.
     """
     _, evaluations, last_metrics = parse_log_history(trainer.state.log_history)
     config = trainer.model.config

@@ -1,4 +1,4 @@
-"""Checks what a reader of a published checkpoint sees: its card, its files, its noise, its certificate and its report."""
+"""Verifies a published checkpoint: its card, its files, its noise, its certificate and its report."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ from .verification_images import PublishedImages
 
 
 MAX_SECONDS = 1800.0
-# A processor that makes larger pictures would fill the memory before a budget of time is spent.
+# Larger pictures would fill the memory long before the time limit is reached.
 MAX_SIDE = 4096
-# A layer has weights, and each a name of some letters and its place in the header of the file.
+# Every layer has weights, and every weight takes some bytes for its name and place in the header of the file.
 BYTES_OF_A_LAYER = 64
-ADAPTER_NAME, PROCESSOR_NAME = "adapter_config.json", "preprocessor_config.json"
+ADAPTER_NAME = "adapter_config.json"
+PROCESSOR_NAME = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -87,19 +88,19 @@ class Verification:
 
     @property
     def unchecked(self) -> list[Claim]:
-        """The claims that nothing was found out about."""
+        """The claims that could not be checked."""
         return [claim for claim in self.claims if claim.holds is None]
 
     @property
     def exit_code(self) -> int:
-        """0 if what was checked holds, 1 if a claim does not, 2 if none of what the weights should do was measured."""
+        """0 if all checked claims hold, 1 if a claim fails, 2 if nothing was measured with the weights."""
         measurable = [claim for claim in self.claims if claim.is_measurement]
         if self.failed:
             return 1
         return 2 if measurable and all(claim.holds is None for claim in measurable) else 0
 
     def why_nothing_was_measured(self) -> str:
-        """The reason of the first measurement that was not made."""
+        """The reason why the first measurement was not made."""
         return next(f"{claim.name}: {claim.reason}" for claim in self.claims if claim.is_measurement)
 
     def to_markdown(self) -> str:
@@ -123,15 +124,19 @@ def verify(
     batch_size: int = 64,
 ) -> Verification:
     """
-    Downloads a checkpoint and checks all that a reader of its page sees.
+    Downloads a checkpoint and checks everything that its page claims.
 
-    The card's text is written again from the files, and every accuracy, interval, difference and mean is derived again
-    from the published outcomes of the images; so is the report's page. The outcomes are then measured anew with the
-    weights that `from_pretrained` gives, on images drawn by chance: image by image where the pictures are those of the
-    report, else as a sample, where a claim fails if the 95 % intervals do not overlap. The noise has the norms of its
-    certificate, which is measured anew too. What only the publisher can know, or what the images or the time do not
-    suffice for, is listed as not checked. Code of the repository is never run. Hashes guard against damage and single
-    edits; who rewrites them too meets the measurements.
+    First the consistency of the files. The card's text is rendered again from the files. Every accuracy, interval,
+    difference and mean is computed again from the published per-image outcomes, and so is the report's page. The norms
+    of the noise are compared with its certificate.
+
+    Then the measurements. The outcomes are measured again with the weights that `from_pretrained` loads, on images
+    drawn at random. On the images of the report, outcomes are compared image by image. On other images, a claim fails
+    if the 95 % intervals do not overlap. The certificate is measured again too.
+
+    Claims that only the publisher can know, or that need more images or time, are listed as not checked. Code of the
+    repository is never run. Hashes guard against damage and single edits; a publisher who rewrites the hashes as well
+    still has to pass the measurements.
 
     Args:
         repo_or_folder (`str` or `os.PathLike`): `"user/repo"`, or a folder that `NullspaceTrainer` wrote.
@@ -141,10 +146,10 @@ def verify(
         revision (`str`, *optional*): Branch, tag or commit.
         token (`str` or `bool`, *optional*): Access token, for private repositories.
         cache_dir (`str` or `os.PathLike`, *optional*): Where downloads are cached.
-        max_images (`int`, *optional*): Measure on so many images at most.
-        max_seconds (`float`, *optional*, defaults to 1800): Measure for so long at most, by an estimate: columns are
-            measured on fewer images then, or not at all.
-        batch_size (`int`, *optional*, defaults to 64): Images at a time.
+        max_images (`int`, *optional*): Largest number of images to measure on.
+        max_seconds (`float`, *optional*, defaults to 1800): Time limit of the measurements in seconds, by an estimate.
+            Columns that would take longer are measured on fewer images, or not at all.
+        batch_size (`int`, *optional*, defaults to 64): Images per batch.
 
     Returns:
         [`Verification`].
@@ -152,7 +157,7 @@ def verify(
     Raises:
         `ValueError`: If a newer version of the package published it, the folder holds nothing of this package, or a
             number is out of range.
-        `OSError`: If the repository or the images cannot be had.
+        `OSError`: If the repository or the images cannot be read.
 
     Example:
 
@@ -203,18 +208,19 @@ def check_config(folder: Path, config: Any) -> None:
 
 
 def folders_of(images: str | os.PathLike | Sequence[str | os.PathLike] | None) -> tuple[str | os.PathLike, ...]:
-    """The folders that were named."""
+    """The folders of `images` as a tuple."""
     return () if images is None else (images,) if isinstance(images, (str, os.PathLike)) else tuple(images)
 
 
 class Checkpoint:
     """
-    A published folder under examination; each part that cannot be read fails on its own, and what needs it is left out.
+    A published folder that is being verified. Each part that cannot be read fails on its own; checks that need it are
+    skipped.
 
     Args:
         folder (`Path`): The folder.
         repository (`str`, *optional*): Where it was downloaded from.
-        folders (`tuple`): Pictures of the verifier.
+        folders (`tuple`): Folders of pictures to measure on.
         max_images (`int`, *optional*): Measure on so many images at most.
         batch_size (`int`): Images at a time.
     """
@@ -227,8 +233,11 @@ class Checkpoint:
         max_images: int | None,
         batch_size: int,
     ):
-        self.folder, self.repository, self.folders = folder, repository, folders
-        self.max_images, self.batch_size = max_images, batch_size
+        self.folder = folder
+        self.repository = repository
+        self.folders = folders
+        self.max_images = max_images
+        self.batch_size = batch_size
         self.facts: dict[str, Any] | None = None
         self.noise: NullspaceNoise | None = None
         self.report: RobustnessReport | None = None
@@ -236,10 +245,10 @@ class Checkpoint:
         self.processor: BaseImageProcessor | None = None
         self.images: PublishedImages | None = None
 
-    # ---- What no image enters -----------------------------------------------------------------------------------
+    # ---- Checks without images ----------------------------------------------------------------------------------
 
     def files(self) -> list[Claim]:
-        """The claims that need no image."""
+        """The claims that can be checked without images."""
         claims: list[Claim] = []
         self.facts = self._read("training facts", lambda: read_facts(self.folder), claims)
         if self.facts is None:
@@ -264,7 +273,8 @@ class Checkpoint:
         return claims + list_hearsay(self.facts)
 
     def _check_report(self) -> list[Claim]:
-        report, facts = self.report, self.facts
+        report = self.report
+        facts = self.facts
         if report is None:
             return [check_without_report(facts)] if not (self.folder / REPORT_NAME).is_file() else []
         if len(report.profile.columns) > MAX_COLUMNS:
@@ -295,7 +305,7 @@ class Checkpoint:
         ]
 
     def _read_noise(self) -> NullspaceNoise | None:
-        """The noise of a checkpoint; `None` if it was trained without, and claims none."""
+        """The noise of a checkpoint; `None` if it was trained without noise and claims none."""
         has_none = not any((self.folder / name).is_file() for name in (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME))
         if has_none and self.facts["certificate"] is None:
             return None
@@ -307,7 +317,7 @@ class Checkpoint:
         for name in ("config.json", ADAPTER_NAME):
             if (self.folder / name).is_file():
                 check_config(self.folder, read_json(self.folder / name))
-        # What a reader's `from_pretrained` gives, without code of the repository and without a pickle.
+        # As `from_pretrained` loads it, without code of the repository and without a pickle.
         model, info = AutoModelForImageClassification.from_pretrained(
             self.folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
@@ -328,7 +338,7 @@ class Checkpoint:
     # ---- What is measured ---------------------------------------------------------------------------------------
 
     def measure(self, deadline: float) -> list[Claim]:
-        """The claims that are measured anew, until `deadline` on the monotonic clock."""
+        """The claims that are measured again, until `deadline` on the monotonic clock."""
         if self.facts is None or self.model is None or self.processor is None:
             return []
         if not self.images.exist:
@@ -346,8 +356,9 @@ class Checkpoint:
         return claims
 
     def _measure_certificate(self) -> list[Claim]:
-        """What the noise does to the model as published, against the evaluation certificate where there is one."""
-        pictures, facts = self.images.pictures(), self.facts
+        """Measures the noise on the published model; compares with the evaluation certificate where there is one."""
+        pictures = self.images.pictures()
+        facts = self.facts
         projection = facts["patch_projection"]
         found = tuple(self.noise.tensor.shape[1:])
         preprocessing = Preprocessing.of(self.processor, channels_of(self.model))
@@ -441,12 +452,14 @@ class Checkpoint:
     def _measure_column(
         self, column: Column, repetition: Repetition, are_same: bool, per_pass: float, deadline: float
     ) -> Claim:
-        name, report = f"accuracy (%), {column.name}", self.report
+        name = f"accuracy (%), {column.name}"
+        report = self.report
         outcomes = report.outcomes[column.name] if report.outcomes is not None else None
         paired = are_same and outcomes is not None
         indices = outcomes.indices if paired else torch.arange(len(repetition.source))
         wanted = min(len(indices), self.max_images or len(indices), column.max_images or len(indices))
-        seconds, left = _seconds(column, 1, per_pass), deadline - time.monotonic()
+        seconds = _seconds(column, 1, per_pass)
+        left = deadline - time.monotonic()
         affordable = int(max(0.0, left) / seconds)
         if affordable < min(wanted, MIN_IMAGES):
             needed = seconds * min(wanted, MIN_IMAGES)
@@ -465,35 +478,35 @@ class Checkpoint:
     # ---- Errors -------------------------------------------------------------------------------------------------
 
     def _read(self, part: str, read: Callable[[], Any], claims: list[Claim]) -> Any:
-        """What `read` gives; if it cannot, the claim that the part is whole fails."""
+        """Returns `read()`. If that raises, the claim that the part can be read fails."""
         try:
             return read()
         except ImportError as error:
             claims.append(Claim(f"{part} can be read", None, reason=_one_line(error), is_measurement=True))
         except NewerFormatError:
             raise
-        except Exception as error:  # whatever a damaged file makes libraries raise, it is the file that is at fault
+        except Exception as error:  # libraries raise many types for a damaged file
             claims.append(Claim(f"{part} can be read", False, reason=_one_line(error)))
         return None
 
     def _guarded(self, part: str, check: Callable[[], list[Claim]]) -> list[Claim]:
         try:
             return check()
-        except Exception as error:  # as above
+        except Exception as error:  # a damaged file, as above
             return [Claim(f"{part} can be checked", False, reason=_one_line(error))]
 
     def _measured(self, part: str, measure: Callable[[], list[Claim]]) -> list[Claim]:
         try:
             return measure()
-        except Exception as error:  # the verifier's pictures, packages or memory may be at fault, so no claim fails
-            if self.images.are_known and isinstance(error, ValueError):  # the package's own pictures are not at fault
+        except Exception as error:  # may be caused by the user's pictures, packages or memory: no claim fails
+            if self.images.are_known and isinstance(error, ValueError):  # not caused by the package's own pictures
                 reason = f"it cannot be of {DIGITS_NAME}: {_one_line(error)}"
                 return [Claim(part, False, reason=reason, is_measurement=True)]
             return [Claim(part, None, reason=f"it cannot be measured here: {_one_line(error)}", is_measurement=True)]
 
 
 def _seconds(column: Column, count: int, per_pass: float) -> float:
-    """The estimate, endless where the settings are no numbers."""
+    """The estimated seconds; infinite if the settings are not numbers."""
     try:
         return max(seconds_of(column, count, per_pass), 1e-9)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""The pictures that claims are measured on: those that a verifier names, or the digits that the claims were made of."""
+"""The pictures for verification: folders given by the user, or the digits that the checkpoint was trained on."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class PublishedImages:
     Args:
         dataset (`str` or `None`): Name of the dataset that the checkpoint was trained on.
         seed (`int`): Seed of its splits.
-        folders (`tuple`, *optional*): Where the given images are.
-        max_images (`int`, *optional*): Take so many at most.
+        folders (`tuple`, *optional*): Folders of images given by the user.
+        max_images (`int`, *optional*): Largest number of images.
     """
 
     dataset: str | None
@@ -44,12 +44,12 @@ class PublishedImages:
 
     @property
     def exist(self) -> bool:
-        """Whether images were given, or are those that the package can find."""
+        """Whether there are images: given by the user, or available in the package."""
         return bool(self.folders) or self.dataset == DIGITS_NAME
 
     @property
     def are_known(self) -> bool:
-        """Whether they are the very images that the claims were made of."""
+        """Whether the claims were measured on these same images."""
         return not self.folders
 
     def pictures(self) -> Sequence[Image.Image]:
@@ -60,15 +60,15 @@ class PublishedImages:
 
     def labelled(self, model: nn.Module, count: int, fingerprint: str) -> tuple[ImageSource, bool] | None:
         """
-        Pictures with labels for a report; `None` where they have no labels.
+        Pictures with labels for checking a report; `None` if they have no labels.
 
         Args:
-            model (`nn.Module`): Whose classes the labels are.
-            count (`int`): Images of the report.
-            fingerprint (`str`): Their fingerprint.
+            model (`nn.Module`): The classifier; labels are indices into its classes.
+            count (`int`): Number of images in the report.
+            fingerprint (`str`): Fingerprint of these images.
 
         Returns:
-            `tuple[ImageSource, bool]`: The images, and whether they are the very images of the report.
+            `tuple[ImageSource, bool]`: The images, and whether they are the same images as in the report.
         """
         parts = self._labelled_parts()
         if parts is None:
@@ -80,11 +80,11 @@ class PublishedImages:
                 return source, True
         if self.are_known:
             return image_source(parts[0], model, EVALUATION_SET), False
-        # The files are sorted by class, so the first ones would be of few classes.
+        # The files are sorted by class, so the first ones would cover few classes.
         return image_source(parts[0].shuffle(seed=self.seed), model, EVALUATION_SET), False
 
     def validation(self, model: nn.Module) -> ImageSource | None:
-        """Pictures with labels like those that a run evaluates on; `None` where there are no labels."""
+        """Validation pictures with labels; `None` if they have no labels."""
         if self.are_known:
             return image_source(_digits(self.seed)["validation"], model, EVALUATION_SET)
         parts = self._labelled_parts()
@@ -108,7 +108,7 @@ class PublishedImages:
         return [concatenate_datasets(parts)]
 
     def _candidates(self, parts: Sequence[Dataset], count: int) -> Iterator[Dataset]:
-        """What a run may have measured on: the first images, or a draw with its seed."""
+        """Subsets that a run may have measured on: the first images, or a draw with its seed."""
         for part in parts:
             if len(part) >= count:
                 yield part.select(range(count))

@@ -1,1 +1,1 @@
-"""What the package asks of a classifier: where noise enters it, what comes out, and what its image processor does."""
+"""Access to classifiers: patch projection, noise injection, logits and preprocessing."""

@@ -1,4 +1,4 @@
-"""Models with PEFT adapters: the folders that hold them, and the model beneath."""
+"""Models with PEFT adapters: finds the base model of an adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 def base_of_adapter(name: str, hub: dict[str, Any]) -> str | None:
     """
-    The model that an adapter is for; `None` if there is no adapter.
+    Name of the base model of an adapter; `None` if there is no adapter.
 
     Args:
         name (`str`): Folder or Hub id of the adapter.
@@ -38,5 +38,5 @@ def base_of_adapter(name: str, hub: dict[str, Any]) -> str | None:
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
-    """The classifier inside a PEFT model; any other as it is."""
+    """The classifier inside a PEFT model; any other model is returned unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

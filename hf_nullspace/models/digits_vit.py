@@ -1,4 +1,4 @@
-"""The small ViT of the digits, untrained."""
+"""Builds the small, untrained ViT for the digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A classifier held still: no weight gradients, evaluation mode, and put back as it was."""
+"""Freezes a classifier for a while: eval mode and no weight gradients, restored afterwards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .objectives import Objective, agreement, is_multi_label, largest_probabilit
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
-    Evaluation mode and no weight gradients, each module and parameter put back as it was.
+    Puts a model into eval mode without weight gradients, and restores every module and parameter at the end.
 
-    Activation checkpointing stays on where it was on: a layer asks its own mode whether to checkpoint, so that one flag
-    stays as it was while everything inside the layer is in evaluation mode. (Reentrant checkpointing knows no gradient
-    with respect to the noise alone, and is off meanwhile.)
+    Activation checkpointing stays on. A layer checkpoints only if its own `training` flag is set, so this one flag is
+    kept while all modules inside the layer are in eval mode. Reentrant checkpointing is turned off meanwhile: it gives
+    no gradient if only the noise requires one.
     """
     _reshard(model)
     training = [(module, module.training) for module in model.modules()]
@@ -46,14 +46,14 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _forget_kept_values(model: nn.Module) -> None:
-    """Some modules keep values of their weights in evaluation mode, where new weights may come in: `train` drops them."""
+    """Clears values that some modules cache from their weights in eval mode; their `train` method drops the cache."""
     for module in model.modules():
         if type(module).train is not nn.Module.train:
             module.train()
 
 
 def _reshard(model: nn.Module) -> None:
-    """Gives a model that `fully_shard` has sharded its shards back, which are what is frozen; others stay as they are."""
+    """Reshards a model that `fully_shard` has sharded, since its shards are what is frozen; others are unchanged."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -66,7 +66,7 @@ def frozen_classifier(
     accelerator: Accelerator | None = None,
     objective: Objective | None = None,
 ) -> Iterator[FrozenClassifier]:
-    """A [`FrozenClassifier`] of a model that is [`frozen`] meanwhile; after an error its new hooks are taken off again."""
+    """Yields a [`FrozenClassifier`] of a [`frozen`] model. After an error, its new hooks are removed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be an `nn.Module`, but got a `{type(model).__name__}`.")
     with frozen(model), NoiseInjector.attached(model, patch_projection):
@@ -79,9 +79,9 @@ class FrozenClassifier:
 
     Args:
         model (`nn.Module`): The classifier; use it inside [`frozen`].
-        patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
-        accelerator (`Accelerator`, *optional*): Gives autocast, the device and the reduction over processes.
-        objective (`Callable`, *optional*): From the model's output to its logits; see [`read_logits`], the default.
+        patch_projection (`str`, *optional*): Name of the projection module, if the rule does not find it.
+        accelerator (`Accelerator`, *optional*): Provides autocast, the device and the reduction over processes.
+        objective (`Callable`, *optional*): Maps the model's output to logits. Defaults to [`read_logits`].
 
     A model that `fully_shard` (FSDP2) has sharded runs the same images on every process.
     """
@@ -97,7 +97,8 @@ class FrozenClassifier:
         self.objective = objective or read_logits
         self.has_own_objective = objective is not None
         # What its logits mean, and how large an error can be; [`read_images`] finds out.
-        self.multi_label, self.largest_error = False, 2.0
+        self.multi_label = False
+        self.largest_error = 2.0
         self.injector = NoiseInjector.attach(model, patch_projection)
         self.accelerator = accelerator or Accelerator()
         # Every pass through a sharded model needs every process, so all of them run the same batches; a share of a
@@ -108,7 +109,7 @@ class FrozenClassifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the patch projection lives, which is where images and noise go."""
+        """Device of the patch projection, to which images and noise are moved."""
         return self.injector.projection.module.weight.device
 
     def logits(
@@ -118,13 +119,13 @@ class FrozenClassifier:
         embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Runs the model, with `noise` of shape `(1 or batch_size, num_patches, hidden_size)` behind its projection.
+        Runs the model, with `noise` of shape `(1 or batch_size, num_patches, hidden_size)` on its patch embeddings.
 
         Args:
             inputs (`dict[str, torch.Tensor]`): Model inputs.
             noise (`torch.Tensor`, *optional*): The noise.
-            embeddings (`torch.Tensor`, *optional*): What the projection gave for these images, to be used instead of
-                running it again; of the pixels, only the shape then matters.
+            embeddings (`torch.Tensor`, *optional*): Output of the projection for these images, used instead of running
+                it again. Only the shape of the pixels matters then.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_labels)` in float32.
@@ -135,19 +136,19 @@ class FrozenClassifier:
 
     def settle_problem(self, labels: torch.Tensor | None, logits: torch.Tensor) -> None:
         """
-        Finds out which probabilities the logits stand for: see [`~objectives.is_multi_label`].
+        Determines whether the model is multi-label: see [`~objectives.is_multi_label`].
 
-        The logits of an `objective` of the caller's are those of one softmax.
+        With a custom `objective`, the logits are always those of one softmax.
         """
         self.multi_label = not self.has_own_objective and is_multi_label(self.model, labels, logits)
         self.largest_error = largest_probability_mse(logits.shape[-1], self.multi_label)
 
     def probability_mse(self, clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
-        """[`~certificate.probability_mse`] by this model's probabilities."""
+        """[`~certificate.probability_mse`] with this model's kind of probabilities."""
         return probability_mse(clean_logits, noisy_logits, self.multi_label)
 
     def agreement(self, clean_logits: torch.Tensor, noisy_logits: torch.Tensor) -> torch.Tensor:
-        """[`~certificate.agreement`] by this model's decisions."""
+        """[`~certificate.agreement`] with this model's kind of decisions."""
         return agreement(clean_logits, noisy_logits, self.multi_label)
 
     @contextmanager
@@ -167,7 +168,7 @@ class FrozenClassifier:
 
     @torch.no_grad()
     def embed(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The projection's output for these images, and their clean logits."""
+        """The patch embeddings of these images, and their clean logits."""
         embeddings = []
 
         def record(module: nn.Module, args: tuple, output: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A model computing in float32 for a while, whatever precision its weights and its caller have."""
+"""Runs a model in float32 for a while, whatever the dtype of its weights and the caller's autocast."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ HALVES = (torch.float16, torch.bfloat16)
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[nn.Module]:
     """
-    Half-precision weights and buffers in float32 and autocast off; each tensor put back as it was, bit for bit.
+    Casts half-precision weights and buffers to float32 and turns autocast off. Every tensor is restored bit for bit.
 
-    In float16 the gradient of a confident answer with respect to the picture underflows to 0, and every attack that
-    follows it comes to nothing: the model looks robust. Takes the memory of the weights in float32 meanwhile.
+    In float16 the gradient of a confident prediction with respect to the picture underflows to 0. Gradient attacks
+    then fail and the model looks robust. Meanwhile the weights take the memory of float32.
 
     Args:
         model (`nn.Module`): The model; unchanged where its weights are in float32 or float64 and no autocast is on.
     """
     kept = [(tensor, tensor.data) for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype in HALVES]
-    # What Accelerate prepares opens autocast inside its own forward, where an outer context has no say.
+    # A model prepared by Accelerate enters autocast inside its own forward, which an outer context cannot turn off.
     wrapped = [
         (module, module.forward)
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""Gives a pretrained classifier another input size by interpolating its position embeddings."""
+"""Changes the input size of a pretrained classifier by interpolating its position embeddings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .injection import resize_noise
 
 def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     """
-    A copy of `model` for square images of another size; plain `transformers` loads it once saved.
+    A copy of `model` for square images of another size. Once saved, plain `transformers` can load it.
 
-    Position embeddings are interpolated bicubically over the patch grid; tokens that are no patch (CLS, registers) keep
+    Position embeddings are interpolated bicubically over the patch grid; other tokens (CLS, registers) keep
     theirs. All other weights are unchanged.
 
     Args:
@@ -34,7 +34,8 @@ def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedMode
     config.image_size = image_size
     with preserved_random_state():  # every weight drawn here is replaced below
         resized = type(model)(config).to(model.device, model.dtype)
-    old, new = model.state_dict(), resized.state_dict()
+    old = model.state_dict()
+    new = resized.state_dict()
     for name, weight in new.items():
         if old[name].shape == weight.shape:
             weight.copy_(old[name])
@@ -53,9 +54,11 @@ def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedMode
 
 def _interpolate_positions(positions: torch.Tensor, shape: torch.Size, name: str) -> torch.Tensor:
     """Position embeddings of shape `(..., extra + old_grid**2, hidden)` for a grid of another size."""
-    old_count, new_count = positions.shape[-2], shape[-2]
+    old_count = positions.shape[-2]
+    new_count = shape[-2]
     for extra in range(min(old_count, new_count, 64)):
-        old_grid, new_grid = math.isqrt(old_count - extra), math.isqrt(new_count - extra)
+        old_grid = math.isqrt(old_count - extra)
+        new_grid = math.isqrt(new_count - extra)
         if old_grid**2 + extra == old_count and new_grid**2 + extra == new_count:
             break
     else:

@@ -51,7 +51,7 @@ def tokens_shape(activation: torch.Tensor) -> tuple[int, int]:
 
 
 def grid_of(activation: torch.Tensor) -> tuple[int, int] | None:
-    """`(rows, columns)` of the patches of the patch embeddings `activation`; `None` where they stand in a row."""
+    """`(rows, columns)` of the patch grid of the patch embeddings `activation`; `None` if they are a sequence."""
     return tuple(activation.shape[2:]) if activation.dim() == 4 else None
 
 
@@ -86,13 +86,13 @@ def resize_noise(noise: torch.Tensor, grid: tuple[int, int], old_grid: tuple[int
     Args:
         noise (`torch.Tensor` of shape `(noises, old_height * old_width, hidden_size)`): The noise, row by row.
         grid (`tuple[int, int]`): `(height, width)` of the new grid, in patches.
-        old_grid (`tuple[int, int]`, *optional*): That of the noise. By default a square.
+        old_grid (`tuple[int, int]`, *optional*): The grid of the noise. By default a square.
 
     Returns:
-        `torch.Tensor` of shape `(noises, height * width, hidden_size)`; the noise itself if the grid is its own.
+        `torch.Tensor` of shape `(noises, height * width, hidden_size)`; the noise itself if the grid is unchanged.
 
     Raises:
-        `ValueError`: If the noise is no grid of `old_grid`, or no square where that is not given.
+        `ValueError`: If the noise does not fit `old_grid`, or is not square and `old_grid` is not given.
     """
     check_noise_tensor(noise)
     for name, value in (("grid", grid), ("old_grid", old_grid or grid)):
@@ -113,11 +113,11 @@ def resize_noise(noise: torch.Tensor, grid: tuple[int, int], old_grid: tuple[int
 
 class NoiseInjector:
     """
-    A forward hook on the patch projection that adds noise while its gate is open and does nothing while it is shut.
+    A forward hook on the patch projection that adds noise inside [`~NoiseInjector.inject`] and does nothing otherwise.
 
-    It is registered once, when it is built: torch.compile ignores hooks that appear after the first compiled call, and
-    wrapping modules would change the keys of the state dict. Two injectors on one model do not know of each other, so
-    [`NoiseInjector.attach`] hands back the one that is already there.
+    It is registered once, when it is built: torch.compile ignores hooks that are added after the first compiled call,
+    and wrapping modules would change the keys of the state dict. A model has one injector at most:
+    [`NoiseInjector.attach`] returns the existing one.
 
     Args:
         projection ([`PatchProjection`]): Where to add the noise.
@@ -136,20 +136,20 @@ class NoiseInjector:
 
     @classmethod
     def attach(cls, model: nn.Module, patch_projection: str | None = None) -> NoiseInjector:
-        """The injector of `model`, built on first use."""
+        """The injector of `model`, created on first use."""
         projection = find_patch_projection(model, patch_projection)
         for hook in projection.module._forward_hooks.values():
             if isinstance(hook, cls):
                 return hook
         injector = cls(projection)
         if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules()):
-            torch.compiler.reset()  # code that was compiled before knows nothing of the hook
+            torch.compiler.reset()  # code that was compiled before ignores the hook
         return injector
 
     @classmethod
     @contextmanager
     def attached(cls, model: nn.Module, patch_projection: str | None = None) -> Iterator[NoiseInjector]:
-        """The injector of `model`; where it is new and the `with` block raises, its hooks are taken off again."""
+        """Yields the injector of `model`. If it is new and the `with` block raises, its hooks are removed."""
         projection = find_patch_projection(model, patch_projection)
         is_new = not any(isinstance(hook, cls) for hook in projection.module._forward_hooks.values())
         injector = cls.attach(model, patch_projection)
@@ -177,8 +177,9 @@ class NoiseInjector:
         return add_noise(output, noise)
 
     def _resized(self, noise: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The noise on the grid of the patch embeddings `output`; where its own is not known, a square."""
-        num_patches, grid = tokens_shape(output)[0], grid_of(output)
+        """The noise on the grid of the patch embeddings `output`. By default its own grid is a square."""
+        num_patches = tokens_shape(output)[0]
+        grid = grid_of(output)
         if grid is None:
             if noise.shape[1] == num_patches:
                 return noise
@@ -196,7 +197,7 @@ class NoiseInjector:
         return resize_noise(noise, grid, self.grid)
 
     def _halve(self, module: nn.Module, args: tuple) -> tuple:
-        """Of a batch that holds every image twice, the projection need see each image only once."""
+        """Keeps the first half of a batch that holds every image twice: the projection runs once per image."""
         if self.noise is None or not self.is_twofold:
             return args
         return args[0].chunk(2)[0], *args[1:]
@@ -210,22 +211,25 @@ class NoiseInjector:
         grid: tuple[int, int] | None = None,
     ) -> Iterator[None]:
         """
-        Opens the gate for the forward passes inside the `with` block.
+        Adds the noise in all forward passes inside the `with` block.
 
         Args:
-            noise (`torch.Tensor` or `Callable`): As in [`add_noise`], or what gives it for a number of images.
+            noise (`torch.Tensor` or `Callable`): As in [`add_noise`], or a function from a number of images to it.
             is_twofold (`bool`, *optional*, defaults to `False`): The batch is some images followed by the same images
                 again; the second half gets the noise, and both share one pass through the projection.
             resize, grid: As in [`inject_noise`].
         """
         outer = self.noise, self.is_twofold, self.resize, self.grid
-        self.noise, self.is_twofold, self.resize, self.grid = noise, is_twofold, resize, grid
+        self.noise = noise
+        self.is_twofold = is_twofold
+        self.resize = resize
+        self.grid = grid
         try:
             yield
         finally:
             self.noise, self.is_twofold, self.resize, self.grid = outer
 
     def remove(self) -> None:
-        """Takes the hooks off the model."""
+        """Removes the hooks from the model."""
         for handle in self._handles:
             handle.remove()

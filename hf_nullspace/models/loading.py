@@ -86,8 +86,8 @@ def check_model_name(name: str | None, flag: str) -> None:
 
 def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    The classifier with a head for `labels`, whose rows follow their names, and its image processor, both at the image size asked for; the untrained
-    digits model if none is named.
+    Loads a classifier and its image processor, both at the requested image size; without a name, the untrained digits
+    model. The rows of a trained head are put in the order of `labels`, by the names of the classes.
 
     Args:
         args ([`ModelArguments`]): The model flags.
@@ -109,7 +109,7 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
     head = {}
     if labels is not None:
         head = {
-            "num_labels": len(labels),  # timm's configs go by their own number where none is given
+            "num_labels": len(labels),  # without it, timm's configs use their own number
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
         }
@@ -147,10 +147,12 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
 
 
 def _set_size(processor: BaseImageProcessor, side: int, num_channels: int | None) -> None:
-    """Makes an image processor give square pictures of another size."""
-    square, found = {"height": side, "width": side}, "fails"
+    """Makes an image processor produce square pictures of another size."""
+    square = {"height": side, "width": side}
+    found = "fails"
     for size in (square, {"shortest_edge": side}):
-        processor.size, processor.crop_size = size, square
+        processor.size = size
+        processor.crop_size = square
         try:
             found = f"gives {Preprocessing(processor, num_channels).processed_size or 'none of one size'}"
         except ValueError as error:
@@ -171,7 +173,7 @@ def _load_image_processor(
     except (OSError, ValueError):
         if args.image_processor_name:
             raise
-        if base is not None:  # an adapter's own folder need have none
+        if base is not None:  # the folder of an adapter may have none
             return _load_image_processor(replace(args, model_name_or_path=base), model, hub | {"revision": "main"})
         mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
         if channels_of(model) == 1:

@@ -1,4 +1,4 @@
-"""Which inputs a model's forward pass takes: of a batch for training, the noise needs those alone."""
+"""Selects the inputs of a batch that a model's forward pass accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LABEL_NAMES = ("labels", "label", "label_ids")
 
 
 def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
-    """The parameters of a model's forward pass by name, without `self`; those of the classifier inside a PEFT model."""
+    """The parameters of a model's `forward` by name, without `self`; of a PEFT model, those of the model inside."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     parameters = inspect.signature(type(model).forward).parameters
     return dict(list(parameters.items())[1:])
@@ -20,7 +20,7 @@ def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
 
 def accepted_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """
-    Those of `inputs` that the forward pass names, as `remove_unused_columns` keeps them; all where it names none.
+    The entries of `inputs` that `forward` names, as with `remove_unused_columns`; all of them if it names none.
 
     Args:
         model (`nn.Module`): The model, unwrapped.
@@ -33,8 +33,9 @@ def accepted_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def missing_inputs(model: nn.Module, inputs: dict[str, Any]) -> list[str]:
-    """Names of the parameters that have no default and that `inputs` lack."""
-    empty, variable = inspect.Parameter.empty, (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    """Names of the required parameters that are missing in `inputs`."""
+    empty = inspect.Parameter.empty
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         name
         for name, parameter in forward_parameters(model).items()

@@ -1,4 +1,4 @@
-"""What of a model's outputs the synthesis looks at: logits, probabilities, and how far noise moves them."""
+"""Logits and probabilities from a model's outputs, and how far noise moves them."""
 
 from __future__ import annotations
 
@@ -49,18 +49,19 @@ def read_logits(outputs: Any) -> torch.Tensor:
 
 def is_multi_label(model: nn.Module, labels: torch.Tensor | None = None, logits: torch.Tensor | None = None) -> bool:
     """
-    Whether a classifier gives a probability of its own to each label, by the sigmoid of its logit, or one softmax to all.
+    Whether a classifier is multi-label: a sigmoid for each logit, instead of one softmax over all of them.
 
-    The rule is that of Transformers' losses: `config.problem_type` where it is set, else by the labels: rows of
-    floating-point numbers stand for several labels at once, unless they are distributions over the classes. A segmentation of one class is a yes or no for each pixel.
+    The rule is that of Transformers' losses: `config.problem_type` if it is set. Otherwise the labels decide: rows of
+    floating-point numbers are multi-label, unless they are distributions over the classes. A segmentation of one class
+    is multi-label, with a sigmoid for each pixel.
 
     Args:
         model (`nn.Module`): The classifier; its `config` is read, where it has one.
-        labels (`torch.Tensor`, *optional*): Labels of some images, as the loss gets them.
-        logits (`torch.Tensor`, *optional*): Logits of some images, as [`read_logits`] gives them.
+        labels (`torch.Tensor`, *optional*): Labels of some images, as the loss receives them.
+        logits (`torch.Tensor`, *optional*): Logits of some images, as [`read_logits`] returns them.
 
     Raises:
-        `ValueError`: If the model predicts numbers, which have no probabilities that epsilon could bound.
+        `ValueError`: If the model is a regression: it has no probabilities that epsilon could bound.
     """
     config = getattr(model, "config", None)
     problem_type = getattr(config, "problem_type", None)
@@ -81,30 +82,30 @@ def is_multi_label(model: nn.Module, labels: torch.Tensor | None = None, logits:
 
 
 def probabilities(logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:
-    """Softmax over the labels, the last axis; of a multi-label model the sigmoid of each logit."""
+    """Softmax over the last axis; for a multi-label model the sigmoid of each logit."""
     return logits.sigmoid() if multi_label else logits.softmax(-1)
 
 
 def decisions(logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:
-    """The predicted class, of the shape of `logits` without its last axis; of a multi-label model yes or no for each."""
+    """The predicted class, without the last axis of `logits`; for a multi-label model a boolean for each label."""
     return logits > 0 if multi_label else logits.argmax(-1)
 
 
 def largest_probability_mse(num_labels: int, multi_label: bool = False) -> float:
-    """The largest possible sum of squared changes of the probabilities: 2 for a softmax, one for each sigmoid."""
+    """The largest possible sum of squared changes of the probabilities: 2 for a softmax, 1 per label for sigmoids."""
     return float(num_labels) if multi_label else 2.0
 
 
 def kl_divergence(clean_logits: torch.Tensor, other_logits: torch.Tensor) -> torch.Tensor:
     """
-    `KL(softmax(clean) || softmax(other))` of each image; gradients flow through both.
+    Per-image `KL(softmax(clean) || softmax(other))`; gradients flow through both.
 
     Args:
         clean_logits, other_logits (`torch.Tensor` of shape `(batch_size, num_labels)` or `(batch_size, pixels, num_labels)`):
-            As [`read_logits`] gives them.
+            As [`read_logits`] returns them.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size,)`; the mean over the pixels where there are some.
+        `torch.Tensor` of shape `(batch_size,)`; for a segmentation, the mean over the pixels.
     """
     clean, other = (logits.float().log_softmax(-1) for logits in (clean_logits, other_logits))
     return (clean.exp() * (clean - other)).sum(-1).reshape(len(clean), -1).mean(1)
@@ -200,7 +201,7 @@ def agreement(clean_logits: torch.Tensor, noisy_logits: torch.Tensor, multi_labe
     """
     1 where the predicted class is unchanged and 0 elsewhere, of shape `(batch_size,)` (paper, figure 2).
 
-    Of a multi-label model, 1 where the answer to every label is unchanged: its probability stays on its side of 1/2.
+    For a multi-label model, 1 where no label crosses the probability 1/2.
     """
     same = decisions(clean_logits, multi_label) == decisions(noisy_logits, multi_label)
     same = same.all(-1) if multi_label else same

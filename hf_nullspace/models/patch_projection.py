@@ -1,4 +1,4 @@
-"""Where images become patch embeddings: the one linear map of a classifier that every noise is added behind."""
+"""Finds the patch projection of a classifier: the linear map from pixels to patch embeddings, where noise is added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-# So many modules that would do are named in an error.
+# Largest number of candidate modules that an error names.
 MOST_NAMED = 3
 
 
@@ -33,7 +33,7 @@ class PatchProjection:
 
     @property
     def patch_size(self) -> tuple[int, int] | None:
-        """`(height, width)` of a patch in pixels; `None` for a linear projection, whose patches come ready cut."""
+        """`(height, width)` of a patch in pixels; `None` for a linear projection, which reads patches."""
         return tuple(self.module.kernel_size) if isinstance(self.module, nn.Conv2d) else None
 
     @property
@@ -43,7 +43,7 @@ class PatchProjection:
 
     @property
     def obstacle(self) -> str | None:
-        """Why no matrix maps each patch by itself; `None` where one does."""
+        """Why the projection is not one matrix per patch; `None` if it is."""
         module = self.module
         if self.name.split(".")[-1] == "base_layer":
             return f"{self.name!r} is the base layer of an adapter that changes its map; merge the adapter first"
@@ -80,7 +80,7 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
         name (`str`, *optional*): Name of the module to use instead, as in `model.named_modules()`.
 
     Raises:
-        `ValueError`: If nothing matches the rule, or `name` is no convolution or linear layer of the model.
+        `ValueError`: If no module matches the rule, or `name` is not a convolution or linear layer of the model.
     """
     names = {module: module_name for module_name, module in model.named_modules()}
     if name is not None:
@@ -104,10 +104,11 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
 
 
 def patch_projections(model: nn.Module) -> Iterator[PatchProjection]:
-    """All modules that match the rule of [`find_patch_projection`], the best first; no forward pass is run."""
+    """All modules that match the rule of [`find_patch_projection`], the best first. No forward pass is run."""
     names = {module: name for name, module in model.named_modules()}
     num_channels = channels_of(model) or 3
-    embeddings, seen = _input_embeddings(model), set()
+    embeddings = _input_embeddings(model)
+    seen = set()
     for root in [embeddings, model]:
         for module in root.modules() if root is not None else ():
             is_stem = isinstance(module, nn.Conv2d) and module.in_channels == num_channels
@@ -119,7 +120,7 @@ def patch_projections(model: nn.Module) -> Iterator[PatchProjection]:
 
 
 def name_candidates(names: Sequence[str]) -> str:
-    """What an error says of the modules that `patch_projection` may name."""
+    """The candidate modules for `patch_projection`, as part of an error message."""
     if not names:
         return "The rule finds no other module; name the one that does."
     others = f" (and {len(names) - MOST_NAMED} more)" if len(names) > MOST_NAMED else ""
@@ -133,7 +134,7 @@ def channels_of(model: nn.Module) -> int | None:
     if config is None:
         return None
     config = getattr(config, "vision_config", config)
-    # timm's configs hold the number in the arguments of the model, where it is not 3.
+    # timm's configs keep the number in the arguments of the model if it is not 3.
     built_with = getattr(config, "model_args", None) or {}
     return getattr(config, "num_channels", built_with.get("in_chans", 3))
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 
-# Rounding that a picture may have gone through on its way into normalised float32 pixels.
+# Largest rounding error of normalised float32 pixels.
 PIXEL_TOLERANCE = 1e-4
-# Distance to the bounds of a pixel that is left for the rounding of `pixel * std + mean`.
+# Margin to the bounds of a pixel, for the rounding of `pixel * std + mean`.
 PIXEL_MARGIN = 1e-6
 
 
@@ -55,7 +55,7 @@ def pixel_limits(
     pixel_values: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float], num_channels: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    How far each pixel may go down and up, in normalised units.
+    How far each pixel may decrease and increase, in normalised units.
 
     Args:
         pixel_values, image_mean, image_std, num_channels: As in [`normalization`].

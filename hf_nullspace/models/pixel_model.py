@@ -1,4 +1,4 @@
-"""Any image classifier as a function of pixels in [0, 1], which is where attacks and corruptions live."""
+"""Any image classifier as a function of pixels in [0, 1], the space of attacks and corruptions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PixelModel(nn.Module):
     Normalises pixels as the image processor does, then classifies them.
 
     This is the `model` that torchattacks, foolbox (`PyTorchModel(pixel_model, bounds=(0, 1))`) and AutoAttack expect;
-    `examples/attack_with_other_tools.py` shows it. Hold it still with [`~hf_nullspace.frozen.frozen`] meanwhile, which
-    puts every module and weight back as it was: such tools leave gradients on weights that want one.
+    `examples/attack_with_other_tools.py` shows it. Wrap such attacks in [`~hf_nullspace.frozen.frozen`], which
+    restores every module and weight: these tools leave gradients on weights that require one.
 
     Pixels are normalised in float32 and cast to the dtype of the model's weights (float16 and bfloat16 included);
     logits come back in float32.
@@ -80,7 +80,7 @@ class PixelModel(nn.Module):
         return self.logits_of(self.output(pixels))
 
     def logits_of(self, output: ModelOutput) -> torch.Tensor:
-        """The logits in what [`~PixelModel.output`] gave; see [`~PixelModel.forward`]."""
+        """The logits in an output of [`~PixelModel.output`]; see [`~PixelModel.forward`]."""
         logits = output.logits.float()
         if self.class_indices is None:
             return logits
@@ -88,7 +88,7 @@ class PixelModel(nn.Module):
 
     def output(self, pixels: torch.Tensor, **kwargs: Any) -> ModelOutput:
         """
-        What the model itself returns for `pixels`, as it returns it; see [`~PixelModel.forward`].
+        The model's own output for `pixels`, unchanged; see [`~PixelModel.forward`].
 
         Args:
             pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures with values in [0, 1].

@@ -1,4 +1,4 @@
-"""What an image processor does to a picture: measured once, so that pixels and model inputs turn into each other."""
+"""Measures what an image processor does to a picture, and converts between pixels and model inputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .pixel_box import normalization
 
 MODES = {1: "L", 3: "RGB"}
 WORDS = {"L": "grey", "RGB": "RGB"}
-# Distance between what a processor gives and what its affine map gives, for values of a magnitude up to 1.
+# Largest difference between the output of a processor and of its affine map, for values of a magnitude up to 1.
 TOLERANCE = 1e-4
-# Statistics that a processor names are taken where they give its values within float32's rounding.
+# A processor's own mean and deviation are used if they reproduce its output within float32's rounding.
 ROUNDING = 1e-5
 # Resizing rounds to eight bits, twice for two directions: shades that two pictures may differ by beside their contrast.
 SHADES = 2.5
@@ -32,12 +32,12 @@ COLOUR = (64, 128, 200)  # differs by channel, so that a change of their order i
 
 class Preprocessing:
     """
-    An image processor, known by what it does to a few small pictures and not by the names of its settings.
+    The effect of an image processor, measured on a few small pictures instead of read from its settings.
 
-    Whatever it resizes, crops, pads or reorders, what it does to the value of a pixel must be an affine map of its own
-    for each channel: `(pixel - mean) / std`, for pixels in [0, 1]. That is measured when this is built, and a processor
-    of another kind is refused. So it holds for processors of Transformers (Pillow's and torchvision's), of timm and for
-    any other `callable(pictures, return_tensors="pt")`.
+    The processor may resize, crop, pad or reorder channels, but the value of each pixel must be mapped by an affine
+    map per channel: `(pixel - mean) / std`, for pixels in [0, 1]. This is measured on construction, and other
+    processors are refused. It works for processors of Transformers (Pillow's and torchvision's), of timm and any other
+    `callable(pictures, return_tensors="pt")`.
 
     Nothing is clamped on the way to a model: [`~Preprocessing.to_model_inputs`] is what the processor gives. Only
     [`~Preprocessing.to_pixels`] and [`~Preprocessing.into_box`] clamp, since resizing may overshoot and what leaves [0, 1]
@@ -78,7 +78,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, image_processor: Callable | Preprocessing, num_channels: int | None = None) -> Preprocessing:
-        """That of an image processor; a preprocessing as it is, if it gives as many channels."""
+        """The preprocessing of an image processor. A [`Preprocessing`] is returned unchanged if its channels fit."""
         if not isinstance(image_processor, Preprocessing):
             return cls(image_processor, num_channels)
         if num_channels not in (None, image_processor.num_channels):
@@ -86,7 +86,7 @@ class Preprocessing:
         return image_processor
 
     def read(self, picture: Any, name: str = "") -> Image.Image:
-        """A picture as [`read_picture`] gives it, in the mode that the model reads."""
+        """Reads a picture with [`read_picture`] and converts it to the mode that the model reads."""
         picture = read_picture(picture, name)
         if self.mode == picture.mode:
             return picture
@@ -96,7 +96,7 @@ class Preprocessing:
 
     def to_model_inputs(self, pictures: Sequence[Any]) -> dict[str, torch.Tensor]:
         """
-        Exactly what the image processor gives a model for these pictures.
+        The exact output of the image processor for these pictures.
 
         Args:
             pictures (`Sequence`): Pictures as [`read_picture`] takes them.
@@ -130,7 +130,7 @@ class Preprocessing:
         return torch.where((pixels * 255 - shades).abs() < SAME_SHADE, shades / 255, pixels).clamp(0, 1)
 
     def to_pixels_as_is(self, pictures: Sequence[Any]) -> torch.Tensor:
-        """As [`~Preprocessing.to_pixels`], for pictures that have their final size already."""
+        """As [`~Preprocessing.to_pixels`], for pictures that already have their final size."""
         arrays = [np.asarray(self.read(picture)) for picture in pictures]
         pixels = torch.from_numpy(np.stack(arrays)).float() / 255
         return pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
@@ -146,7 +146,7 @@ class Preprocessing:
         return (pixel_values.double() * std + mean).float()[:, np.argsort(self.channel_order)]
 
     def into_box(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Model inputs, pictures or patches, with those clamped whose pixel lies outside [0, 1] by more than rounding."""
+        """Clamps model inputs whose pixel lies outside [0, 1] by more than rounding; takes pictures or patches."""
         mean, std = normalization(self.mean, self.std, pixel_values, self.num_channels)
         pixels = pixel_values.double() * std + mean
         clamped = pixels.clamp(0, 1)
@@ -154,13 +154,13 @@ class Preprocessing:
         return torch.where(outside, (clamped - mean) / std, pixel_values.double()).to(pixel_values.dtype)
 
     def _find_mode(self, num_channels: int | None) -> tuple[str, tuple[int, int], torch.Tensor]:
-        """Mode and size of pictures that the processor takes, and what it makes of a black one."""
+        """Mode and size of pictures that the processor accepts, and its output for a black one."""
         failures: dict[str, Exception] = {}
         modes = [MODES[num_channels]] if num_channels else ["RGB", "L"]
         for size, mode in itertools.product(PROBE_SIZES, modes):
             try:
                 values = self._process([Image.new(mode, size)])["pixel_values"]
-            except Exception as error:  # processors raise many kinds; each means the same here
+            except Exception as error:  # processors raise many exception types, with the same meaning here
                 failures.setdefault(mode, error)
                 continue
             if values.dim() == 3 or values.shape[1] == len(mode):
@@ -188,7 +188,7 @@ class Preprocessing:
         return {**inputs, "pixel_values": values.float()}
 
     def _culprit(self, pictures: list[Image.Image], names: list[str]) -> str | None:
-        """Which picture a batch fails for, and why."""
+        """The picture for which a batch fails, and why."""
         shapes: dict[tuple[int, ...], str] = {}
         for picture, name in zip(pictures, names, strict=True):
             try:
@@ -240,14 +240,14 @@ class Preprocessing:
         self.processed_size = tuple(upright.shape[2:]) if is_fixed else None
 
     def _one_pixel(self, black: torch.Tensor, white: torch.Tensor, grey: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The channels of a pixel that is none of a margin, in each of the pictures."""
+        """The channels of one pixel outside all margins, in each of the pictures."""
         if self.gives_patches:  # channels are the fastest axis of a patch, and margins are at the end
             return (values[0, : len(self.mode)].double() for values in (black, white, grey))
         place = int((black != white).any(0).flatten().int().argmax())
         return (values.flatten(1)[:, place].double() for values in (black, white, grey))
 
     def _statistics(self, low: torch.Tensor, high: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation as the processor names them, where that is what it does; else as measured."""
+        """Mean and standard deviation: the processor's settings if the measurement agrees, else as measured."""
         std = 1 / (high - low)
         mean = -low * std
         try:
@@ -264,7 +264,7 @@ class Preprocessing:
     def _check_contents(
         self, black: torch.Tensor, white: torch.Tensor, ramp: torch.Tensor, again: torch.Tensor, faint: torch.Tensor
     ) -> None:
-        """That a pixel's value depends on no other place of the picture than those it was resized from."""
+        """Checks that the value of a pixel depends only on the place of the picture that it was resized from."""
         shape = (1, *black.shape)
         statistics = normalization(self.mean, self.std, black.expand(shape), self.num_channels)
         mean, std = (values.squeeze(0).float() for values in statistics)
@@ -304,7 +304,7 @@ def _named_statistics(image_processor: Any, num_channels: int) -> tuple[torch.Te
     """
     Mean and deviation of pixels in [0, 1] by the settings of an image processor.
 
-    They are exact where what is measured has float32's rounding; whether they hold, the measurement says.
+    They are exact, unlike a measurement in float32; the measurement decides whether they apply.
     """
     timm_config = getattr(image_processor, "data_config", {})
 

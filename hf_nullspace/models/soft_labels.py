@@ -1,4 +1,4 @@
-"""Labels that are distributions over the classes, as Mixup and CutMix give them: their loss, and how they are told."""
+"""Soft labels, as Mixup and CutMix produce them: how they are recognised, and their loss."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers.trainer_pt_utils import LabelSmoother
 from .adapters import without_adapters
 
 
-# Largest distance from 1 of a distribution's sum, rounded to bfloat16 as it may be.
+# Largest distance of a distribution's sum from 1; labels may be rounded to bfloat16.
 SUM_TOLERANCE = 1e-2
 
 
 def knows_no_soft_labels(model: nn.Module) -> bool:
-    """Whether a model's loss is the library's for classification, to which rows of numbers are always multi-label."""
+    """Whether a model uses the library's classification loss, which treats all rows of numbers as multi-label."""
     model = without_adapters(model)
     if not isinstance(model, PreTrainedModel) or "_loss_function" in vars(model):
         return False
@@ -30,7 +30,7 @@ def knows_no_soft_labels(model: nn.Module) -> bool:
 
 
 def settle_problem_type(model: nn.Module, labels: Any) -> None:
-    """Before the first batch: what [`classification_loss`] would make of `config.problem_type` with these labels."""
+    """Sets `config.problem_type` before the first batch, as [`classification_loss`] would for these labels."""
     config = getattr(without_adapters(model), "config", None)
     if config is None or config.problem_type is not None or config.num_labels <= 1 or not knows_no_soft_labels(model):
         return
@@ -40,7 +40,7 @@ def settle_problem_type(model: nn.Module, labels: Any) -> None:
 
 def classification_loss(labels: torch.Tensor, pooled_logits: torch.Tensor, config: Any, **kwargs: Any) -> torch.Tensor:
     """
-    The library's loss for classification, and the cross-entropy of soft labels, which it does not know.
+    The library's classification loss, extended by the cross-entropy of soft labels.
 
     `config.problem_type` decides. Where it is `None`, a first batch of distributions makes it
     `"single_label_classification"`; any other rows of numbers are multi-label, as for the library.
@@ -85,7 +85,8 @@ def soft_cross_entropy(
             each image, as `Trainer` counts them.
         label_smoothing (`float`, *optional*, defaults to 0.0): Share of the uniform distribution to mix into the labels.
     """
-    labels, reduction = labels.to(logits), "mean" if num_items_in_batch is None else "sum"
+    labels = labels.to(logits)
+    reduction = "mean" if num_items_in_batch is None else "sum"
     loss = cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
     return loss if num_items_in_batch is None else loss * labels.shape[1] / num_items_in_batch
 
@@ -106,5 +107,5 @@ def _are_rows(labels: Any, num_labels: int) -> bool:
 
 
 def are_distributions(labels: torch.Tensor) -> bool:
-    """Whether each row is a soft label of one class, as Mixup makes them, rather than several labels."""
+    """Whether each row is a distribution over the classes, as from Mixup, and not a multi-label target."""
     return bool(((labels >= 0).all() & ((labels.float().sum(-1) - 1).abs() <= SUM_TOLERANCE).all()).item())

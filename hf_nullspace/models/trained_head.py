@@ -1,4 +1,4 @@
-"""A trained head keeps its meaning: its rows follow the names of the classes, or it is refused."""
+"""Reorders the rows of a trained head by the names of the classes, or refuses the head."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def head_rows(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     try:
         with torch.device("meta"):
             larger = dict(type(model)(config).named_parameters())
-    except Exception:  # other libraries' constructors raise many kinds; each means the same here
+    except Exception:  # other libraries' constructors raise many exception types, with the same meaning here
         return {}
     return {
         name: weight

@@ -1,1 +1,1 @@
-"""What every wing uses and none owns: random numbers, files, processes, figures, words."""
+"""Shared helpers of all wings: random numbers, files, processes, figures and text."""

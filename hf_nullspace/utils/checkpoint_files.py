@@ -1,4 +1,4 @@
-"""The list that makes a checkpoint whole: every file in it with its size and hash, written last."""
+"""The file list of a checkpoint, with size and hash of every file. Written last: a complete checkpoint has it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_list(folder: Path, facts: dict[str, Any], is_complete: bool) -> None:
 
 def read_list(folder: Path) -> dict[str, Any] | None:
     """
-    What `write_list` wrote; `None` for a checkpoint without a list.
+    Reads what [`write_list`] wrote; `None` for a checkpoint without a list.
 
     Raises:
         `ValueError`: If the list is damaged.
@@ -54,7 +54,7 @@ def read_list(folder: Path) -> dict[str, Any] | None:
 
 
 def what_differs(folder: Path, values: dict[str, Any], concerns: Callable[[str], bool] = bool) -> str | None:
-    """What the files of a checkpoint have that their list does not say; `None` if nothing. All files are read."""
+    """How the files of a checkpoint differ from their list; `None` if they do not. All files are read."""
     if values["files"] is None:
         return f"its {LIST_NAME}, which is written last, lists no files, so its save was cut short"
     listed = {name: row for name, row in values["files"].items() if concerns(name)}

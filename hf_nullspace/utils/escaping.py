@@ -1,4 +1,4 @@
-"""Words of strangers as text that only reads: names of models, classes, files and columns on terminals and pages."""
+"""Escapes untrusted text for terminals and Markdown pages: names of models, classes, files and columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 # Categories of characters that move a cursor, turn the direction of text, end a line, or are not seen at all.
 UNSEEN = ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
-# What makes markup of words: HTML, table cells, code, emphasis by stars, formulas, and the middle of a link.
+# Characters of markup: HTML, table cells, code, emphasis by stars, formulas, and the middle of a link.
 MARKUP = re.compile(r"[&<>|`*$\\]|\](?=[(\[])")
 # Scripts with letters that are drawn like Latin ones.
 LIKE_LATIN = {"ARMENIAN", "CHEROKEE", "CYRILLIC", "GREEK"}
@@ -32,7 +32,7 @@ def plain_text(value: Any, limit: int | None = None) -> str:
 
 
 def markdown_text(value: Any, limit: int | None = None) -> str:
-    """A value as words of a Markdown page, also in a table's cell: as [`plain_text`], and no markup."""
+    """A value as plain words on a Markdown page or in a table cell: as [`plain_text`], with markup escaped."""
     return MARKUP.sub(lambda match: REPLACEMENTS.get(match[0], "\\" + match[0]), plain_text(value, limit))
 
 

@@ -1,4 +1,4 @@
-"""Figures from results, never from models."""
+"""Colours and error handling of figures."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+GREY = "#7F7F7F"
 MODEL_COLORS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")  # six of seven colours, so that few pairs repeat
 
 
 @contextmanager
 def optional_figure(name: str | os.PathLike) -> Iterator[None]:
-    """Around a drawing: whatever is missing or broken of matplotlib is a warning, and costs no result."""
+    """Wraps the drawing of a figure: if matplotlib is missing or broken, a warning is logged and no result is lost."""
     try:
         yield
-    except Exception as error:  # a broken installation raises what it likes
+    except Exception as error:  # a broken installation may raise anything
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         logger.warning(f"{os.path.basename(name)} is not drawn. {reason}")
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end: readers see the old one or the new one."""
+    """Yields a temporary file that replaces `path` at the end: readers see the old file or the new one."""
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
         yield unfinished
@@ -23,11 +23,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a text file atomically."""
     with replaced(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def json_hash(content: Mapping[str, Any]) -> str:
-    """SHA-256 of settings as canonical JSON: two have the same one only if they are equal."""
+    """SHA-256 of settings as canonical JSON: equal settings have equal hashes."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Checks of command-line flags: their ranges, their paths, and which do not fit together."""
+"""Checks of command-line flags: ranges, paths, and flags that exclude each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a folder to a repository of the Hub, in one commit."""
+"""Uploads files of a folder to a repository of the Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import TypeVar
 from huggingface_hub import CommitInfo, HfApi
 
 
-# A Hub that answers takes a second; the client itself would wait for one that does not without end.
+# The Hub usually answers within a second. Without an answer, the client itself would wait forever.
 ANSWER_SECONDS = 10.0
 Value = TypeVar("Value")
 
 
 def answered(function: Callable[..., Value], *args, **kwargs) -> Value:
     """
-    What a call to the Hub returns or raises, if it does so within `ANSWER_SECONDS`.
+    Calls a function of the Hub with a time limit of `ANSWER_SECONDS`; its result and errors are passed on.
 
     Raises:
-        `TimeoutError`: If it does not. The call is left to itself; it keeps no process from ending.
+        `TimeoutError`: If there is no answer in time. The call goes on in a daemon thread.
     """
     answer: Future = Future()
 
@@ -46,7 +46,7 @@ def open_repository(
     repo_id: str, private: bool | None = None, token: str | bool | None = None, revision: str | None = None
 ) -> str:
     """
-    Makes a repository and its branch if need be.
+    Creates a repository and its branch if they do not exist.
 
     Args:
         repo_id (`str`): `"user/repo"`, or a name within the namespace of the token's owner.

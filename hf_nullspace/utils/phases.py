@@ -1,4 +1,4 @@
-"""What a long command is doing, and how long that will take: a line when a part of it begins, and one when it is known."""
+"""Progress messages of long commands: one when a phase begins, and one when its duration can be estimated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# An estimate is made of so many steps, or of what was done in so many seconds where steps are slow.
-ESTIMATE_STEPS, ESTIMATE_SECONDS = 10, 5.0
+# An estimate is made after so many steps, or after so many seconds if steps are slow.
+ESTIMATE_STEPS = 10
+ESTIMATE_SECONDS = 5.0
 
 
 def in_words(seconds: float) -> str:
@@ -38,7 +39,7 @@ def announce(text: str) -> None:
 
 @contextmanager
 def announced(name: str, estimate: float | None = None) -> Iterator[None]:
-    """A line before a part of the work, with its estimate in seconds, and one after it."""
+    """Logs a line before a part of the work, with its estimate in seconds, and one after it."""
     announce(f"{name}" + (f": about {in_words(estimate)}" if estimate is not None else "") + " ...")
     start = time.perf_counter()
     yield
@@ -56,10 +57,13 @@ class PhaseCallback(TrainerCallback):
     """
 
     def __init__(self, name: str, round_steps: int | None = None, bar: ProgressCallback | None = None):
-        self.name, self.round_steps, self.bar = name, round_steps, bar
+        self.name = name
+        self.round_steps = round_steps
+        self.bar = bar
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._first, self._start = state.global_step, time.perf_counter()
+        self._first = state.global_step
+        self._start = time.perf_counter()
         self._plain_steps: list[float] = []
         self._round_steps: list[float] = []
         self._is_estimated = False
@@ -97,13 +101,13 @@ class PhaseCallback(TrainerCallback):
             announce(f"{self.name}: {steps} steps done in {in_words(time.perf_counter() - self._start)}.")
 
     def seconds_left(self, step: int, max_steps: int) -> float:
-        """What the steps that are left take, at the pace of those that were timed."""
+        """Estimated seconds of the remaining steps, from the steps that were timed."""
         pace = statistics.median(self._plain_steps)
         synthesis = max(0.0, statistics.mean(self._round_steps) - pace) if self._round_steps else 0.0
         return (max_steps - step) * pace + self._rounds(step, max_steps) * synthesis
 
     def _rounds(self, step: int, max_steps: int) -> int:
-        """Rounds that begin at a step from `step` on; a run that begins within one has its noise."""
+        """Number of rounds that begin at `step` or later. A run that resumes within a round already has its noise."""
         if not self.round_steps:
             return 0
         return math.ceil(max_steps / self.round_steps) - math.ceil(step / self.round_steps)
@@ -111,7 +115,7 @@ class PhaseCallback(TrainerCallback):
 
 @contextmanager
 def logged_to_terminal(level: int) -> Iterator[None]:
-    """Meanwhile what this package logs at `level` or above is printed, whatever other loggers do."""
+    """Prints what this package logs at `level` or above inside the `with` block, whatever other loggers do."""
     root = python_logging.getLogger(__package__.partition(".")[0])
     handler = python_logging.StreamHandler(sys.stderr)
     handler.setFormatter(python_logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
@@ -127,7 +131,7 @@ def logged_to_terminal(level: int) -> Iterator[None]:
 
 @contextmanager
 def without_bars(hidden: bool) -> Iterator[None]:
-    """Meanwhile, if `hidden`, Transformers and Datasets draw no progress bars, which fill a log with their every state."""
+    """If `hidden`, turns off the progress bars of Transformers and Datasets: in a log, every update is a line."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = (logging.is_progress_bar_enabled(), not are_progress_bars_disabled())

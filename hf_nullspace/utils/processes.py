@@ -1,4 +1,4 @@
-"""What one process decides for all of them."""
+"""Runs a function on the main process and shares its result."""
 
 from __future__ import annotations
 

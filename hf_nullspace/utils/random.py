@@ -1,4 +1,4 @@
-"""Random numbers that belong to a name, a seed and a round, and never to the process."""
+"""Random generators keyed by a name, a seed and a round, independent of global state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def keyed_generator(name: str, *keys: int) -> torch.Generator:
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
     """
-    Puts the global generators of Python, NumPy and torch (all devices) back as they were.
+    Restores the global generators of Python, NumPy and torch (all devices) at the end.
 
     Transforms of a user's dataset draw from them; reading images for a synthesis must not shift the training run.
     """

@@ -1,4 +1,4 @@
-"""JSON files of strangers: read as they are meant, or an error of one line."""
+"""Strict reading of untrusted JSON files, with one-line errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_DEPTH = 32
 
 
 class DamagedFileError(ValueError):
-    """A file that is not what its name says."""
+    """A file whose content is damaged or has the wrong format."""
 
 
 def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -96,7 +96,8 @@ def _finite(kind: type):
 
 
 def _depth(content: Any) -> int:
-    depth, level = 0, [content]
+    depth = 0
+    level = [content]
     while level:
         depth += 1
         level = [

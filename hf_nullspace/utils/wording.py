@@ -1,4 +1,4 @@
-"""Settings by the names that the reader gave them: fields of a config, arguments of a trainer, or flags of a command."""
+"""Translates settings in messages to the names that the user knows: config fields, trainer arguments or flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 # `name` or `name=value`, as messages write settings.
 SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
-# The flag's own word for what Python says with a value.
+# Values that are written differently on the command line.
 FLAG_VALUES = {"resume_from_checkpoint": {"True": "last"}}
 
 
@@ -39,7 +39,7 @@ _translations: list[Callable[[str], str]] = []
 
 @contextmanager
 def worded(translate: Callable[[str], str]) -> Iterator[None]:
-    """Meanwhile `translate` words what this package logs, and the errors that leave; of several, the inner ones first."""
+    """Applies `translate` to this package's log messages and to errors that leave the block, inner blocks first."""
     make_record = logging.getLogRecordFactory()
     if not _translations:
         logging.setLogRecordFactory(lambda *args, **kwargs: _worded_record(make_record(*args, **kwargs)))
@@ -61,5 +61,6 @@ def _worded_record(record: logging.LogRecord) -> logging.LogRecord:
         text = record.getMessage()
         for translate in reversed(_translations):
             text = translate(text)
-        record.msg, record.args = text, ()
+        record.msg = text
+        record.args = ()
     return record

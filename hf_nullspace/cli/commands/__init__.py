@@ -1,6 +1,6 @@
 """
-The commands of the package: each module here is one. It is called as its file, its summary is the first line of its
-docstring, and its `run(argv)` runs it; none is imported before it runs.
+The commands of the package, one per module. The module's file name is the command's name, the first line of its
+docstring is the summary, and its `run(argv)` runs it. A module is imported only when its command runs.
 """
 
 from __future__ import annotations

@@ -36,8 +36,10 @@ from ..parser import CommandParser
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DIGITS_MODEL, DIGITS = "digits-vit", [str(digit) for digit in range(10)]
-COMPARISON_NAME, COMPARISON_FIGURE = "comparison.md", "comparison.png"
+DIGITS_MODEL = "digits-vit"
+DIGITS = [str(digit) for digit in range(10)]
+COMPARISON_NAME = "comparison.md"
+COMPARISON_FIGURE = "comparison.png"
 
 
 @dataclass
@@ -101,7 +103,7 @@ def parse_evaluate_arguments(argv: Sequence[str], prog: str) -> tuple[ModelArgum
         args.models = [model_args.model_name_or_path, *args.models]
     dataset_locations(args.datasets)
     check_packages(resolve_profile(args.profile))
-    if args.images is not None:  # what is wrong with it is known before a model is loaded or trained
+    if args.images is not None:  # errors are raised before a model is loaded or trained
         read_folder(args.images, "images")
     elif args.dataset_name is not None:
         check_dataset_name(args.dataset_name)
@@ -119,7 +121,9 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
         args ([`EvaluateArguments`]): Everything else.
     """
     names = distinct_names(args.models) or [DIGITS_MODEL]
-    models, folder, accelerator = args.models or [None], Path(args.output_dir), Accelerator()
+    models = args.models or [None]
+    folder = Path(args.output_dir)
+    accelerator = Accelerator()
     options: dict[str, Any] = {
         "profile": resolve_profile(args.profile),
         "datasets": dataset_locations(args.datasets),
@@ -168,10 +172,10 @@ def check_models(
     options: dict[str, Any],
 ) -> None:
     """
-    Tries each model on the images, one after the other in memory, and reads all pictures once for each kind of reader.
+    Tries each model on the images, one model in memory at a time, and reads all pictures once per preprocessing.
 
     Raises:
-        `ValueError`, `OSError`: If one cannot be measured; it is named.
+        `ValueError`, `OSError`: If a model cannot be measured; the message names it.
     """
     read: list[Any] = []
     for name, source, folder in zip(names, models, folders, strict=True):
@@ -217,7 +221,7 @@ def read_images(args: EvaluateArguments) -> Dataset:
 
 def dataset_for(images: Dataset, args: EvaluateArguments, model: PreTrainedModel) -> Dataset | RobustnessDataset:
     """
-    The images as a model is measured on them, at most `max_images`.
+    The images on which a model is measured, at most `max_images`.
 
     A folder whose classes are WordNet ids is ImageNet or a part of it, resized as ImageNet's pictures are, unless the
     model has classes of these names.
@@ -230,7 +234,7 @@ def dataset_for(images: Dataset, args: EvaluateArguments, model: PreTrainedModel
 
 
 def distinct_names(models: Sequence[str]) -> list[str]:
-    """A name for each model: its Hub id or the last part of its path, with a number where another has it already."""
+    """A name for each model: its Hub id or the last part of its path, with a number if it is already taken."""
     names: list[str] = []
     for model in models:
         name = public_name(model)

@@ -77,8 +77,8 @@ def load_probe_inputs(
     model_args: ModelArguments, args: ProbeArguments
 ) -> tuple[PreTrainedModel, BaseImageProcessor, list[Image.Image]]:
     """
-    The model, its image processor and the pictures. Without a model, a ViT trained on digits first; without pictures,
-    the digits for that one, and two photographs for any other.
+    Loads the model, its image processor and the pictures. The default model is a ViT that is first trained on digits.
+    The default pictures are the digits for that model, and two photographs for any other.
     """
     if args.images is not None:
         check_path(args.images, "images")

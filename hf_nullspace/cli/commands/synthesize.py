@@ -41,10 +41,10 @@ def run(argv: list[str]) -> None:
     if model_args.model_name_or_path is None:
         model, processor = train_digits_model(splits, output.digits_max_steps, config.seed)
     else:
-        model, processor = load_model(model_args)  # with its own head, whatever the classes of the images
+        model, processor = load_model(model_args)  # with its own head, independent of the classes of the images
     columns = (data_args.image_column_name, data_args.label_column_name)
     transform = image_transform(processor, *columns, channels_of(model))
-    # Searched on training images; the certificate is of images that the model was not trained on.
+    # The search uses training images; the certificate uses images that the model was not trained on.
     searched, measured = (
         DataLoader(
             splits[name].with_transform(transform).shuffle(seed=config.seed),
