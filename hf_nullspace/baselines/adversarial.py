@@ -72,7 +72,8 @@ class AdversarialTrainingArguments(NullspaceTrainingArguments):
                 f"`noise_weight` must be 0 in adversarial training, but got {self.noise_weight!r}. To train on noise "
                 "from an adversarially trained start, give that model to `NullspaceTrainer`."
             )
-        steps, beta = self.adversarial_steps, self.trades_beta
+        steps = self.adversarial_steps
+        beta = self.trades_beta
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"`adversarial_steps` must be an integer of at least 1, but got {steps!r}.")
         if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
@@ -136,7 +137,8 @@ class LinfAscent:
         images = pixel_values.detach().float()
         lower, upper = pixel_limits(images, self.image_mean, self.image_std)
         std = normalization(self.image_mean, self.image_std, images)[1].float()
-        lower, upper = torch.maximum(lower, -self.epsilon / std), torch.minimum(upper, self.epsilon / std)
+        lower = torch.maximum(lower, -self.epsilon / std)
+        upper = torch.minimum(upper, self.epsilon / std)
         change = (start / std).clamp(lower, upper)
         for _ in range(self.steps):
             with torch.enable_grad():
@@ -311,7 +313,8 @@ class TradesTrainer(AdversarialTrainer):
         parent = super(AdversarialTrainer, self).compute_loss
         if not (model.training and self.args.trades_beta):
             return parent(model, inputs, return_outputs, num_items_in_batch)
-        examples, labels = self._adversarial_examples(model, inputs), inputs.get("labels")
+        examples = self._adversarial_examples(model, inputs)
+        labels = inputs.get("labels")
         loss, outputs = parent(model, inputs, True, num_items_in_batch)
         unlabelled = {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
         adversarial = model(**{**unlabelled, "pixel_values": examples})

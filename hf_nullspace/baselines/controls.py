@@ -45,7 +45,8 @@ def make_control(
         dataloader (iterable of `dict`): Yields the images it was made with.
         accelerator, patch_projection: As in [`synthesize_noise`].
     """
-    config, source = noise.config, noise.certificate
+    config = noise.config
+    source = noise.certificate
     generator = keyed_generator(name, config.seed, noise.round_index, 0)
     made = noise.noise.control(control, generator)
     with frozen_classifier(model, patch_projection, accelerator) as classifier:

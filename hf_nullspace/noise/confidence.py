@@ -64,7 +64,8 @@ def betting_upper_bound(values: torch.Tensor, confidence: float, largest: float 
         return math.inf
     # In one order, so that the last bits do not depend on that of the images either.
     values = values.clamp(0.0, 1.0).sort().values
-    threshold, low, high = -math.log1p(-confidence), 0.0, 1.0
+    threshold = -math.log1p(-confidence)
+    low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         mean = 0.5 * (low + high)
         low, high = (low, mean) if _log_capital(values, mean, confidence).item() >= threshold else (mean, high)

@@ -132,7 +132,8 @@ def read_images(
         `ValueError`: If the loader yields no `pixel_values`, fewer images than `min_images`, or images whose logits are
             not finite.
     """
-    world, rank = classifier.num_shares, classifier.share
+    world = classifier.num_shares
+    rank = classifier.share
     is_prepared = isinstance(dataloader, (DataLoaderShard, DataLoaderDispatcher))
     if classifier.is_sharded and is_prepared and classifier.accelerator.num_processes > 1:
         raise ValueError(
@@ -144,13 +145,17 @@ def read_images(
     longest = getattr(dataloader, "total_dataset_length", None) if is_sharded else None
     longest = 2**62 if longest is None else longest
     limit = longest if max_images is None or callable(max_images) else min(max_images, longest)
-    parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, False
-    squares, labels = torch.zeros((), device=classifier.device), []
+    parts, positions, labels = [], [], []
+    batch_size = None
+    seen = 0
+    keeps_embeddings = False
+    squares = torch.zeros((), device=classifier.device)
     for batch in _batches_of(dataloader):
         inputs = _model_inputs(batch)
         size = len(inputs["pixel_values"])
         own_labels = next((batch[name] for name in LABEL_NAMES if isinstance(batch.get(name), torch.Tensor)), None)
-        is_first, batch_size = batch_size is None, batch_size or size
+        is_first = batch_size is None
+        batch_size = batch_size or size
         if is_sharded:
             places = seen + rank * size + torch.arange(size)
             seen += world * size
@@ -164,7 +169,8 @@ def read_images(
             embeddings, logits = _embed_finite(classifier, inputs)
         if is_first:
             keeps_embeddings = _replays(classifier, inputs, embeddings, logits)
-            tokens, grid = tokens_shape(embeddings), grid_of(embeddings)
+            tokens = tokens_shape(embeddings)
+            grid = grid_of(embeddings)
             classifier.settle_problem(own_labels, logits)
             if callable(max_images):
                 limit = min(max_images(), longest)
@@ -183,7 +189,8 @@ def read_images(
                 labels.append(own_labels[keep.to(own_labels.device)].cpu())
         if seen >= limit:
             break
-    total, batch_size = min(seen, limit), (batch_size or 0) * (world if is_sharded else 1)
+    total = min(seen, limit)
+    batch_size = (batch_size or 0) * (world if is_sharded else 1)
     needed = min_images or max(2, world, getattr(dataloader, "batch_size", None) or 2, batch_size)
     if total < needed:
         used = "" if total == seen else f" ({seen} from the dataloader, of which at most {limit} are used)"
@@ -280,7 +287,8 @@ def _batches_of(dataloader: Any) -> Iterator[Any]:
 
 def _check_classes(labels: torch.Tensor, num_classes: int) -> None:
     """Warns where images show far fewer classes than as many random ones would."""
-    found, expected = len(labels.unique()), num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
+    found = len(labels.unique())
+    expected = num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
     if found < FEW_CLASSES * expected:
         logger.warning(
             f"The {len(labels)} images read for the noise are of {found} of the model's {num_classes} classes; as many "

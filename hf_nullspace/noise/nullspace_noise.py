@@ -183,7 +183,8 @@ class NullspaceNoise:
             `ValueError`: If its two files are damaged or do not belong together, or hold several noises, as those of
                 earlier versions may.
         """
-        folder, names = Path(pretrained_model_name_or_path), (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME)
+        folder = Path(pretrained_model_name_or_path)
+        names = (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME)
         if not folder.is_dir():
             # Both files of one commit: between two downloads the branch may move.
             options = {"revision": revision, "token": token, "cache_dir": cache_dir, "allow_patterns": list(names)}

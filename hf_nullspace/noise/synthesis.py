@@ -29,9 +29,11 @@ logger = logging.get_logger(__name__)
 
 # Relative width to which the largest certified scale is found: each halving costs another pass over the held-out images.
 SCALE_TOLERANCE = 0.05
-# Held-out images that the scale is looked for on before all of them are measured, and the share of epsilon that their
-# mean error is brought to, which is about where the upper bound of all of them meets epsilon.
-COARSE_IMAGES, COARSE_SHARE = 128, 0.5
+# Held-out images of a first, coarse search for the scale, before all of them are measured.
+COARSE_IMAGES = 128
+# Share of epsilon that the coarse search brings the mean error to. The upper bound over all held-out images is then
+# about epsilon.
+COARSE_SHARE = 0.5
 
 
 class NoiseNotConvergedError(RuntimeError):
@@ -101,7 +103,8 @@ def synthesize_noise(
     (True, True)
     ```
     """
-    config, start = check_config(config) or NullspaceConfig(), time.perf_counter()
+    start = time.perf_counter()
+    config = check_config(config) or NullspaceConfig()
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
         searched, held_out = read_and_split(classifier, dataloader, config, round_index, certificate_dataloader)
         check_epsilon(config, classifier)

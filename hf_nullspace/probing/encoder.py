@@ -160,7 +160,8 @@ def probe_encoder(
             axes = harmless_search_axes(classifier, training, middle, config.max_steps, config.seed, progress.update)
             sweep, noises = lambda_sweep(classifier, training, axes, unseen, config, progress.update)
             chosen = largest_agreeing(sweep, config.min_agreement)
-            noise, norm_weight = noises[chosen], config.lambdas[chosen]
+            noise = noises[chosen]
+            norm_weight = config.lambdas[chosen]
             generator = keyed_generator("second noise", config.seed)
             settings = (2 * config.max_steps, config.learning_rate, config.max_token_ratio)
             found = search_at(classifier, training, axes, norm_weight, *settings, generator, on_step=progress.update)
@@ -195,7 +196,8 @@ def lambda_sweep(
     """
     search = keyed_generator("lambda sweep", config.seed)
     settings = (config.max_steps, config.learning_rate, config.max_token_ratio)
-    rows, noises, found = [], [], None
+    rows, noises = [], []
+    found = None
     for norm_weight in config.lambdas:
         found = search_at(classifier, training, axes, norm_weight, *settings, search, found, on_step)
         noise = found @ axes

@@ -36,7 +36,8 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> t
         `ValueError`: If the model refuses pictures of the image processor's size, its logits are not finite or are
             probabilities already, or two forward passes differ.
     """
-    processed, expected = model.image_size, _expected_size(model)
+    processed = model.image_size
+    expected = _expected_size(model)
     if pixels is None:
         height, width = processed or expected or (224, 224)
         channels = model.mean.shape[1]

@@ -134,7 +134,8 @@ def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:
         if TABLE in tensors:
             tensors = _named_columns(tensors[TABLE], where)
         for name in {**KINDS, **tensors}:
-            kind, value = KINDS.get(name), tensors.get(name)
+            kind = KINDS.get(name)
+            value = tensors.get(name)
             if value is None or value.shape != (count,) or kind not in (None, value.dtype):
                 raise DamagedFileError(f"{where} holds no {plain_text(name, 60)} of {count} images.")
         outcomes[column] = Outcomes.of(indices, tensors)
@@ -146,7 +147,8 @@ def _named_columns(table: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
     if table.dim() != 2 or table.shape[1] != len(KINDS) + 1 or not table.is_floating_point():
         raise DamagedFileError(f"{where} has a table of shape {tuple(table.shape)} and dtype {table.dtype}.")
     named = {name: table[:, place].contiguous() for place, name in enumerate(KINDS)}
-    whole, bits = named["prediction"], table[:, -1]
+    whole = named["prediction"]
+    bits = table[:, -1]
     is_right = named["correct"]
     if not (bits.isfinite().all() and (whole == whole.round()).all() and (is_right == is_right.bool()).all()):
         raise DamagedFileError(f"{where} has numbers that are no outcomes.")

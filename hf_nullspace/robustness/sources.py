@@ -62,7 +62,8 @@ class ColumnImages(torch.utils.data.Dataset):
         self.seed = seed
 
     def __getitem__(self, batch: ColumnBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        source, column = self.sources[batch.column.name], batch.column
+        column = batch.column
+        source = self.sources[column.name]
         pixels = to_pixels(source.read(batch.indices), self.preprocessing, source.preprocessing)
         if column.is_generated:
             corrupted = [

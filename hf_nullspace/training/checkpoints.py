@@ -243,7 +243,8 @@ def checkpoints_of_other_runs(output_dir: str | Path, run: Run | None = None) ->
 
 def resumed_run(checkpoint: str | Path, output_dir: str | Path) -> Run:
     """The run that goes on from a checkpoint: the same one, or a branch where the folder has later steps of it."""
-    run, step = run_of(checkpoint) or Run(), read_step(checkpoint)
+    run = run_of(checkpoint) or Run()
+    step = read_step(checkpoint)
     later = [other for other in _checkpoints(output_dir) if _step_of(other) > step]
     strangers = checkpoints_of_other_runs(output_dir, run)
     return run if all(other in strangers for other in later) else run.branch(step)
@@ -367,7 +368,8 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
         )
     except Exception as error:  # whatever a cut or missing file raises, the reader needs to know which checkpoint
         raise ValueError(f"The weights in {checkpoint} cannot be read: {error}. {REMEDY}") from error
-    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(map(str, info["mismatched_keys"]))
     if missing or mismatched:
         raise ValueError(
             f"The checkpoint {checkpoint} does not fit {type(model).__name__}: it lacks {missing or 'nothing'} and "
@@ -459,12 +461,14 @@ class CheckpointingTrainer(Trainer):
             self._on_every_process(lambda: check_processes(found, self.args.world_size, self.args.process_index))
             resume_from_checkpoint = found
         # Callbacks hear of the checkpoint in no other way.
-        given, self.args.resume_from_checkpoint = self.args.resume_from_checkpoint, resume_from_checkpoint or None
+        given = self.args.resume_from_checkpoint
+        self.args.resume_from_checkpoint = resume_from_checkpoint or None
         try:
             with self._limited_to(None) as self._real_limit:
                 output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
-            self.args.resume_from_checkpoint, self._real_limit = given, None
+            self.args.resume_from_checkpoint = given
+            self._real_limit = None
         best = self.state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None:  # the last is not needed
             rotate_checkpoints(self._get_output_dir(trial), self._run, 1, [best])
@@ -542,7 +546,8 @@ class CheckpointingTrainer(Trainer):
 
     def _warn_of_another_order(self, checkpoint: str) -> bool:
         """Whether the run sees its images in the order that it would have had."""
-        then, now = (read_list(Path(checkpoint)) or {}).get("order"), self._order_facts()
+        then = (read_list(Path(checkpoint)) or {}).get("order")
+        now = self._order_facts()
         changed = [name for name in now if then is not None and then.get(name) != now[name]]
         if changed:
             before, after = ({name: facts.get(name) for name in changed} for facts in (then, now))
@@ -666,7 +671,8 @@ class CheckpointingTrainer(Trainer):
 
     def _finish_checkpoint(self) -> None:
         """Lists the files of the checkpoint, when every process has written its own."""
-        folder, self._unfinished_checkpoint = self._unfinished_checkpoint, None
+        folder = self._unfinished_checkpoint
+        self._unfinished_checkpoint = None
         if folder is not None:
             positions = [self.data_position.to_dict(self.state.global_step)]
             if self.args.world_size > 1:
@@ -686,7 +692,8 @@ class CheckpointingTrainer(Trainer):
     @contextmanager
     def _limited_to(self, limit: int | None) -> Iterator[int | None]:
         """Another `save_total_limit` meanwhile: the parent's rotation goes by the clock, and by no run."""
-        before, self.args.save_total_limit = self.args.save_total_limit, limit
+        before = self.args.save_total_limit
+        self.args.save_total_limit = limit
         try:
             yield before
         finally:

@@ -126,7 +126,8 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
     Raises:
         `ValueError`: If the module does not run once a pass, or gives no patch embeddings of each image.
     """
-    pixels, device = batch["pixel_values"], next(model.parameters()).device
+    pixels = batch["pixel_values"]
+    device = next(model.parameters()).device
     if not pixels.is_floating_point() or len(pixels) < 2:
         return
     # Two images and their mean, which an affine map gives the mean of what it gives the two.
@@ -164,7 +165,8 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
             return f"it gives {tuple(output.shape)} for 3 images instead of embeddings of the patches of each"
         if is_named and isinstance(projection.module, nn.Linear) and name == projection.name:
             first, second, mean = reads[name][0].double()
-            distance, scale = (first / 2 + second / 2 - mean).norm(), (first - second).norm()
+            distance = (first / 2 + second / 2 - mean).norm()
+            scale = (first - second).norm()
             if distance > AFFINE_TOLERANCE * scale:
                 return "what it reads are no pixels, but features of them"
         return None
@@ -191,7 +193,8 @@ def check_neftune(model: nn.Module, example: dict[str, torch.Tensor]) -> None:
     Raises:
         `ValueError`: If the model has no input embeddings, or they are no tensor with at least three axes.
     """
-    classifier, found = without_adapters(model), []
+    classifier = without_adapters(model)
+    found = []
     try:
         embeddings = classifier.get_input_embeddings()
     except (AttributeError, NotImplementedError):

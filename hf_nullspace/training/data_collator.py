@@ -134,7 +134,8 @@ class NullspaceDataCollator:
         if self.image_mean is not None or self.image_std is not None:
             raise ValueError("Give `image_processor`, or `image_mean` and `image_std`, but not both.")
         preprocessing = Preprocessing.of(self.image_processor, self.nullspace.num_channels)
-        self.image_mean, self.image_std = preprocessing.mean, preprocessing.std
+        self.image_mean = preprocessing.mean
+        self.image_std = preprocessing.std
 
     def set_epoch(self, epoch: int) -> None:
         """

@@ -81,7 +81,9 @@ class DataPosition(TrainerCallback):
         self._end_pass()
 
     def _end_pass(self) -> None:
-        self._step, self._taken, self._taken_before = -1, 0, 0
+        self._step = -1
+        self._taken = 0
+        self._taken_before = 0
         self._steps_in_epoch: int | None = None
         self._pass_start: RandomState | None = None
         self._before_fetch: RandomState | None = None
@@ -126,12 +128,14 @@ class DataPosition(TrainerCallback):
         known = has_length(train_dataloader)
         self._steps_in_epoch = len(train_dataloader) if known else args.max_steps * args.gradient_accumulation_steps
         self.has_leftover = self.is_restored = False
-        self._pass_start, self._is_first = RandomState(), True
+        self._pass_start = RandomState()
+        self._is_first = True
         if self._active is not None:
             self._active.begin()
         if self._resumed is None:
             return
-        (batches, saved, load), self._resumed = self._resumed, None
+        batches, saved, load = self._resumed
+        self._resumed = None
         if not batches:
             load()  # the states at the end of a pass are those that the next one starts with
             self._pass_start = RandomState()
@@ -141,7 +145,8 @@ class DataPosition(TrainerCallback):
     def batches_are_read(self) -> None:
         """Called when the batches of an optimizer step are taken; `Trainer` may load the random states after that."""
         if self.is_restored:
-            self._after_read, self.is_restored = RandomState(), False
+            self._after_read = RandomState()
+            self.is_restored = False
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if self._after_read is not None:
@@ -160,7 +165,8 @@ class DataPosition(TrainerCallback):
             except StopIteration:
                 return
             if self._taken == before:
-                self._step, self._taken_before = step, before
+                self._step = step
+                self._taken_before = before
             self._taken += 1
             yield batch
 
@@ -241,11 +247,14 @@ class _Watched:
     """A `collate_fn` that counts the batches it is called for, and restores random states between them."""
 
     def __init__(self, position: DataPosition, collate: Callable, per_fetch: int):
-        self.position, self.collate, self.per_fetch = position, collate, per_fetch
+        self.position = position
+        self.collate = collate
+        self.per_fetch = per_fetch
         self.begin()
 
     def begin(self) -> None:
-        self.count, self._moved = 0, False
+        self.count = 0
+        self._moved = False
         self._replayed: tuple[dict[str, Any], RandomState, Callable[[], None]] | None = None
         self._state_before: dict[str, Any] | None = None
         self._labels = hashlib.sha256()

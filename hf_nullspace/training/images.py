@@ -67,18 +67,22 @@ class StreamReader:
         return examples[: self._length]
 
     def _restart(self) -> None:
-        self._examples, self._place, self._in_pass = iter(self.dataset), 0, 0
+        self._examples = iter(self.dataset)
+        self._place = 0
+        self._in_pass = 0
         self._length: int | None = None
 
     def _next(self) -> Any:
         """The next example, of the next pass after the last one; `None` if there is none at all."""
         for _ in range(2):
             for example in self._examples:
-                self._place, self._in_pass = self._place + 1, self._in_pass + 1
+                self._place += 1
+                self._in_pass += 1
                 return example
             if self._in_pass:
                 self._length = self._in_pass
-            self._examples, self._in_pass = iter(self.dataset), 0
+            self._examples = iter(self.dataset)
+            self._in_pass = 0
         return None
 
 
@@ -130,7 +134,8 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
     if label_names:
         check_labels(example.get("labels"), model)
     config = getattr(model, "config", None)
-    pixels, channels = example["pixel_values"], channels_of(model)
+    pixels = example["pixel_values"]
+    channels = channels_of(model)
     if pixels.dim() == 4 and channels not in (None, pixels.shape[1]):
         raise ValueError(
             f"The training images have {pixels.shape[1]} channels, but the model reads {channels}. Pictures are read as "
@@ -166,7 +171,8 @@ def check_labels(labels: Any, model: nn.Module) -> None:
             is a yes or no of its own.
     """
     config = getattr(model, "config", None)
-    num_labels, problem_type = getattr(config, "num_labels", 1), getattr(config, "problem_type", None)
+    num_labels = getattr(config, "num_labels", 1)
+    problem_type = getattr(config, "problem_type", None)
     if not isinstance(labels, torch.Tensor) or num_labels < 2 or problem_type == "regression":
         return
     if not knows_no_soft_labels(model):  # its loss is its own, and so is what its labels mean

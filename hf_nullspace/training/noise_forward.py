@@ -86,7 +86,9 @@ class PartLosses:
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[tuple[int, int]], batch_size: int):
-        self.model, self.parts, self.batch_size = model, parts, batch_size
+        self.model = model
+        self.parts = parts
+        self.batch_size = batch_size
         self.own = getattr(without_adapters(model), "loss_function", None)
         self.losses: list[torch.Tensor] = []
         self._handed_out: torch.Tensor | None = None
@@ -179,8 +181,10 @@ class TwofoldForward(nn.Module):
 
     def __init__(self, model: nn.Module, unwrapped: nn.Module, injector: NoiseInjector, noise: torch.Tensor):
         super().__init__()
-        self.model, self.unwrapped = model, unwrapped
-        self.injector, self.noise = injector, noise
+        self.model = model
+        self.unwrapped = unwrapped
+        self.injector = injector
+        self.noise = noise
         self.noisy_half: dict[str, Any] | None = None
 
     def forward(self, **inputs: Any) -> dict[str, Any]:
@@ -197,7 +201,8 @@ class TwofoldForward(nn.Module):
         clean_half, self.noisy_half = (part_of(outputs, *part, 2 * batch_size) for part in parts)
         if is_compiled(self.model):
             losses.check_rows({name: value for name, value in outputs.items() if name != "loss"})
-            with_loss(clean_half, inputs, self.unwrapped), with_loss(self.noisy_half, inputs, self.unwrapped)
+            with_loss(clean_half, inputs, self.unwrapped)
+            with_loss(self.noisy_half, inputs, self.unwrapped)
             return clean_half
         losses.check(outputs)
         if outputs.get("loss") is not None:
@@ -221,7 +226,9 @@ class ForwardPlan:
     """
 
     def __init__(self, noise_forward: str, model: nn.Module, reason: str | None = None, told: str | None = None):
-        self.concatenates, self._is_checked, self.reason = noise_forward == "concatenated", False, told
+        self.concatenates = noise_forward == "concatenated"
+        self.reason = told
+        self._is_checked = False
         reason = reason or reason_against_concatenation(model)
         if self.concatenates and reason is not None:
             self._run_sequentially(reason)
@@ -265,7 +272,9 @@ class ForwardPlan:
             return None
 
     def _run_sequentially(self, reason: str) -> None:
-        self.concatenates, told, self.reason = False, self.reason, reason
+        told = self.reason
+        self.reason = reason
+        self.concatenates = False
         if reason != told:
             logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
 

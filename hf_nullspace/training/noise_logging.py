@@ -42,7 +42,8 @@ class NoiseLogging(Trainer):
         if "loss" in logs and self._noisy_loss is not None:
             steps = max(1, self.state.global_step - self._noisy_loss_since)
             logs = {**logs, "noise/loss": self.accelerator.reduce(self._noisy_loss, "mean").item() / steps}
-            self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+            self._noisy_loss = None
+            self._noisy_loss_since = self.state.global_step
             if self._noisy_error is not None:
                 total, count = self.accelerator.reduce(self._noisy_error, "sum").tolist()
                 logs["noise/trained_probability_mse"] = total / count

@@ -26,7 +26,8 @@ class NoiseRounds(Trainer):
 
     def _refresh_noise(self, model: nn.Module) -> None:
         """Makes this round's noise on the current weights the one to train on."""
-        step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
+        step = self.state.global_step
+        round_index = self.noise_schedule.round_of(step)
         config = self.args.nullspace_config()
         announce(
             f"Round {round_index} at step {step}: synthesising noise on {config.num_images} images, measuring it on "

@@ -135,7 +135,9 @@ class NoiseSchedule:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            refresh_steps, round_index, history = values["refresh_steps"], values["round"], values["history"]
+            refresh_steps = values["refresh_steps"]
+            round_index = values["round"]
+            history = values["history"]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{SCHEDULE_NAME} in {directory} is damaged: {error!r}. {REMEDY}") from error
         if refresh_steps != self.refresh_steps:
@@ -160,7 +162,8 @@ class NoiseSchedule:
                 f"The checkpoint {directory} was trained with noise of {before}, but now it is {after}. Resume with the "
                 "same settings, or start a new run from the checkpoint's weights."
             )
-        self.noise, self.history = noise, history
+        self.noise = noise
+        self.history = history
 
 
 def check_same_on_all_processes(noise: NullspaceNoise, accelerator: Accelerator) -> None:

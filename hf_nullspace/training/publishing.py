@@ -121,7 +121,8 @@ class PublishingTrainer(Trainer):
         Goes when `Trainer` pushes a list of files instead of a folder, without `training_args.bin`.
         """
         self.accelerator.wait_for_everyone()  # each process has written its part of the checkpoint
-        strategy, pending = self.args.hub_strategy, self.push_in_progress
+        strategy = self.args.hub_strategy
+        pending = self.push_in_progress
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         if pending is not None and not pending.is_done() and not self.args.hub_always_push:

@@ -215,7 +215,8 @@ class NullspaceTrainer(
             if self.args.noise_ascent:
                 noise = self._ascend(unwrapped, noise, lambda model: loss_of(model)[0])
             clean, noisy = self._forward_plan.losses(loss_of, model, unwrapped, self.injector, noise)
-        (loss, outputs), (noisy_loss, noisy_outputs) = clean, noisy
+        loss, outputs = clean
+        noisy_loss, noisy_outputs = noisy
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         self._buffer_noisy_error(outputs, noisy_outputs, self._labels_of(inputs))
         loss = loss + self.args.noise_weight * noisy_loss
@@ -262,7 +263,8 @@ class NullspaceTrainer(
         if not (self.args.noise_weight and self._has_own_loss()):
             yield
             return
-        own, was_set = self.compute_loss, "compute_loss" in vars(self)
+        own = self.compute_loss
+        was_set = "compute_loss" in vars(self)
         self.compute_loss = partial(self._loss_of_both, own)  # type: ignore[method-assign]
         try:
             yield
@@ -275,7 +277,8 @@ class NullspaceTrainer(
     @contextmanager
     def _inside_own_loss(self) -> Iterator[None]:
         """Inside the `with` block `compute_loss` gives the loss of the images at hand alone."""
-        self._is_in_own_loss, outer = True, self._is_in_own_loss
+        outer = self._is_in_own_loss
+        self._is_in_own_loss = True
         try:
             yield
         finally:
@@ -329,7 +332,8 @@ class NullspaceTrainer(
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+        self._noisy_loss = None
+        self._noisy_loss_since = self.state.global_step
         self._noisy_error = None
         if resume_from_checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(resume_from_checkpoint, self.args.nullspace_config())

@@ -42,7 +42,8 @@ def boundary_scale(
     Returns:
         `float`: The scale, or 0 if even a millionth of the noise exceeds epsilon.
     """
-    inside, inside_error, outside, outside_error = 0.0, 0.0, math.inf, math.inf
+    inside, inside_error = 0.0, 0.0
+    outside, outside_error = math.inf, math.inf
     scale = min(start, max_scale)
     while outside > inside * (1 + tolerance) and scale >= MIN_SCALE:
         error = error_at(scale)

@@ -34,7 +34,9 @@ class RelativeAdam:
     """
 
     def __init__(self, variable: torch.Tensor):
-        self.first, self.second, self.count = torch.zeros_like(variable), torch.zeros_like(variable), 0
+        self.first = torch.zeros_like(variable)
+        self.second = torch.zeros_like(variable)
+        self.count = 0
 
     def step(self, variable: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
         """The variable moved by about `rate` times its root mean square."""
@@ -100,11 +102,13 @@ class NoiseWalk:
         turned = coordinates @ self.axes
         if self.max_token_ratio is not None:
             limits = token_limits(turned, self.max_token_ratio)
-            coordinates, turned = coordinates * limits, turned * limits
+            coordinates = coordinates * limits
+            turned = turned * limits
         change = torch.where(finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
         norm = (self.noise.norm() * change.exp()).clamp_max(self.max_norm)
         scale = norm / turned.norm()
-        self.coordinates, self.noise = coordinates * scale, turned * scale
+        self.coordinates = coordinates * scale
+        self.noise = turned * scale
 
 
 def measured_axes(
@@ -139,10 +143,8 @@ def batch_means(
     sums = torch.zeros(2, device=noise.device)
     if len(batch):
         noisy_logits = classifier.logits(batch.inputs, noise, batch.embeddings)
-        mse, distance = (
-            classifier.probability_mse(batch.clean_logits, noisy_logits),
-            logit_distance(batch.clean_logits, noisy_logits),
-        )
+        mse = classifier.probability_mse(batch.clean_logits, noisy_logits)
+        distance = logit_distance(batch.clean_logits, noisy_logits)
         sums = torch.stack([mse.sum(), distance.sum()])
     mse, distance = classifier.sum_over_processes(sums) / batch.global_size
     return mse, distance

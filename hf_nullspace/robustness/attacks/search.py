@@ -177,6 +177,7 @@ class BestSoFar:
         fooled = ~is_right(logits, labels)
         better = fooled | (loss > self.loss[self.active])
         rows = self.active[better]
-        self.pixels[rows], self.loss[rows] = candidates.detach()[better], loss[better]
+        self.pixels[rows] = candidates.detach()[better]
+        self.loss[rows] = loss[better]
         self.active = self.active[~fooled]
         return ~fooled
