@@ -1,4 +1,4 @@
-"""What `Trainer` finds out at its first batch, after training, or not at all, found out before training begins."""
+"""Checks before training of what `Trainer` would notice late or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AFFINE_TOLERANCE = 0.02
 
 
 def first_examples(dataset: Any, count: int = 2) -> list[Any]:
-    """The first examples of a dataset that can be indexed; none of a stream, which would be one image on."""
+    """The first examples of a dataset that can be indexed; none of a stream, which reading would advance."""
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         return []
     return [dataset[index] for index in range(min(count, len(dataset)))]
@@ -36,7 +36,7 @@ def check_columns(
     description: str,
 ) -> None:
     """
-    Makes sure that a transform or a collator still finds what it reads when unused columns are gone.
+    Makes sure that transforms and the collator still find their columns after unused columns are removed.
 
     Args:
         dataset (`Dataset`): The dataset as it was given.
@@ -130,7 +130,7 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
     device = next(model.parameters()).device
     if not pixels.is_floating_point() or len(pixels) < 2:
         return
-    # Two images and their mean, which an affine map gives the mean of what it gives the two.
+    # Two images and their mean: an affine map sends the mean to the mean of the two outputs.
     first_of_each = {name: part_of(value, 0, 1, len(pixels)) for name, value in batch.items()}
     inputs = {
         name: value.expand(3, *value.shape[1:]).to(device) if is_batched(value, 1) else value
@@ -151,7 +151,7 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
         # Compiled code knows nothing of hooks that are added now.
         with preserved_random_state(), frozen(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model(**accepted_inputs(model, inputs))
-    except Exception:  # what a pass cannot run on, training says
+    except Exception:  # training reports why the forward pass fails
         return
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""The training images that noise is synthesised on, what must be true of them, and how they are normalised."""
+"""Draws the training images that noise is synthesised on, and checks them and their normalisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..models.soft_labels import knows_no_soft_labels
 from ..utils.random import keyed_generator, preserved_random_state
 
 
-# A label that the library's losses leave out.
+# Label that the losses of Transformers ignore.
 IGNORED_LABEL = -100
 
 
@@ -35,10 +35,10 @@ def draw_images(dataset: Dataset, num_images: int, seed: int, round_index: int) 
 
 class StreamReader:
     """
-    Reads a stream from any place on; at its end it begins anew.
+    Reads a stream from any position, and starts over at its end.
 
-    What it reads depends on the place alone: a reader that goes on from where it stopped, and one that starts in the
-    middle, as that of a resumed run does, give the same examples.
+    The examples depend only on the position. A reader that continues and a new one that starts in the middle, as in a
+    resumed run, give the same examples.
 
     Args:
         dataset (iterable): Yields examples, the same ones each time that it is iterated.
@@ -160,10 +160,10 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
 
 def check_labels(labels: Any, model: nn.Module) -> None:
     """
-    Makes sure that labels are what the loss of a Transformers classifier takes; nothing is known of other models.
+    Makes sure that labels fit the loss of a Transformers classifier. Labels of other models are not checked.
 
     Args:
-        labels (`Any`): Those of a batch, as the collator gives them.
+        labels (`Any`): The labels of a batch, as the collator gives them.
         model (`nn.Module`): The classifier, unwrapped.
 
     Raises:
