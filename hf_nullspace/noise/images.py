@@ -1,4 +1,4 @@
-"""Images read once: what a synthesis and a certificate need of them."""
+"""Images read once, with the embeddings and clean logits that a synthesis and a certificate need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..models.model_inputs import LABEL_NAMES
 
 logger = logging.get_logger(__name__)
 
-# Fewer classes than this share of those that random images would show are a sign of a loader in the order of classes.
+# Fewer classes than this share of what random images would show suggest a loader that is sorted by class.
 FEW_CLASSES = 0.5
 
 
@@ -41,8 +41,8 @@ class FrozenImages:
     """
     This process's share of some images, with the embeddings and logits that the frozen model gives them.
 
-    Every process walks the same global batches and takes its own images out of each, so that a sum over processes is
-    the same sum however many processes there are.
+    Every process iterates over the same global batches and takes its own images from each. A sum over processes is
+    therefore independent of their number.
 
     Args:
         inputs (`dict[str, torch.Tensor]`): Model inputs, each with a leading axis over this process's images. Where
@@ -121,9 +121,9 @@ def read_images(
     """
     Reads up to `max_images` images over all processes and computes their patch embeddings and clean logits.
 
-    With the first of them the classifier finds out what its logits mean; a function that gives `max_images` is called
-    after that. By default all images are read. There must be `min_images`, by default as many as a batch of the loader
-    has, since the steps of a search take whole batches; two are enough to measure on.
+    The first images tell the classifier its problem type. If `max_images` is a function, it is called after that. By
+    default all images are read. There must be at least `min_images`, by default one batch of the loader, since the steps
+    of a search take whole batches. Two images are enough for a measurement.
 
     A dataloader that Accelerate prepared gives each process its own images. Any other gives every process the same
     ones, of which each keeps every `num_processes`-th.
@@ -141,7 +141,7 @@ def read_images(
             "Accelerate and gives each its own. Pass the dataloader as it was before `accelerator.prepare`."
         )
     is_sharded = world > 1 and is_prepared
-    # Accelerate repeats images to make the last batches even; places beyond the dataset are those repeats.
+    # Accelerate repeats images to fill up the last batches. Places beyond the dataset are such repeats.
     longest = getattr(dataloader, "total_dataset_length", None) if is_sharded else None
     longest = 2**62 if longest is None else longest
     limit = longest if max_images is None or callable(max_images) else min(max_images, longest)
@@ -164,7 +164,7 @@ def read_images(
             seen += size
         keep = (places < limit) & (is_sharded | (places % world == rank))
         if keep.any() or is_first:
-            shown = keep if keep.any() else places == places[0]  # every process has to see what the logits mean
+            shown = keep if keep.any() else places == places[0]  # every process needs an image for the problem type
             inputs = {name: value[shown.to(value.device)].to(classifier.device) for name, value in inputs.items()}
             embeddings, logits = _embed_finite(classifier, inputs)
         if is_first:
@@ -270,7 +270,7 @@ def _stand_in(pixels: torch.Tensor) -> torch.Tensor:
 def _replays(
     classifier: FrozenClassifier, inputs: dict[str, torch.Tensor], embeddings: torch.Tensor, logits: torch.Tensor
 ) -> bool:
-    """Whether embeddings alone give the logits: some models read pixels elsewhere, some are compiled with the stem."""
+    """Whether embeddings alone give the logits; not if the model reads pixels elsewhere or was compiled as a whole."""
     stand_in = {**inputs, "pixel_values": _stand_in(inputs["pixel_values"])}
     replayed = classifier.logits(stand_in, embeddings=embeddings)
     return torch.allclose(replayed, logits, rtol=0, atol=1e-4 * logits.abs().max().item())

@@ -14,8 +14,8 @@ from .steps import batch_means
 
 # A bisection gives up on scales below this.
 MIN_SCALE = 1e-6
-# Largest norm of a noise, in norms of the patch embeddings. Only a model whose outputs hardly depend on its input (a new
-# head, say) meets it: there the boundary of epsilon lies beyond any sensible noise.
+# Largest norm of a noise, as a multiple of the norm of the patch embeddings. Only models whose outputs hardly depend on
+# their input, such as one with a new head, reach it: their boundary of epsilon lies beyond any sensible noise.
 MAX_RELATIVE_NORM = 10.0
 
 

@@ -1,4 +1,4 @@
-"""What searches for noise are built of: batches, gradients, a relative Adam, and the axes that avoid what a model sees."""
+"""Building blocks of noise searches: batches, gradients, Adam with relative steps, and axes of low sensitivity."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RelativeAdam:
 
 class NoiseWalk:
     """
-    A noise on its way: each step turns it in coordinates that avoid what the encoder sees, and changes its norm.
+    The state of a search. Each step turns the noise in coordinates of low sensitivity and changes its norm.
 
     Args:
         coordinates (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Where it starts; `coordinates @ axes` is
@@ -124,7 +124,7 @@ def measured_axes(
         own = noise.at(batch.positions)
         step = distance_gradient(classifier, batch, own)
         moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(own))))
-        # Every batch counts the same, however large its gradients are; one that is not finite does not count.
+        # Every batch has the same weight, whatever the size of its gradients. Batches that are not finite are ignored.
         share = moment.trace().clamp_min(torch.finfo(torch.float32).tiny)
         total = total + torch.where(step.finite, moment / share, 0.0)
         on_step()
