@@ -163,7 +163,7 @@ def probe(
 
     Args:
         model (`nn.Module`):
-            The classifier; put back as it was.
+            The classifier; restored afterwards.
         image_processor (`Callable`):
             Its image processor.
         pictures (`Sequence[PIL.Image.Image]`):

@@ -22,7 +22,7 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> t
     """
     Raises for classifiers whose robustness would be measured wrongly; takes three forward passes at most.
 
-    The model runs as it is: a dropout that was left on is found.
+    The model runs in its current mode, so dropout that was left on is detected.
 
     Args:
         model ([`PixelModel`]): The classifier.

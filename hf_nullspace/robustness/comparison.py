@@ -1,4 +1,4 @@
-"""Several models side by side, image by image."""
+"""Compares the reports of several models image by image."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ SECONDS = "seconds"
 @dataclass
 class Outcomes:
     """
-    What happened to the images of one column, each a tensor of shape `(num_images,)`.
+    The results for the images of one column, each a tensor of shape `(num_images,)`.
 
     Args:
         indices (`torch.Tensor`): Places of the images in their dataset.
@@ -164,8 +164,8 @@ class ShardStore:
     Args:
         folder (`str` or `os.PathLike`): The folder.
 
-    Files are written under another name and renamed, so that a file that is there is whole; each holds a hash of its
-    contents, so that one that was damaged since is known.
+    Files are written under another name and then renamed, so an existing file is complete. Each holds a hash of its
+    contents, so later damage is detected.
     """
 
     MANIFEST = "manifest.json"
@@ -175,8 +175,8 @@ class ShardStore:
 
     def open(self, manifest: dict[str, Any]) -> list[str]:
         """
-        Begins a new evaluation, or goes on with the one that was begun; returns the names of its finished shards. Those
-        that are damaged are removed, with a warning, and are measured again.
+        Begins a new evaluation or continues an existing one, and returns the names of its finished shards. Damaged
+        shards are removed with a warning and measured again.
 
         Raises:
             `ValueError`: If the folder holds another evaluation, or its manifest is damaged.

@@ -1,4 +1,4 @@
-"""An evaluation cut into shards, each a few batches of one column, dealt to processes and kept as they are finished."""
+"""Splits an evaluation into shards of a few batches, spreads them over processes and saves each when it is finished."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ class ShardRunner:
         labels = labels.to(self.model.mean.device)
         attacked = pixels
         others: dict[str, torch.Tensor] = {}
-        # What is found in float32 is judged in float32: an attack stops at the border, which rounding moves.
+        # Predictions under attack use float32 like the attack, which stops at a decision boundary that rounding moves.
         with self.accelerator.autocast() if column.attack is None else full_precision(self.model):
             if column.attack is not None:
                 settings = {**column.settings, "seed": self.images.seed, "indices": indices}

@@ -1,4 +1,4 @@
-"""The images of an evaluation: read from a dataset, with labels that are places among the model's logits."""
+"""The images of an evaluation: read from a dataset, with labels that are indices of the model's logits."""
 
 from __future__ import annotations
 
