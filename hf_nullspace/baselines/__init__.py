@@ -1,4 +1,4 @@
-"""The ways of finetuning that a claim stands beside: each differs from nullspace finetuning in one thing."""
+"""The ways of finetuning that are compared: each differs from nullspace finetuning in one thing."""
 
 from .adversarial import PGD, TRADES
 from .controls import GAUSSIAN, PERMUTED

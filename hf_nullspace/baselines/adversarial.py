@@ -72,7 +72,8 @@ class AdversarialTrainingArguments(NullspaceTrainingArguments):
                 f"`noise_weight` must be 0 in adversarial training, but got {self.noise_weight!r}. To train on noise "
                 "from an adversarially trained start, give that model to `NullspaceTrainer`."
             )
-        steps, beta = self.adversarial_steps, self.trades_beta
+        steps = self.adversarial_steps
+        beta = self.trades_beta
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"`adversarial_steps` must be an integer of at least 1, but got {steps!r}.")
         if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
@@ -136,7 +137,8 @@ class LinfAscent:
         images = pixel_values.detach().float()
         lower, upper = pixel_limits(images, self.image_mean, self.image_std)
         std = normalization(self.image_mean, self.image_std, images)[1].float()
-        lower, upper = torch.maximum(lower, -self.epsilon / std), torch.minimum(upper, self.epsilon / std)
+        lower = torch.maximum(lower, -self.epsilon / std)
+        upper = torch.minimum(upper, self.epsilon / std)
         change = (start / std).clamp(lower, upper)
         for _ in range(self.steps):
             with torch.enable_grad():
@@ -180,8 +182,8 @@ def scaled_rows(logits: torch.Tensor) -> torch.Tensor:
     """
     The logits in float32; the gradient of each row is scaled by a power of two on its way back, to a size of about 1.
 
-    The gradient of a confident answer is tiny, and in float16 it would be 0 in the layers below. Images do not mix in
-    evaluation mode, so the gradient of each image keeps its direction, and its sign bit for bit.
+    The gradient of a confident prediction is tiny and would underflow to 0 in float16 layers. Images are independent in
+    eval mode, so the gradient of each image keeps its direction and exactly its signs.
     """
     logits = logits.float()
     if logits.requires_grad:
@@ -197,11 +199,11 @@ class AdversarialTrainer(NullspaceTrainer):
     """
     Finetunes on `CE(adversarial)`: PGD training ([Madry et al., 2018](https://arxiv.org/abs/1706.06083)).
 
-    Every training image is replaced by an adversarial one, which raises the loss that the model is trained on (its own,
-    with several labels for an image and for numbers too), made on the current weights in evaluation mode, so that the
-    attack draws no dropout and moves no running statistic. Its random start depends on the seed, the step, the place of
-    the micro-batch in the step and the process alone. Evaluation and prediction see no attack. Everything else is
-    [`NullspaceTrainer`] without noise.
+    Every training image is replaced by an adversarial example that raises the training loss, also for multi-label
+    classification and regression. It is made on the current weights in eval mode, so the attack applies no dropout and
+    updates no running statistics. Its random start depends only on the seed, the step, the index of the micro-batch in
+    the step and the process. Evaluation and prediction run without attack. Everything else is [`NullspaceTrainer`]
+    without noise.
 
     Args:
         args ([`AdversarialTrainingArguments`]):
@@ -243,9 +245,9 @@ class AdversarialTrainer(NullspaceTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """
-        The images to train on, made on the unwrapped model: DDP then has no part in the attack's passes.
+        The images to train on, made on the unwrapped model, so DDP does not synchronise the attack's passes.
 
-        In float32 where training is in float16, whose gradients underflow: the attack would come to nothing.
+        Uses float32 if training is in float16, where the attack's gradients would underflow.
         """
         images = inputs["pixel_values"]
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -311,7 +313,8 @@ class TradesTrainer(AdversarialTrainer):
         parent = super(AdversarialTrainer, self).compute_loss
         if not (model.training and self.args.trades_beta):
             return parent(model, inputs, return_outputs, num_items_in_batch)
-        examples, labels = self._adversarial_examples(model, inputs), inputs.get("labels")
+        examples = self._adversarial_examples(model, inputs)
+        labels = inputs.get("labels")
         loss, outputs = parent(model, inputs, True, num_items_in_batch)
         unlabelled = {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
         adversarial = model(**{**unlabelled, "pixel_values": examples})
@@ -322,7 +325,7 @@ class TradesTrainer(AdversarialTrainer):
     def _reduce(
         self, values: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """What `Trainer` makes of the clean loss: a mean over the micro-batch, or its share of the whole batch's."""
+        """Reduces per-image values as `Trainer` reduces the loss: over the micro-batch, or as its share of the batch."""
         if num_items_in_batch is None:
             return values.mean()
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

@@ -33,19 +33,20 @@ def make_control(
     """
     The control of a noise, with a certificate of its own.
 
-    It is measured on the images that the certificate of `noise` comes from, so that both can be compared; `steps` and
-    `seconds` are those of `noise`, which it costs. As a rule it is not `converged`. Where every image gets a noise of its
-    own, so does it by the control, and all controls are one; see [`DrawnNoise.control`].
+    It is measured on the images of the certificate of `noise`, so both can be compared. `steps` and `seconds` are those
+    of `noise`, which has to be made first. A control is usually not `converged`. The control of per-image noise is
+    per-image too, and all its controls have the same distribution; see [`DrawnNoise.control`].
 
     Args:
         control (`Callable`): [`permuted_control`] or [`gaussian_control`].
         name (`str`): Names the random stream, together with the seed and the round of `noise`.
         noise ([`NullspaceNoise`]): The noise, as [`synthesize_noise`] made it.
-        model (`nn.Module`): The classifier it was made for, unwrapped; frozen meanwhile, and put back as it was.
+        model (`nn.Module`): The classifier it was made for, unwrapped; frozen during the call, and restored afterwards.
         dataloader (iterable of `dict`): Yields the images it was made with.
         accelerator, patch_projection: As in [`synthesize_noise`].
     """
-    config, source = noise.config, noise.certificate
+    config = noise.config
+    source = noise.certificate
     generator = keyed_generator(name, config.seed, noise.round_index, 0)
     made = noise.noise.control(control, generator)
     with frozen_classifier(model, patch_projection, accelerator) as classifier:
@@ -57,7 +58,7 @@ def make_control(
 
 class NoiseControlTrainer(NullspaceTrainer):
     """
-    [`NullspaceTrainer`] with a control in place of each nullspace noise; a subclass says which.
+    [`NullspaceTrainer`] with a control in place of each nullspace noise; subclasses define which control.
 
     A round trains on its control exactly where it would have trained on the nullspace noise. `noise`, checkpoints and
     certificates are those of the control. The rows of `noise_history` hold `norm`, `probability_mse` and `converged` of
@@ -65,7 +66,7 @@ class NoiseControlTrainer(NullspaceTrainer):
 
     Attributes:
         noise_control (`Callable`): From noises and a generator to their controls.
-        noise_in_words (`str`): What it is, for the card.
+        noise_in_words (`str`): Description of the control for the model card.
     """
 
     noise_control: Control

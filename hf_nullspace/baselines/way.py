@@ -1,4 +1,4 @@
-"""What a way of finetuning is, and the table of those that are known."""
+"""The description of a way of finetuning, and the registry of all ways."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Way:
         name (`str`): Its name in tables, files and folders.
         summary (`str`): What it trains on, as the end of a line of help.
         cost (`float`):
-            What a training step costs with its default arguments, in steps of plain finetuning: passes there and back
-            through the model for each image, without the search for noise.
+            Cost of a training step with the default arguments, relative to a step of plain finetuning: forward and
+            backward passes per image, without the search for noise.
         trainer_class (`type[NullspaceTrainer]`): The trainer.
         args_class (`type[NullspaceTrainingArguments]`, *optional*): Its arguments.
-        fixed_arguments (`Mapping[str, Any]`, *optional*): Those that nobody may set to anything else.
+        fixed_arguments (`Mapping[str, Any]`, *optional*): Arguments with a fixed value; other values are refused.
 
     Raises:
         `TypeError`: If trainer or arguments are of another kind.

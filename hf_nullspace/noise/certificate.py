@@ -14,8 +14,8 @@ def remove_hidden_mean(noise: torch.Tensor) -> torch.Tensor:
     """
     Subtracts each token's mean over the hidden axis.
 
-    Every LayerNorm of a pre-norm encoder removes that mean, so it moves no logit at all however large it is. A norm
-    that counted it would claim a large noise at no cost.
+    Every LayerNorm of a pre-norm encoder removes that mean, so it changes no logit, however large it is. A norm that
+    includes it would overstate the size of the noise.
     """
     mean = noise.mean(-1, keepdim=True, dtype=torch.float64)
     return (noise - mean).to(noise.dtype)
@@ -26,9 +26,9 @@ class Certificate:
     """
     What one noise does to one model, measured on images that its synthesis did not see.
 
-    It is a statement about images like those measured, and about their mean: with the confidence given, the mean
-    `probability_mse` over all such images is at most `probability_mse_upper`. It says nothing about the worst image, about
-    images of another kind, nor about other weights.
+    It is a statement about the mean over images of the same distribution: with the given confidence, the mean
+    `probability_mse` over all such images is at most `probability_mse_upper`. It says nothing about the worst image,
+    about images of another distribution, or about other weights.
 
     Args:
         epsilon (`float`): The bound that was asked for.
@@ -42,14 +42,14 @@ class Certificate:
         norm (`float`): Euclidean norm of the noise over all tokens, hidden-axis mean excluded.
         raw_norm (`float`): The same with the mean included, as it was given.
         token_norm_min, token_norm_median, token_norm_max (`float`): How the norm spreads over the tokens.
-        converged (`bool`): Whether the noise is certified: [`~Certificate.is_certified`] as it was measured.
+        converged (`bool`): Whether the noise is certified: [`~Certificate.is_certified`] at the time of measurement.
         num_images (`int`): Images measured on.
         steps (`int`): Optimizer steps that made the noise.
         seconds (`float`): Wall-clock time of its synthesis: reading its images, the search, and this measurement.
         num_images_needed (`int`): Fewest images that can show `epsilon` at this confidence, whatever the bound; 0 in
             certificates of earlier versions.
-        exchanged_probability_mse (`float`): Mean `probability_mse` between two different clean images: what noise does
-            that puts another image in the place of each. Infinite where it was not measured (earlier versions).
+        exchanged_probability_mse (`float`): Mean `probability_mse` between two different clean images, as if noise
+            exchanged the images. Infinite where it was not measured (earlier versions).
         standard_error (`float`): Of `probability_mse`; infinite where it was not measured (earlier versions).
     """
 
@@ -76,7 +76,7 @@ class Certificate:
 
     @property
     def is_within_epsilon(self) -> bool:
-        """Whether the measured mean is within epsilon: of these images, and without confidence about others."""
+        """Whether the mean measured on these images is within epsilon, without a confidence bound for others."""
         return self.probability_mse <= self.epsilon and self.logit_distance > 0
 
     @property

@@ -37,10 +37,10 @@ def measure_noise(
     """
     Measures the numbers of a certificate on the given images.
 
-    What is measured is what [`inject_noise`] adds: of a tensor all of it, its mean over the hidden axis too.
+    It measures exactly what [`inject_noise`] adds. A tensor is used in full, including its mean over the hidden axis.
 
     Args:
-        model (`nn.Module`): The classifier; frozen meanwhile, and put back as it was.
+        model (`nn.Module`): The classifier; frozen and in eval mode during the call, and restored afterwards.
         noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise.
         dataloader (iterable of `dict`): Yields batches with `pixel_values`; all of it is read.
         config ([`NullspaceConfig`], *optional*): Gives epsilon, confidence and the seed of the permuted control.
@@ -189,7 +189,7 @@ def measure_outcomes(
     classifier: FrozenClassifier, images: FrozenImages, noise_at: Callable[[torch.Tensor], torch.Tensor]
 ) -> Outcomes:
     """
-    Runs the images of all processes under noise; the same numbers on each of them, however many there are.
+    Runs the images of all processes under noise. The results are the same on every process and for any number of them.
 
     Args:
         classifier ([`FrozenClassifier`]): The model.
@@ -211,7 +211,7 @@ def measure_outcomes(
             (after - before).gather(-1, top).abs().flatten(1).mean(1),
         ]
         values[:, batch.positions.to(classifier.device)] = torch.stack([row.float() for row in rows])
-    # Each image has its place on one process and zeros on the others, so that the sums are exact.
+    # Each image is filled in by one process and zero on the others, so the sums are exact.
     return Outcomes(*classifier.sum_over_processes(values).cpu().double())
 
 

@@ -1,4 +1,4 @@
-"""An upper confidence bound on a mean that holds however skewed the values are, and the images that it takes."""
+"""An upper confidence bound on a mean, valid for any distribution of bounded values, and the images it needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 # Halvings of an interval: what is left of one of length 1 is about the rounding of double precision.
 HALVINGS = 50
-# Share of the stake that is bet at the rate designed for values of 0 or the largest; the rest is bet at the highest rate.
+# Share of the stake that is bet at the rate designed for values that are 0 or the largest possible. The rest is bet at
+# the highest rate.
 DESIGNED_STAKE = 0.7
 
 
@@ -38,20 +39,21 @@ def betting_upper_bound(values: torch.Tensor, confidence: float, largest: float 
     """
     One-sided upper confidence bound on the mean of independent values in `[0, largest]`, without any other assumption.
 
-    Testing by betting (Waudby-Smith and Ramdas, 2024, "Estimating means of bounded random variables by betting"): were
-    the mean at least `m`, the capital of somebody who bets on smaller values,
+    Testing by betting (Waudby-Smith and Ramdas, 2024, "Estimating means of bounded random variables by betting"): if
+    the mean were at least `m`, the capital of a player who bets on smaller values,
 
         capital(m) = product over i of (1 + bet * (m - values[i])),    0 <= bet <= 1 / (1 - m),
 
-    would not grow in expectation, so that it reaches `1 / (1 - confidence)` with probability `1 - confidence` at most. The
-    bound is the smallest `m` from which on it does reach it. For every `m` the stake is split before a value is seen: 70 %
-    are bet at the rate that is best against values of 0 or `largest` (see `_rates`), as the errors of a few images with
-    a changed prediction nearly are, and 30 % at the highest rate, which is best where all values are small. No bet
-    depends on a value, so the capital is a sum of two products, which no order of the images changes. It falls with every
-    value: the bound of larger errors is larger, and a scale of the noise can be searched for by it.
+    would not grow in expectation, so it would reach `1 / (1 - confidence)` with probability at most `1 - confidence`. The
+    bound is the smallest `m` at and above which the capital reaches that threshold. For every `m` the stake is split
+    before a value is seen. 70 % are bet at the rate that is best against values of 0 or `largest` (see `_rates`): a few
+    images with a changed prediction and large errors give about such values. 30 % are bet at the highest rate, which is
+    best if all values are small. No bet depends on a value, so the capital is a sum of two products and independent of
+    the order of the images. It decreases in every value, so larger errors give a larger bound, and the scale of a noise
+    can be searched for with it.
 
     Args:
-        values (`torch.Tensor` of shape `(count,)`): The values; those that rounding put outside the range are put back.
+        values (`torch.Tensor` of shape `(count,)`): The values; rounding errors outside the range are clamped.
         confidence (`float`): In (0, 1).
         largest (`float`, *optional*, defaults to 1.0): The largest possible value.
 
@@ -62,9 +64,10 @@ def betting_upper_bound(values: torch.Tensor, confidence: float, largest: float 
     values = values.detach().to("cpu", torch.float64).flatten() / largest
     if not len(values) or not torch.isfinite(values).all():
         return math.inf
-    # In one order, so that the last bits do not depend on that of the images either.
+    # Sorted, so that rounding does not depend on the order of the images either.
     values = values.clamp(0.0, 1.0).sort().values
-    threshold, low, high = -math.log1p(-confidence), 0.0, 1.0
+    threshold = -math.log1p(-confidence)
+    low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         mean = 0.5 * (low + high)
         low, high = (low, mean) if _log_capital(values, mean, confidence).item() >= threshold else (mean, high)
@@ -88,7 +91,7 @@ def is_bounded_by(values: torch.Tensor, bound: float, confidence: float, largest
 
 
 def _log_capital(values: torch.Tensor, mean: float, confidence: float) -> torch.Tensor:
-    """Logarithm of what a stake of 1 against `mean` has become after the last axis of `values`, which lie in [0, 1]."""
+    """Logarithm of the capital that a stake of 1 against `mean` becomes over the last axis of `values` in [0, 1]."""
     at_zero, at_largest = _rates(mean, -math.log1p(-confidence) / values.shape[-1])
     # Sums of logarithms, since products of many small factors would underflow.
     designed = torch.log(at_zero * (1 - values) + at_largest * values).sum(-1)

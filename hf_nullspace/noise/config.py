@@ -1,4 +1,4 @@
-"""What a synthesis of nullspace noise is asked to do: one frozen, validated object with a JSON round trip."""
+"""The settings of a noise synthesis: one frozen, validated object with a JSON round trip."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ REMOVED_SETTINGS = {
     ),
 }
 FAILURE_POLICIES = ("shrink", "skip", "error")
-# Images of a certificate by default, as a multiple of the fewest that can show epsilon. With just those, only noise that
-# changes nothing at all could be certified; with more, the certified norm nears that of the boundary itself.
+# Default number of certificate images, as a multiple of the fewest that can show epsilon. With only the fewest, noise
+# would have to change nothing at all. With more, the certified norm approaches that of the boundary.
 CERTIFICATE_IMAGES_RATIO = 2.56
-# And at most, since each is held in memory and measured at several scales in every round.
+# Largest default number of certificate images: each is held in memory and measured at several scales in every round.
 MAX_CERTIFICATE_IMAGES = 2048
 
 
@@ -62,9 +62,9 @@ class NullspaceConfig:
             One-sided confidence of the certificate's upper bound on `probability_mse`.
         on_failure (`str`, *optional*, defaults to `"shrink"`):
             What happens to a noise that is not certified. `"shrink"` scales it down to the boundary, which most methods
-            do always; where there are too few images to certify any noise, to where its measured mean is
-            within epsilon, and marks it as not certified; training goes on with it. `"skip"` returns it marked as it is,
-            and training leaves the round out. `"error"` raises [`NoiseNotConvergedError`].
+            always do. With too few images to certify any noise, it is scaled until its measured mean is within epsilon
+            and marked as not certified; training uses it. `"skip"` only marks it as not certified; training skips its
+            round. `"error"` raises [`NoiseNotConvergedError`].
         seed (`int`, *optional*, defaults to 42):
             Seed of every random choice; combined with the round, so that rounds differ and repeat exactly.
 

@@ -1,4 +1,4 @@
-"""Images read once: what a synthesis and a certificate need of them."""
+"""Images read once, with the embeddings and clean logits that a synthesis and a certificate need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..models.model_inputs import LABEL_NAMES
 
 logger = logging.get_logger(__name__)
 
-# Fewer classes than this share of those that random images would show are a sign of a loader in the order of classes.
+# Fewer classes than this share of what random images would show suggest a loader that is sorted by class.
 FEW_CLASSES = 0.5
 
 
@@ -41,8 +41,8 @@ class FrozenImages:
     """
     This process's share of some images, with the embeddings and logits that the frozen model gives them.
 
-    Every process walks the same global batches and takes its own images out of each, so that a sum over processes is
-    the same sum however many processes there are.
+    Every process iterates over the same global batches and takes its own images from each. A sum over processes is
+    therefore independent of their number.
 
     Args:
         inputs (`dict[str, torch.Tensor]`): Model inputs, each with a leading axis over this process's images. Where
@@ -121,9 +121,9 @@ def read_images(
     """
     Reads up to `max_images` images over all processes and computes their patch embeddings and clean logits.
 
-    With the first of them the classifier finds out what its logits mean; a function that gives `max_images` is called
-    after that. By default all images are read. There must be `min_images`, by default as many as a batch of the loader
-    has, since the steps of a search take whole batches; two are enough to measure on.
+    The first images tell the classifier its problem type. If `max_images` is a function, it is called after that. By
+    default all images are read. There must be at least `min_images`, by default one batch of the loader, since the steps
+    of a search take whole batches. Two images are enough for a measurement.
 
     A dataloader that Accelerate prepared gives each process its own images. Any other gives every process the same
     ones, of which each keeps every `num_processes`-th.
@@ -132,7 +132,8 @@ def read_images(
         `ValueError`: If the loader yields no `pixel_values`, fewer images than `min_images`, or images whose logits are
             not finite.
     """
-    world, rank = classifier.num_shares, classifier.share
+    world = classifier.num_shares
+    rank = classifier.share
     is_prepared = isinstance(dataloader, (DataLoaderShard, DataLoaderDispatcher))
     if classifier.is_sharded and is_prepared and classifier.accelerator.num_processes > 1:
         raise ValueError(
@@ -140,17 +141,21 @@ def read_images(
             "Accelerate and gives each its own. Pass the dataloader as it was before `accelerator.prepare`."
         )
     is_sharded = world > 1 and is_prepared
-    # Accelerate repeats images to make the last batches even; places beyond the dataset are those repeats.
+    # Accelerate repeats images to fill up the last batches. Places beyond the dataset are such repeats.
     longest = getattr(dataloader, "total_dataset_length", None) if is_sharded else None
     longest = 2**62 if longest is None else longest
     limit = longest if max_images is None or callable(max_images) else min(max_images, longest)
-    parts, positions, batch_size, seen, keeps_embeddings = [], [], None, 0, False
-    squares, labels = torch.zeros((), device=classifier.device), []
+    parts, positions, labels = [], [], []
+    batch_size = None
+    seen = 0
+    keeps_embeddings = False
+    squares = torch.zeros((), device=classifier.device)
     for batch in _batches_of(dataloader):
         inputs = _model_inputs(batch)
         size = len(inputs["pixel_values"])
         own_labels = next((batch[name] for name in LABEL_NAMES if isinstance(batch.get(name), torch.Tensor)), None)
-        is_first, batch_size = batch_size is None, batch_size or size
+        is_first = batch_size is None
+        batch_size = batch_size or size
         if is_sharded:
             places = seen + rank * size + torch.arange(size)
             seen += world * size
@@ -159,12 +164,13 @@ def read_images(
             seen += size
         keep = (places < limit) & (is_sharded | (places % world == rank))
         if keep.any() or is_first:
-            shown = keep if keep.any() else places == places[0]  # every process has to see what the logits mean
+            shown = keep if keep.any() else places == places[0]  # every process needs an image for the problem type
             inputs = {name: value[shown.to(value.device)].to(classifier.device) for name, value in inputs.items()}
             embeddings, logits = _embed_finite(classifier, inputs)
         if is_first:
             keeps_embeddings = _replays(classifier, inputs, embeddings, logits)
-            tokens, grid = tokens_shape(embeddings), grid_of(embeddings)
+            tokens = tokens_shape(embeddings)
+            grid = grid_of(embeddings)
             classifier.settle_problem(own_labels, logits)
             if callable(max_images):
                 limit = min(max_images(), longest)
@@ -183,7 +189,8 @@ def read_images(
                 labels.append(own_labels[keep.to(own_labels.device)].cpu())
         if seen >= limit:
             break
-    total, batch_size = min(seen, limit), (batch_size or 0) * (world if is_sharded else 1)
+    total = min(seen, limit)
+    batch_size = (batch_size or 0) * (world if is_sharded else 1)
     needed = min_images or max(2, world, getattr(dataloader, "batch_size", None) or 2, batch_size)
     if total < needed:
         used = "" if total == seen else f" ({seen} from the dataloader, of which at most {limit} are used)"
@@ -263,7 +270,7 @@ def _stand_in(pixels: torch.Tensor) -> torch.Tensor:
 def _replays(
     classifier: FrozenClassifier, inputs: dict[str, torch.Tensor], embeddings: torch.Tensor, logits: torch.Tensor
 ) -> bool:
-    """Whether embeddings alone give the logits: some models read pixels elsewhere, some are compiled with the stem."""
+    """Whether embeddings alone give the logits; not if the model reads pixels elsewhere or was compiled as a whole."""
     stand_in = {**inputs, "pixel_values": _stand_in(inputs["pixel_values"])}
     replayed = classifier.logits(stand_in, embeddings=embeddings)
     return torch.allclose(replayed, logits, rtol=0, atol=1e-4 * logits.abs().max().item())
@@ -280,7 +287,8 @@ def _batches_of(dataloader: Any) -> Iterator[Any]:
 
 def _check_classes(labels: torch.Tensor, num_classes: int) -> None:
     """Warns where images show far fewer classes than as many random ones would."""
-    found, expected = len(labels.unique()), num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
+    found = len(labels.unique())
+    expected = num_classes * (1 - (1 - 1 / num_classes) ** len(labels))
     if found < FEW_CLASSES * expected:
         logger.warning(
             f"The {len(labels)} images read for the noise are of {found} of the model's {num_classes} classes; as many "

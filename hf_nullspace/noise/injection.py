@@ -1,4 +1,4 @@
-"""Lets any code see a model under noise."""
+"""Adds noise to a model's patch embeddings inside a `with` block."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def inject_noise(
     grid: tuple[int, int] | None = None,
 ) -> Iterator[nn.Module]:
     """
-    Lets any code see `model` under `noise`.
+    Adds `noise` to the patch embeddings of `model` in every forward pass inside the `with` block.
 
     Args:
         model (`nn.Module`): Any classifier with a patch projection.
         noise ([`NullspaceNoise`] or `torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise, in
-            units of the patch embeddings. Of a [`NullspaceNoise`] each image gets what it would in training: the one
-            noise, or where noise is drawn a draw of its own. Each `with` block draws the same.
+            units of the patch embeddings. With a [`NullspaceNoise`] images get the same kind of noise as in training:
+            the shared one, or a draw per image. Each `with` block repeats the same draws.
         patch_projection (`str`, *optional*): Name of the projection module where the rule does not find it.
         resize (`bool`, *optional*, defaults to `False`): Whether noise is interpolated to the patch grid of images of
             another size or shape ([`resize_noise`]), instead of refused.

@@ -1,4 +1,4 @@
-"""The two kinds of noise: one that all images share, and one that is drawn anew for each of them."""
+"""The two kinds of noise: one that all images share, and per-image noise that is drawn for each image."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Control = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 class Noise(Protocol):
     """
-    What a noise is to everybody who adds one to patch embeddings: a certificate, the training, a control.
+    The interface of a noise for patch embeddings, as certificates, training and controls use it.
 
     Attributes:
-        is_drawn (`bool`): Whether every image gets a noise of its own.
+        is_drawn (`bool`): Whether the noise is per-image.
         tensor (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise, in units of the patch embeddings, or
             one of the noises that are drawn.
     """
@@ -33,7 +33,7 @@ class Noise(Protocol):
 
     def draw(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """
-        Noise for each image of a batch, another with every call where it is drawn.
+        Noise for each image of a batch. Per-image noise differs with every call.
 
         Returns:
             `torch.Tensor` of shape `(1, num_patches, hidden_size)` if all images share it, else
@@ -58,7 +58,7 @@ class Noise(Protocol):
 
     def ascend(self, noise: torch.Tensor, gradient: torch.Tensor, deviations: float) -> torch.Tensor:
         """
-        What `draw` gave, moved up the loss of each image by so many standard deviations of the draws.
+        Noise from `draw`, moved up the loss of each image by this many standard deviations of the draws.
 
         Raises:
             `TypeError`: If all images share the noise.
@@ -134,7 +134,7 @@ class SharedNoise(Noise):
 @dataclass(frozen=True)
 class DrawnNoise(Noise):
     """
-    Another noise for every image: random along given axes, all of one norm and with nothing else in common.
+    Per-image noise: independent random draws along given axes, all of the same norm.
 
     Args:
         tensor (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): One of the draws.
@@ -168,8 +168,8 @@ class DrawnNoise(Noise):
 
     def control(self, control: Control, generator: torch.Generator) -> DrawnNoise:
         """
-        Draws of the same norm in any direction, whatever `control` does to one noise: neither the axes nor the order of
-        a draw's elements are left of a draw whose elements are permuted, or replaced by Gaussian ones.
+        Draws of the same norm in random directions, whichever `control` is given. Permuting the elements of a draw and
+        replacing it by Gaussian noise both destroy the axes, so the controls have the same distribution.
         """
         axes = all_directions(self.axes.shape[0]).to(self.axes)
         drawn = draw_in_axes(axes, 1, self.tensor.shape[1], self.norm, generator)
@@ -200,7 +200,7 @@ class DrawnNoise(Noise):
 
 
 def all_directions(hidden_size: int) -> torch.Tensor:
-    """Axes that prefer no direction of the hidden axis but leave its mean out, of shape `(hidden_size, hidden_size)`."""
+    """Axes that treat all directions of the hidden axis equally, its mean removed: `(hidden_size, hidden_size)`."""
     return remove_hidden_mean(torch.eye(hidden_size))
 
 
@@ -208,7 +208,7 @@ def draw_in_axes(
     axes: torch.Tensor, count: int, num_patches: int, norm: float, generator: torch.Generator
 ) -> torch.Tensor:
     """
-    Random noises along `axes`, all of one norm and with nothing else in common.
+    Independent random noises along `axes`, all of the same norm.
 
     Args:
         axes (`torch.Tensor` of shape `(hidden_size, hidden_size)`): See [`~axes.harmless_axes`]; of any scale.
@@ -227,10 +227,10 @@ def draw_in_axes(
 
 def ascend_in_axes(noise: torch.Tensor, gradient: torch.Tensor, axes: torch.Tensor, deviations: float) -> torch.Tensor:
     """
-    Each image's noise, moved up its loss inside the distribution it was drawn from, at the norm it had.
+    Moves the noise of each image up its loss, along the axes it was drawn in and at constant norm.
 
-    To first order a draw changes the loss by a normal variable, whatever the number of dimensions. So a step is counted
-    in standard deviations of the draws: 3 makes a noise as hard as the worst of about 700 draws, for one gradient.
+    To first order the change of the loss over random draws is normally distributed, in any number of dimensions. The step
+    is therefore given in standard deviations: 3 makes a noise as hard as the worst of about 700 draws, for one gradient.
 
     Args:
         noise (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`): Draws of [`draw_in_axes`].

@@ -1,4 +1,4 @@
-"""A nullspace noise with its certificate: kept, saved, loaded and drawn from."""
+"""A nullspace noise with its certificate: saved, loaded and drawn from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class NullspaceNoise:
             The noise, in units of the patch embeddings; a tensor is one noise for all images, [`SharedNoise`]. Kept in
             float32 on the CPU, hidden-axis mean removed.
         certificate ([`Certificate`]):
-            What was measured of it.
+            Its measurements.
         config ([`NullspaceConfig`]):
             The settings it was synthesised with.
         round_index (`int`, *optional*, defaults to 0):
@@ -99,8 +99,8 @@ class NullspaceNoise:
     @property
     def is_usable(self) -> bool:
         """
-        Whether training runs on it: if it is certified, or under `on_failure="shrink"` if its measured mean is within
-        epsilon on images that are too few, or a model that is too little trained, for a certificate.
+        Whether training uses it. It does if the noise is certified. Under `on_failure="shrink"` it also does if the
+        measured mean is within epsilon but a certificate needs more images or a better trained model.
         """
         return self.converged or (self.config.on_failure == "shrink" and self.certificate.is_within_epsilon)
 
@@ -183,7 +183,8 @@ class NullspaceNoise:
             `ValueError`: If its two files are damaged or do not belong together, or hold several noises, as those of
                 earlier versions may.
         """
-        folder, names = Path(pretrained_model_name_or_path), (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME)
+        folder = Path(pretrained_model_name_or_path)
+        names = (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME)
         if not folder.is_dir():
             # Both files of one commit: between two downloads the branch may move.
             options = {"revision": revision, "token": token, "cache_dir": cache_dir, "allow_patterns": list(names)}

@@ -27,11 +27,13 @@ from .nullspace_noise import NullspaceNoise
 
 logger = logging.get_logger(__name__)
 
-# Relative width to which the largest certified scale is found: each halving costs another pass over the held-out images.
+# Relative precision of the largest certified scale. Halving it costs another pass over the held-out images.
 SCALE_TOLERANCE = 0.05
-# Held-out images that the scale is looked for on before all of them are measured, and the share of epsilon that their
-# mean error is brought to, which is about where the upper bound of all of them meets epsilon.
-COARSE_IMAGES, COARSE_SHARE = 128, 0.5
+# Held-out images of a first, coarse search for the scale, before all of them are measured.
+COARSE_IMAGES = 128
+# Share of epsilon that the coarse search brings the mean error to. The upper bound over all held-out images is then
+# about epsilon.
+COARSE_SHARE = 0.5
 
 
 class NoiseNotConvergedError(RuntimeError):
@@ -53,11 +55,11 @@ def synthesize_noise(
     """
     Synthesises noise that moves the outputs of `model` by at most epsilon, and certifies it.
 
-    The model is frozen and in evaluation mode meanwhile and comes back as it was; no global random state is touched.
-    Images are split in two, at random by the seed: the noise is optimised on some and certified on the others. That
-    certificate is about images like those read; give images that the model was not trained on, or `certificate_dataloader`,
-    to know about new ones. Where there are too few for any certificate, the noise is marked as not certified
-    ([`Certificate.obstacle`] says why), and scaled to where its measured mean is within epsilon.
+    The model is frozen and in eval mode during the call, and restored afterwards. Global random states do not change.
+    The images are split at random by the seed: the noise is optimised on one part and certified on the other. The
+    certificate holds for images of the same distribution. For a statement about new images, give images that the model
+    was not trained on, or a `certificate_dataloader`. With too few images for any certificate, the noise is marked as
+    not certified ([`Certificate.obstacle`] says why) and scaled until its measured mean is within epsilon.
 
     Args:
         model (`nn.Module`):
@@ -101,7 +103,8 @@ def synthesize_noise(
     (True, True)
     ```
     """
-    config, start = check_config(config) or NullspaceConfig(), time.perf_counter()
+    start = time.perf_counter()
+    config = check_config(config) or NullspaceConfig()
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
         searched, held_out = read_and_split(classifier, dataloader, config, round_index, certificate_dataloader)
         check_epsilon(config, classifier)
@@ -133,7 +136,7 @@ def read_and_split(
     round_index: int,
     certificate_dataloader: Iterable[dict[str, torch.Tensor]] | None = None,
 ) -> tuple[FrozenImages, FrozenImages]:
-    """The images that a noise is searched on and those that it is certified on, none of which is among the others."""
+    """Two disjoint sets of images: one to search the noise on and one to certify it on."""
 
     def wanted() -> int:
         return config.wanted_certificate_images(classifier.largest_error)
@@ -176,9 +179,8 @@ def _largest_scale(
     """
     The largest scale of a noise whose upper bound on the held-out images is within epsilon.
 
-    Errors grow with the scale, so that a bound at the one that is chosen holds as it would at one that was given. Where
-    the images are too few to bound the mean of any noise, the largest whose measured mean is within epsilon. 1 if there
-    is none.
+    Errors grow with the scale, so the bound at the chosen scale is as valid as at a fixed one. With too few images to
+    bound the mean of any noise, it is the largest scale whose measured mean is within epsilon. 1 if there is none.
     """
     largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(noise.tensor.norm().item(), 1e-30)
     largest = max(largest, 1.0) if NOISE_METHODS[config.method].scales_up else 1.0
@@ -216,7 +218,7 @@ def _report(certificate: Certificate, config: NullspaceConfig, round_index: int)
 
 
 def _remedy(certificate: Certificate) -> str:
-    """What to do about a noise that is not certified; a trainer words the settings as its arguments."""
+    """What to do about a noise that is not certified. The trainer replaces setting names by its argument names."""
     if certificate.num_images < certificate.num_images_needed:
         return (
             f"Give at least {certificate.num_images_needed} images beside those of the search (and as many "

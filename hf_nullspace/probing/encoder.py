@@ -1,4 +1,4 @@
-"""The approximate nullspace of an encoder in experiments: by lambda, by scale, by token, and under which operations."""
+"""Experiments on the approximate nullspace of an encoder: by lambda, scale, token, operation and set of images."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def probe_encoder(
     paper's section 3.
 
     Args:
-        model (`nn.Module`): The classifier; frozen meanwhile, and put back as it was.
+        model (`nn.Module`): The classifier; frozen and in eval mode during the call, and restored afterwards.
         dataloader (iterable of `dict`): Yields batches with `pixel_values`; labels are not needed.
         config ([`EncoderProbeConfig`], *optional*): The settings.
         accelerator (`Accelerator`, *optional*): For several processes, devices and autocast.
@@ -153,14 +153,15 @@ def probe_encoder(
         )
         hidden = disable_tqdm or not classifier.accelerator.is_local_main_process
         with logging.tqdm(total=ticks, desc="Probing the encoder", leave=False, disable=hidden) as progress:
-            # As many of the images searched on as of the others: what is left of them would only take time.
+            # The searched and the held-out images are compared on equal numbers of images.
             searched_on, _ = training.split(len(held_out))
             seen, unseen = (_measured_once(classifier, part, progress.update) for part in (searched_on, held_out))
             middle = config.lambdas[len(config.lambdas) // 2]
             axes = harmless_search_axes(classifier, training, middle, config.max_steps, config.seed, progress.update)
             sweep, noises = lambda_sweep(classifier, training, axes, unseen, config, progress.update)
             chosen = largest_agreeing(sweep, config.min_agreement)
-            noise, norm_weight = noises[chosen], config.lambdas[chosen]
+            noise = noises[chosen]
+            norm_weight = config.lambdas[chosen]
             generator = keyed_generator("second noise", config.seed)
             settings = (2 * config.max_steps, config.learning_rate, config.max_token_ratio)
             found = search_at(classifier, training, axes, norm_weight, *settings, generator, on_step=progress.update)
@@ -195,7 +196,8 @@ def lambda_sweep(
     """
     search = keyed_generator("lambda sweep", config.seed)
     settings = (config.max_steps, config.learning_rate, config.max_token_ratio)
-    rows, noises, found = [], [], None
+    rows, noises = [], []
+    found = None
     for norm_weight in config.lambdas:
         found = search_at(classifier, training, axes, norm_weight, *settings, search, found, on_step)
         noise = found @ axes
@@ -209,7 +211,7 @@ def lambda_sweep(
 
 
 def _measured_once(classifier: FrozenClassifier, images: FrozenImages, on_measure: Callable[[], Any]) -> Measure:
-    """Means of [`Outcomes`] that measures no noise twice, since the experiments share some."""
+    """Gives the means of [`Outcomes`] of a noise, and caches them, since the experiments share some noises."""
     images = dataclasses.replace(images, batch_size=max(images.batch_size, MEASURED_AT_A_TIME))
     known = {}
 
@@ -225,7 +227,7 @@ def _measured_once(classifier: FrozenClassifier, images: FrozenImages, on_measur
 
 
 def _grid(noise: torch.Tensor, image_shape: Sequence[int]) -> tuple[int, int]:
-    """`(rows, columns)` of the patches: square patches where they fit the image, one row for patches cut already."""
+    """`(rows, columns)` of the patches: square patches if they fit the image, one row if the input is patches."""
     num_patches = noise.shape[1]
     if len(image_shape) == 4:
         rows = round(math.sqrt(num_patches * image_shape[2] / image_shape[3]))
@@ -235,7 +237,7 @@ def _grid(noise: torch.Tensor, image_shape: Sequence[int]) -> tuple[int, int]:
 
 
 def largest_agreeing(sweep: list[dict[str, float]], min_agreement: float) -> int:
-    """Index of the largest noise that agrees often enough; of the one that agrees most often if none does."""
+    """Index of the largest noise with at least `min_agreement`; otherwise of the one with the highest agreement."""
     agreeing = [index for index, row in enumerate(sweep) if row["agreement"] >= min_agreement]
     if agreeing:
         return max(agreeing, key=lambda index: sweep[index]["norm"])

@@ -1,4 +1,4 @@
-"""What noise from the exact nullspace does to a whole model: nothing, measured; and two uses of that."""
+"""Measures that noise from the exact nullspace leaves a whole model unchanged, and uses it for watermarks."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def predict(
     model: nn.Module, pixel_values: torch.Tensor, batch_size: int = 32, **inputs: torch.Tensor
 ) -> torch.Tensor:
     """
-    Logits of shape `(num_images, num_labels)` in float32 on the CPU, in evaluation mode, a batch at a time.
+    Logits of shape `(num_images, num_labels)` in float32 on the CPU, computed in eval mode, batch by batch.
 
     Args:
         model (`nn.Module`): The classifier.
         pixel_values (`torch.Tensor`): Normalised pictures.
         batch_size (`int`, *optional*, defaults to 32): Pictures at a time.
-        inputs (`torch.Tensor`, *optional*): What else the model takes, with a leading axis over the pictures.
+        inputs (`torch.Tensor`, *optional*): Further model inputs, with a leading axis over the pictures.
     """
     parameter = next(model.parameters())
     logits = []
@@ -65,7 +65,7 @@ def measure_exact_noise(
     **inputs: torch.Tensor,
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """
-    The exact nullspace of a model in numbers: its size, and what the largest noise inside the pixel box does.
+    Measures the exact nullspace of a model: its size, and the effect of the largest noise inside the pixel box.
 
     Args:
         model (`nn.Module`): The classifier.
@@ -79,11 +79,11 @@ def measure_exact_noise(
         inputs (`torch.Tensor`, *optional*): What else the model takes, as in [`predict`].
 
     Returns:
-        `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels, and
-        no noise inside the box exceeds `noise_norm_bound`; `noise_rms` and `noise_max` (the largest change of a pixel)
-        are in units of the pixel range [0, 1], `pixels_at_bound` is a share; changes of the logits are the largest over
-        the pictures for the noise, and the smallest for the control, which is the same noise with its elements
-        permuted. Where the nullspace has dimension 0 the row ends with its size, and the noise is zero.
+        `tuple[dict, torch.Tensor]`: One row and the noise. Norms are means over the pictures, in normalised pixels. No
+        noise inside the box exceeds `noise_norm_bound`. `noise_rms` and `noise_max` (the largest change of a pixel) are
+        in units of the pixel range [0, 1]; `pixels_at_bound` is a share. Changes of the logits are the largest over the
+        pictures for the noise, and the smallest for the control, which is the same noise with its elements permuted. If
+        the nullspace has dimension 0, the row ends with its size and the noise is zero.
     """
     nullspace = nullspace or PatchNullspace.from_model(model)
     row = {
@@ -130,8 +130,8 @@ def measure_layer_norm_invariance(
     """
     Checks the second exact invariance: a constant over the hidden axis, added to patch embeddings.
 
-    Every LayerNorm removes the mean over the hidden axis, so in a pre-norm encoder such noise moves no logit however
-    large it is; that is why no norm in this package counts it. Models with other norms do see it.
+    Every LayerNorm removes the mean over the hidden axis. In a pre-norm encoder such noise therefore changes no logit,
+    however large it is, and the norms in this package exclude it. Models with other normalisation layers do react to it.
 
     Args:
         model (`nn.Module`): The classifier.
@@ -185,9 +185,9 @@ def prediction_stability(
     **inputs: torch.Tensor,
 ) -> list[dict[str, float]]:
     """
-    How predictions hold under exact noise of growing norm, without regard to the pixel box.
+    How stable predictions are under exact noise of growing norm, which may leave the pixel box.
 
-    Only rounding limits it: the change of the logits grows with the norm as that of float32's cancellation does.
+    Only rounding limits the norm: the change of the logits grows with it as float32 cancellation does.
 
     Args:
         model (`nn.Module`): The classifier.
@@ -204,7 +204,7 @@ def prediction_stability(
     """
     nullspace = nullspace or PatchNullspace.from_model(model)
     generator = generator if generator is not None else keyed_generator("stability", 42)
-    # The pictures say how many patches there are: by their size, or by having been cut already.
+    # The number of patches follows from the size of the pictures, or from inputs that are patches already.
     size: dict[str, Any] = {"image_size": tuple(pixel_values.shape[2:])}
     if pixel_values.dim() == 3:
         size = {"num_patches": pixel_values.shape[1]}
@@ -236,14 +236,14 @@ def watermark(
     slides: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Lays a picture over others so that the model's logits do not move: an invisible watermark, seen by no such model.
+    Lays a picture over others without changing the model's logits: a watermark that the model cannot see.
 
     The change `strength * (mark - picture)` is replaced by a nearby one that lies in the nullspace and keeps every pixel
-    in [0, 1]. Limits: people see the mark only as far as it lies in the nullspace, which is what the returned likeness
-    says: trained filters pass smooth pictures, so what is left of a photograph is fine grain (likeness 0.1 on a ViT-S/14
-    with 204 of 588 dimensions). It holds for this model's patch projection and patch grid: JPEG, resizing or a shift by
-    a pixel destroys it, and rounding to 8 bits per channel moves logits by about 1e-3 of their norm. Black and white
-    regions take little of the mark.
+    in [0, 1]. Limits: people see only the part of the mark that lies in the nullspace, which the returned likeness
+    measures. Trained filters pass smooth pictures, so only fine grain is left of a photograph (likeness 0.1 on a ViT-S/14
+    with 204 of 588 dimensions). The watermark is specific to this model's patch projection and patch grid. JPEG, resizing
+    or a shift by a pixel destroys it, and rounding to 8 bits per channel changes logits by about 1e-3 of their norm.
+    Black and white regions take little of the mark.
 
     Args:
         nullspace ([`PatchNullspace`]): The model's.

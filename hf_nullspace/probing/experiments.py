@@ -1,4 +1,4 @@
-"""Experiments with one noise: under which operations, on which images and at which scales it stays harmless."""
+"""Experiments with one noise: the operations, images and scales under which it stays in the nullspace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..noise.controls import permuted_control
 from ..utils.random import keyed_generator
 
 
-# From a noise to what it does, by name: the means of its [`Outcomes`] over some images, and `num_images`.
+# From a noise to the means of its [`Outcomes`] over some images, by name, and `num_images`.
 Measure = Callable[[torch.Tensor], dict[str, float]]
 
 

@@ -34,7 +34,8 @@ def plot_exact_noise(
         `ImportError`: If matplotlib is missing.
     """
     plt = pyplot()
-    clean, noisy = np.asarray(clean_logits, dtype=np.float64), np.asarray(noisy_logits, dtype=np.float64)
+    clean = np.asarray(clean_logits, dtype=np.float64)
+    noisy = np.asarray(noisy_logits, dtype=np.float64)
     top = np.argsort(-clean, kind="stable")[:max_classes]
     names = [class_names[index] if class_names is not None else f"class {index}" for index in top]
     figure, axes = plt.subplots(

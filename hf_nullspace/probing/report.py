@@ -163,7 +163,7 @@ def probe(
 
     Args:
         model (`nn.Module`):
-            The classifier; put back as it was.
+            The classifier; restored afterwards.
         image_processor (`Callable`):
             Its image processor.
         pictures (`Sequence[PIL.Image.Image]`):
@@ -216,7 +216,8 @@ def probe(
             known = {"nullspace": nullspace, "clean_logits": clean}
             exact, noise = measure_exact_noise(model, **few, **statistics, **known)
             progress.update()
-            values, refusal = few["pixel_values"], nullspace.obstacle
+            values = few["pixel_values"]
+            refusal = nullspace.obstacle
             if refusal is None:
                 norms = [factor * values.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
                 stability = prediction_stability(model, **few, norms=norms, **known)

@@ -1,4 +1,4 @@
-"""Searches for noise that an encoder hardly sees, at one weight of its norm: the paper's probing objective."""
+"""Searches for noise that hardly changes an encoder's output, at one weight of its norm: the paper's probing objective."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def search_at(
     """
     Minimises `logit_distance(v) - norm_weight * log ||v||` (paper, section 3), whose optimum has no early stop.
 
-    Direction and norm take turns in each step: Adam turns the direction down the distance, in coordinates that avoid
-    what the encoder is sensitive to and in steps relative to their own size; the norm follows its own condition for an
-    optimum, which is that the distance grows by `norm_weight` for a relative growth of the noise,
-    `<gradient, v> = norm_weight`. The objective has no lower bound once noise drowns the image and the distance stops
-    growing. So the norm is also held where the distance is about lambda, and below `MAX_RELATIVE_NORM` times that of
-    the patch embeddings. Nor does it care where the norm is: a single background patch can hold all of it. So no token
-    may be much larger than the median one.
+    Each step updates first the direction and then the norm. Adam turns the direction down the distance, in coordinates
+    of low sensitivity and with steps relative to their size. The norm follows its own optimality condition,
+    `<gradient, v> = norm_weight`: the distance grows by `norm_weight` per relative growth of the noise. The objective has
+    no lower bound once noise dominates the image and the distance stops growing. The norm is therefore also limited to
+    where the distance is about lambda, and to `MAX_RELATIVE_NORM` times that of the patch embeddings. The objective also
+    ignores how the norm spreads, so a single background patch could hold all of it. Tokens are therefore limited to a
+    multiple of the median norm.
 
     Args:
         classifier ([`FrozenClassifier`]): The model.
@@ -98,7 +98,7 @@ def search_at(
 def _scale_to(classifier: FrozenClassifier, images: FrozenImages, noise: torch.Tensor, distance: float) -> float:
     """The scale of a noise where it moves the first batch's logits by `distance`, or by a tenth of their own norm."""
     batch = next(images.batches())
-    # Distances saturate, so a large lambda cannot be met; the search grows the noise as far as it goes.
+    # Distances saturate, so a large lambda cannot be reached here. The search then grows the noise as far as possible.
     distance = min(distance, 0.1 * torch.linalg.vector_norm(batch.clean_logits, dim=-1).mean().item())
     # Distances grow with the scale, and `boundary_scale` takes its steps for errors that grow with its square.
     scale = boundary_scale(

@@ -22,7 +22,7 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> t
     """
     Raises for classifiers whose robustness would be measured wrongly; takes three forward passes at most.
 
-    The model runs as it is: a dropout that was left on is found.
+    The model runs in its current mode, so dropout that was left on is detected.
 
     Args:
         model ([`PixelModel`]): The classifier.
@@ -36,7 +36,8 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> t
         `ValueError`: If the model refuses pictures of the image processor's size, its logits are not finite or are
             probabilities already, or two forward passes differ.
     """
-    processed, expected = model.image_size, _expected_size(model)
+    processed = model.image_size
+    expected = _expected_size(model)
     if pixels is None:
         height, width = processed or expected or (224, 224)
         channels = model.mean.shape[1]

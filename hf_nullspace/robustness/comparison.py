@@ -1,4 +1,4 @@
-"""Several models side by side, image by image."""
+"""Compares the reports of several models image by image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def compare_reports(reports: Sequence[RobustnessReport]) -> str:
         raise ValueError(f"The reports must be of models with different names, but got {names}. Pass `model_name`.")
     for report in reports:
         _check(first, report)
-    rows, seed = [], first.profile.seed
+    rows = []
+    seed = first.profile.seed
     shared = [name for name in first.columns if all(name in other.columns for other in others)]
     for name in shared:
         row = {"column": name, first.model_name: accuracy_text(first.columns[name])}

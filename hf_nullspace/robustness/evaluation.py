@@ -53,17 +53,17 @@ def evaluate_robustness(
     """
     Measures a classifier's accuracy under every column of a profile.
 
-    A prediction is the largest of all logits of the model, also where the images are of some of its classes only; but for
-    datasets that were published with the rule that their own classes compete. An answer that is not
-    finite is a wrong one. Attacks, and the columns under them, are computed in float32.
+    A prediction is the largest of all logits of the model, even if the images show only some of its classes. The
+    exception are datasets published with the rule that only their own classes compete. Predictions from logits that are
+    not finite count as wrong. Attacks, and the columns under them, are computed in float32.
 
     Corruptions apply at the model's own resolution, and the radii of attacks are in units of pixels in [0, 1]. Every
-    random choice belongs to an image's place in its dataset, so N processes give the numbers of one, and a run that was
-    stopped gives, when it is called again with the same `output_dir`, those of a run that was not.
+    random choice depends on an image's index in its dataset. The numbers are therefore independent of the number of
+    processes, and a run that was stopped gives the same numbers when it is called again with the same `output_dir`.
 
     Args:
         model (`nn.Module`):
-            The classifier; in evaluation mode meanwhile, with a warning where it was not, and put back as it was.
+            The classifier; in eval mode during the call, with a warning if it was not, and restored afterwards.
         image_processor (`Callable`):
             Its image processor.
         dataset (`datasets.Dataset` or [`RobustnessDataset`]):
@@ -83,7 +83,7 @@ def evaluate_robustness(
         batch_size (`int`, *optional*, defaults to 64):
             Images of a process at a time.
         num_workers (`int`, *optional*, defaults to 0):
-            Processes that read and corrupt pictures meanwhile, for each process of the evaluation.
+            Worker processes that read and corrupt pictures, for each process of the evaluation.
         model_name (`str`, *optional*):
             The model's name in the report; by default the id that it was loaded with, never more of a local path than
             its last part.
@@ -168,7 +168,7 @@ def evaluate_robustness(
 
 
 def _announce(evaluation: Evaluation, model: nn.Module, was_training: bool) -> None:
-    """Says among which classes predictions are, and that dropout was on."""
+    """Logs which classes compete, and warns if the model was in training mode."""
     for text, names in competition(evaluation.run).items():
         logger.info(f"{', '.join(names)}: a prediction is the largest of {text}.")
     if was_training:
@@ -209,7 +209,7 @@ def seconds_by_column(shards: list[Shard], seconds: torch.Tensor) -> dict[str, f
 
 
 def public_name(name: str) -> str:
-    """A model's id as it is, but no more than the last part of a local path."""
+    """A model's id; of a local path only the last part."""
     return Path(name).resolve().name if Path(name).exists() or Path(name).is_absolute() else name
 
 

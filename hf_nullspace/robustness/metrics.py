@@ -184,7 +184,8 @@ def perturbation_norms(clean: np.ndarray, attacked: np.ndarray) -> tuple[np.ndar
     Returns:
         `tuple[np.ndarray, np.ndarray]`: L2 and Linf norms, each of shape `(num_images,)`, in pixel units.
     """
-    clean, attacked = np.asarray(clean, dtype=np.float64), np.asarray(attacked, dtype=np.float64)
+    clean = np.asarray(clean, dtype=np.float64)
+    attacked = np.asarray(attacked, dtype=np.float64)
     if clean.shape != attacked.shape:
         raise ValueError(f"Clean pictures have shape {clean.shape}, attacked ones {attacked.shape}; pass pairs.")
     moved = (attacked - clean).reshape(len(clean), -1)
@@ -260,7 +261,8 @@ def paired_bootstrap(
     Returns:
         `tuple[float, float, float]`: Difference (first minus second), low and high, in percentage points.
     """
-    ours, others = np.asarray(hits, dtype=np.int64), np.asarray(other_hits, dtype=np.int64)
+    ours = np.asarray(hits, dtype=np.int64)
+    others = np.asarray(other_hits, dtype=np.int64)
     if ours.shape != others.shape or ours.ndim != 1 or not len(ours):
         raise ValueError(f"Expected two lists over the same images, but got {ours.shape} and {others.shape}.")
     if num_resamples < 1:
@@ -283,7 +285,8 @@ def _normal_quantile(confidence: float) -> float:
 
 
 def _hits(predictions: Sequence[int], labels: Sequence[int]) -> np.ndarray:
-    predicted, true = np.asarray(predictions), np.asarray(labels)
+    predicted = np.asarray(predictions)
+    true = np.asarray(labels)
     if predicted.shape != true.shape or predicted.ndim != 1 or not len(true):
         raise ValueError(
             f"Expected one predicted class for each label and at least one, but got shapes {predicted.shape} and "

@@ -52,7 +52,7 @@ SECONDS = "seconds"
 @dataclass
 class Outcomes:
     """
-    What happened to the images of one column, each a tensor of shape `(num_images,)`.
+    The results for the images of one column, each a tensor of shape `(num_images,)`.
 
     Args:
         indices (`torch.Tensor`): Places of the images in their dataset.
@@ -134,7 +134,8 @@ def load_outcomes(path: str | os.PathLike) -> dict[str, Outcomes]:
         if TABLE in tensors:
             tensors = _named_columns(tensors[TABLE], where)
         for name in {**KINDS, **tensors}:
-            kind, value = KINDS.get(name), tensors.get(name)
+            kind = KINDS.get(name)
+            value = tensors.get(name)
             if value is None or value.shape != (count,) or kind not in (None, value.dtype):
                 raise DamagedFileError(f"{where} holds no {plain_text(name, 60)} of {count} images.")
         outcomes[column] = Outcomes.of(indices, tensors)
@@ -146,7 +147,8 @@ def _named_columns(table: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
     if table.dim() != 2 or table.shape[1] != len(KINDS) + 1 or not table.is_floating_point():
         raise DamagedFileError(f"{where} has a table of shape {tuple(table.shape)} and dtype {table.dtype}.")
     named = {name: table[:, place].contiguous() for place, name in enumerate(KINDS)}
-    whole, bits = named["prediction"], table[:, -1]
+    whole = named["prediction"]
+    bits = table[:, -1]
     is_right = named["correct"]
     if not (bits.isfinite().all() and (whole == whole.round()).all() and (is_right == is_right.bool()).all()):
         raise DamagedFileError(f"{where} has numbers that are no outcomes.")
@@ -162,8 +164,8 @@ class ShardStore:
     Args:
         folder (`str` or `os.PathLike`): The folder.
 
-    Files are written under another name and renamed, so that a file that is there is whole; each holds a hash of its
-    contents, so that one that was damaged since is known.
+    Files are written under another name and then renamed, so an existing file is complete. Each holds a hash of its
+    contents, so later damage is detected.
     """
 
     MANIFEST = "manifest.json"
@@ -173,8 +175,8 @@ class ShardStore:
 
     def open(self, manifest: dict[str, Any]) -> list[str]:
         """
-        Begins a new evaluation, or goes on with the one that was begun; returns the names of its finished shards. Those
-        that are damaged are removed, with a warning, and are measured again.
+        Begins a new evaluation or continues an existing one, and returns the names of its finished shards. Damaged
+        shards are removed with a warning and measured again.
 
         Raises:
             `ValueError`: If the folder holds another evaluation, or its manifest is damaged.

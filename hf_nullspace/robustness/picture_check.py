@@ -29,7 +29,8 @@ class _Readable(torch.utils.data.Dataset):
         self.preprocessing = preprocessing
 
     def __getitem__(self, picture: tuple[str, int]) -> str:
-        source, index = self.sources[picture[0]], picture[1]
+        source = self.sources[picture[0]]
+        index = picture[1]
         try:
             to_pixels(source.read([index]), self.preprocessing, source.preprocessing)
         except Exception as error:  # Pillow's plugins raise many kinds; each means the same here

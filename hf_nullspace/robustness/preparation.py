@@ -42,8 +42,10 @@ PROCESSOR_FIELDS = (
     *("do_rescale", "rescale_factor", "rescale_offset", "include_top", "crop_pct", "do_pad", "pad_size"),
     *("do_flip_channel_order", "data_config"),
 )
-# Pictures that a model is tried on, and among how many of the first they are looked for.
-NUM_PROBES, PROBES_AMONG = 2, 64
+# Pictures that a model is tried on.
+NUM_PROBES = 2
+# They are the first that can be read among this many.
+PROBES_AMONG = 64
 
 
 @dataclass
@@ -188,7 +190,8 @@ def find_sources(
 def _load_source(
     column: Column, location: str | os.PathLike | RobustnessDataset, model: nn.Module, loaded: dict[str, ImageSource]
 ) -> ImageSource:
-    spec, name = column.published, column.source_name
+    spec = column.published
+    name = column.source_name
     for source in loaded.values():
         if source.name == name:
             return source

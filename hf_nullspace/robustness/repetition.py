@@ -35,7 +35,9 @@ class Repetition:
     def __init__(
         self, model: nn.Module, image_processor: Callable, source: ImageSource, profile: Profile, batch_size: int = 64
     ):
-        self.model, self.source, self.profile = model, source, profile
+        self.model = model
+        self.source = source
+        self.profile = profile
         self.preprocessing = Preprocessing.of(image_processor, channels_of(model))
         self.batch_size = batch_size
 

@@ -20,7 +20,9 @@ from .report_markdown import aggregates_over, report_sections, row_warnings
 from .scoring import aggregate_columns, score_columns, summarize_columns
 
 
-REPORT_NAME, MARKDOWN_NAME, FIGURE_NAME = "robustness.json", "robustness.md", "robustness.png"
+REPORT_NAME = "robustness.json"
+MARKDOWN_NAME = "robustness.md"
+FIGURE_NAME = "robustness.png"
 OUTCOMES_NAME = "outcomes.safetensors"
 
 

@@ -31,9 +31,11 @@ def report_sections(
     warnings: Sequence[str] = (),
 ) -> list[str]:
     """The parts of a report, from the fields of [`RobustnessReport`]."""
-    not_measured, run = escaped_strings(not_measured), escaped_strings(run)
+    not_measured = escaped_strings(not_measured)
+    run = escaped_strings(run)
     parts = [f"# Robustness of {markdown_text(model_name)}"]
-    name, note = markdown_text(profile.name), _note_text(profile)
+    name = markdown_text(profile.name)
+    note = _note_text(profile)
     parts.append(f"Profile `{name}` ({profile.hash[:12]}), seed {profile.seed}. {note}".strip())
     if classes := _competing(run):
         parts.append(classes)

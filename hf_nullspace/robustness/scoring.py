@@ -54,7 +54,8 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
         clean ([`Outcomes`] or `None`): Those of the same dataset without corruption or attack, which the success of an
             attack is measured against. It is left out where an attacked image is not among them.
     """
-    correct, count = int(outcomes.correct.sum()), len(outcomes)
+    correct = int(outcomes.correct.sum())
+    count = len(outcomes)
     low, high = wilson_interval(correct, count)
     row: dict[str, Any] = {"accuracy": 100 * correct / count, "low": low, "high": high}
     row |= {"correct": correct, "count": count}
@@ -106,7 +107,8 @@ def summarize_columns(
         if all(torch.equal(part.indices, parts[0].indices) for part in parts) and len(parts[0]) > 1:
             survived = torch.stack([part.correct for part in parts]).double().mean(0)
             half = 100 * 1.959964 * survived.std().item() / math.sqrt(len(survived))
-            low, high = max(0.0, accuracy - half), min(100.0, accuracy + half)
+            low = max(0.0, accuracy - half)
+            high = min(100.0, accuracy + half)
         bars[group] = {"accuracy": accuracy, "low": low, "high": high}
     return bars
 

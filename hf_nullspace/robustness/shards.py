@@ -1,4 +1,4 @@
-"""An evaluation cut into shards, each a few batches of one column, dealt to processes and kept as they are finished."""
+"""Splits an evaluation into shards of a few batches, spreads them over processes and saves each when it is finished."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def plan_shards(
         skipped (`Mapping[str, Sequence[int]]`, *optional*): Places of images that are left out, by column; those of the
             others stay as they are.
     """
-    shards, first = [], 0
+    shards = []
+    first = 0
     for column in profile.columns:
         if column.name not in sources:
             continue
@@ -177,7 +178,8 @@ class ShardRunner:
             if store is not None:
                 store.save(shard.name, named, elapsed)
         # Each row was filled by one process and is zero on the others, so the sum is exact.
-        seconds, table = self._summed(seconds), {name: self._summed(value) for name, value in table.items()}
+        seconds = self._summed(seconds)
+        table = {name: self._summed(value) for name, value in table.items()}
         return outcomes_by_column(shards, table), seconds
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
@@ -237,10 +239,11 @@ class ShardRunner:
         if classes is not None:
             places = {label: place for place, label in enumerate(classes)}
             labels = torch.tensor([places[label] for label in labels.tolist()])
-        pixels, labels = pixels.to(self.model.mean.device), labels.to(self.model.mean.device)
+        pixels = pixels.to(self.model.mean.device)
+        labels = labels.to(self.model.mean.device)
         attacked = pixels
         others: dict[str, torch.Tensor] = {}
-        # What is found in float32 is judged in float32: an attack stops at the border, which rounding moves.
+        # Predictions under attack use float32 like the attack, which stops at a decision boundary that rounding moves.
         with self.accelerator.autocast() if column.attack is None else full_precision(self.model):
             if column.attack is not None:
                 settings = {**column.settings, "seed": self.images.seed, "indices": indices}

@@ -1,4 +1,4 @@
-"""The images of an evaluation: read from a dataset, with labels that are places among the model's logits."""
+"""The images of an evaluation: read from a dataset, with labels that are indices of the model's logits."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class ColumnImages(torch.utils.data.Dataset):
         self.seed = seed
 
     def __getitem__(self, batch: ColumnBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        source, column = self.sources[batch.column.name], batch.column
+        column = batch.column
+        source = self.sources[column.name]
         pixels = to_pixels(source.read(batch.indices), self.preprocessing, source.preprocessing)
         if column.is_generated:
             corrupted = [

@@ -44,5 +44,5 @@ class NoiseCard(Trainer):
             write_manifest(self.args.output_dir)
 
     def _method_in_words(self) -> str | None:
-        """What the card says of a run that was no nullspace finetuning."""
+        """The sentence of the card for a run that is not nullspace finetuning; `None` if it is."""
         return None if self.args.noise_weight else "it saw clean images alone."

@@ -1,14 +1,14 @@
 """
-Checkpoints that can be relied on: which of them are whole, what is wrong with the others, and every weight restored.
+Reliable checkpoints: checks that a checkpoint is complete, says what is wrong with it if not, and restores every weight.
 
-`Trainer` reads the weight file as it lies and loads it non-strictly. `save_pretrained` writes a ViT's encoder under
-older names than the live model uses, so that would restore the head and leave the encoder as it was, in silence. Delete
+`Trainer` loads the weight file non-strictly and without converting names. `save_pretrained` writes a ViT's encoder under
+older names than the live model uses, so `Trainer` would restore the head and silently leave the encoder unchanged. Delete
 `load_model_weights` when `Trainer._load_from_checkpoint` and `_load_best_model` convert names as `from_pretrained` does.
 
-`Trainer` also resumes from the last folder whatever is in it, and whichever run wrote it: without `optimizer.pt` or the
-random states it goes on in silence with a new optimizer and other random numbers. A checkpoint is whole here if it is as
-its list of files says ([`checkpoint_files`]), which is written last. Checkpoints of `Trainer` and of older versions have
-no list: they are told by the names of their files, of which `trainer_state.json` is written last.
+`Trainer` also resumes from the last folder without checking its contents or which run wrote it. Without `optimizer.pt`
+or the random states it silently continues with a new optimizer and other random numbers. Here a checkpoint is whole if
+its files match its list of files ([`checkpoint_files`]), which is written last. Checkpoints of `Trainer` and of older
+versions have no list. They are checked by the names of their files, of which `trainer_state.json` is written last.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ logger = logging.get_logger(__name__)
 REMEDY = (
     "Delete that checkpoint and resume from an earlier one; `resume_from_checkpoint=True` takes the last whole one."
 )
-# Of a checkpoint, what only a run that goes on reads.
+# Prefixes of the files in a checkpoint that only a resumed run reads.
 RUN_STATES = ("optimizer", "scheduler", "scaler", "rng_state", "data_state", "averaged_weights")
 
 
 # ---- Is it whole? -----------------------------------------------------------------------------------------------
 def what_is_missing(checkpoint: str | Path) -> str | None:
     """
-    What keeps a checkpoint from being resumed from; `None` if nothing does.
+    Why a checkpoint cannot be resumed from; `None` if it can.
 
-    Every file is compared with the size and the SHA-256 in the checkpoint's list, which takes about a second for each
-    GB on most processors. Where there is no list, only the files that every checkpoint of `Trainer` has are looked for;
-    a sharded optimizer has files of its own.
+    Every file is compared with the size and the SHA-256 in the checkpoint's list, which takes about a second per GB on
+    most processors. Without a list, only the files that every checkpoint of `Trainer` has are looked for. A sharded
+    optimizer has other files.
     """
     folder = Path(checkpoint)
     try:
@@ -95,7 +95,7 @@ def _what_is_missing_by_name(folder: Path) -> str | None:
 
 def check_whole(checkpoint: str | Path) -> None:
     """
-    Refuses to resume from what would not continue the run exactly.
+    Refuses to resume from a checkpoint that would not continue the run exactly.
 
     Raises:
         `FileNotFoundError`: If there is no such folder.
@@ -114,7 +114,7 @@ def check_whole(checkpoint: str | Path) -> None:
 
 def check_model_files(checkpoint: str | Path) -> None:
     """
-    Refuses to load weights and noise that are not as they were written; nothing is known of files without a list.
+    Refuses to load weights and noise that have changed since they were written. Files without a list are not checked.
 
     Raises:
         `ValueError`: If a file of the model is gone or changed.
@@ -131,8 +131,8 @@ def check_model_files(checkpoint: str | Path) -> None:
 
 def check_processes(checkpoint: str | Path, num_processes: int, process_index: int) -> None:
     """
-    Refuses another number of processes than the checkpoint was saved by: each has random states of its own, and other
-    images of a batch. Every process must call it.
+    Refuses a number of processes that differs from the checkpoint's, since each process has its own random states and
+    its own images of a batch. Every process must call it.
 
     Raises:
         `ValueError`: If there are more or fewer, or if the random state of this process is lost.
@@ -163,7 +163,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """
     The last checkpoint that is whole, of the run that the folder belongs to; `None` if there is no checkpoint of it.
 
-    Later ones, and those of other runs, are named in a warning.
+    Later checkpoints, and checkpoints of other runs, are named in a warning.
 
     Raises:
         `ValueError`: If the run has checkpoints, and none is whole.
@@ -243,7 +243,8 @@ def checkpoints_of_other_runs(output_dir: str | Path, run: Run | None = None) ->
 
 def resumed_run(checkpoint: str | Path, output_dir: str | Path) -> Run:
     """The run that goes on from a checkpoint: the same one, or a branch where the folder has later steps of it."""
-    run, step = run_of(checkpoint) or Run(), read_step(checkpoint)
+    run = run_of(checkpoint) or Run()
+    step = read_step(checkpoint)
     later = [other for other in _checkpoints(output_dir) if _step_of(other) > step]
     strangers = checkpoints_of_other_runs(output_dir, run)
     return run if all(other in strangers for other in later) else run.branch(step)
@@ -282,7 +283,7 @@ def rotate_checkpoints(output_dir: str | Path, run: Run, limit: int | None, keep
     kept = {Path(checkpoint).resolve() for checkpoint in keep if checkpoint is not None}
     own = [checkpoint for checkpoint in _checkpoints(output_dir) if checkpoint not in others]
     rest = [checkpoint for checkpoint in own if checkpoint.resolve() not in kept]
-    # Those that were cut short are of no use to anybody, so they go first.
+    # Incomplete checkpoints are useless, so they are deleted first.
     rest.sort(key=lambda checkpoint: (_was_finished(checkpoint), _step_of(checkpoint)), reverse=True)
     for checkpoint in rest[max(0, limit - (len(own) - len(rest))) :]:
         logger.info(f"Deleting the older checkpoint {checkpoint} due to `save_total_limit`")
@@ -299,7 +300,7 @@ def _was_finished(checkpoint: Path) -> bool:
 
 
 def _empty(checkpoint: Path) -> None:
-    """Deletes what is in a checkpoint: first what marks it as whole in either way of telling, the list at the end."""
+    """Deletes the files of a checkpoint: first `trainer_state.json`, last the list, so that it never looks whole."""
     (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
     for path in sorted(checkpoint.glob("*"), key=lambda path: path.name == LIST_NAME):
         if path.is_dir() and not path.is_symlink():
@@ -311,15 +312,15 @@ def _empty(checkpoint: Path) -> None:
 @contextmanager
 def saving(output_dir: str) -> Iterator[None]:
     """
-    Around a save: an error of the disk comes out as one that says what is still intact, and what to do.
+    Wraps a save: a disk error is raised again with a message that says what is still intact and what to do.
 
     Raises:
-        `OSError`: For an `OSError`, or whatever `torch.save` and safetensors raise where a disk is full.
+        `OSError`: For an `OSError`, or the errors that `torch.save` and safetensors raise when a disk is full.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # Of RuntimeErrors only those of torch's file writer: others (memory, a lost process) are no matter of the disk.
+        # Only torch's file writer raises RuntimeErrors about the disk; others are about memory or a lost process.
         if isinstance(error, RuntimeError) and not any(
             word in str(error) for word in ("PytorchStreamWriter", "inline_container", "iostream error")
         ):
@@ -341,8 +342,8 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
         checkpoint (`str`): A folder that `save_pretrained` wrote.
 
     Returns:
-        `bool`: `False` if the model is none of Transformers or its weights are an adapter's, and `Trainer` should load
-        them.
+        `bool`: `False` if the model is not a Transformers model, or the weights are an adapter's; `Trainer` should then
+        load them.
 
     Raises:
         `ValueError`: If the checkpoint is damaged, has no `config.json`, lacks a weight of the model, or holds it in
@@ -367,7 +368,8 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
         )
     except Exception as error:  # whatever a cut or missing file raises, the reader needs to know which checkpoint
         raise ValueError(f"The weights in {checkpoint} cannot be read: {error}. {REMEDY}") from error
-    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(map(str, info["mismatched_keys"]))
     if missing or mismatched:
         raise ValueError(
             f"The checkpoint {checkpoint} does not fit {type(model).__name__}: it lacks {missing or 'nothing'} and "
@@ -379,8 +381,8 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> bool:
 
 def report_lost_loss(loss: float, step: int, args: TrainingArguments, scaler: torch.amp.GradScaler | None) -> None:
     """
-    Called between the backward pass and the optimizer step with a loss that is not finite, so that no weight and no
-    checkpoint is lost to it. The gradient scaler of fp16 leaves such steps out by itself; then a warning will do.
+    Reports a loss that is not finite, between the backward pass and the optimizer step, so that weights and checkpoints
+    stay intact. The gradient scaler of fp16 skips such steps itself, so a warning is enough there.
 
     Raises:
         `FloatingPointError`: If there is no scaler.
@@ -427,13 +429,13 @@ ORDER_ARGUMENTS = (
 
 class CheckpointingTrainer(Trainer):
     """
-    [`~transformers.Trainer`] with other saving and loading; [`checkpointing`] says what its own lack.
+    [`~transformers.Trainer`] with reliable saving and loading; the docstring of this module says why it is needed.
 
-    A checkpoint is whole once the list of its files is written, with their sizes and hashes. Only whole ones are resumed
-    from, by the same number of processes and through the model's class, so that every weight comes back; whatever cannot
-    be read is an error that names the checkpoint and the remedy. `resume_from_checkpoint=True` takes none of another run
-    that was trained in the same folder, and `save_total_limit` counts and deletes none of it. A run that is finished is
-    finished: resuming it trains nothing.
+    A checkpoint is whole once the list of its files is written, with their sizes and hashes. Only whole checkpoints are
+    resumed from, with the same number of processes. Weights are loaded through the model's class, so that all of them
+    are restored. Files that cannot be read raise an error that names the checkpoint and the remedy.
+    `resume_from_checkpoint=True` and `save_total_limit` ignore checkpoints of other runs in the same folder. Resuming a
+    finished run trains nothing.
     """
 
     def __init__(self, *args, **kwargs):
@@ -458,18 +460,20 @@ class CheckpointingTrainer(Trainer):
             found = self._on_first_process(lambda: _find(wanted, output_dir))
             self._on_every_process(lambda: check_processes(found, self.args.world_size, self.args.process_index))
             resume_from_checkpoint = found
-        # Callbacks hear of the checkpoint in no other way.
-        given, self.args.resume_from_checkpoint = self.args.resume_from_checkpoint, resume_from_checkpoint or None
+        # Callbacks see the checkpoint only through the arguments.
+        given = self.args.resume_from_checkpoint
+        self.args.resume_from_checkpoint = resume_from_checkpoint or None
         try:
             with self._limited_to(None) as self._real_limit:
                 output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
-            self.args.resume_from_checkpoint, self._real_limit = given, None
+            self.args.resume_from_checkpoint = given
+            self._real_limit = None
         best = self.state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None:  # the last is not needed
             rotate_checkpoints(self._get_output_dir(trial), self._run, 1, [best])
         if self._has_nothing_left:
-            # Its loss and its speed are those of no step.
+            # No step was run, so there is no loss and no speed to report.
             return TrainOutput(output.global_step, float("nan"), {"total_flos": output.metrics["total_flos"]})
         return output
 
@@ -525,7 +529,7 @@ class CheckpointingTrainer(Trainer):
         write_run(output_dir, run)
 
     def _find_best_checkpoint(self, folder: Path) -> None:
-        """The state names the best checkpoint by a path, and the run's folder may have been moved or copied."""
+        """Updates the path of the best checkpoint, since the run's folder may have been moved or copied."""
         if self.state.best_global_step:
             best = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             if best.is_dir():
@@ -541,8 +545,9 @@ class CheckpointingTrainer(Trainer):
         return {**facts, "images": str(len(self.train_dataset)) if has_length(self.train_dataset) else None}
 
     def _warn_of_another_order(self, checkpoint: str) -> bool:
-        """Whether the run sees its images in the order that it would have had."""
-        then, now = (read_list(Path(checkpoint)) or {}).get("order"), self._order_facts()
+        """Whether the run sees its images in the order of an uninterrupted run; warns if it does not."""
+        then = (read_list(Path(checkpoint)) or {}).get("order")
+        now = self._order_facts()
         changed = [name for name in now if then is not None and then.get(name) != now[name]]
         if changed:
             before, after = ({name: facts.get(name) for name in changed} for facts in (then, now))
@@ -615,7 +620,7 @@ class CheckpointingTrainer(Trainer):
         return samples
 
     def _restore_patience(self) -> bool:
-        """Lets early stopping count on from where it was; whether it had stopped the run."""
+        """Restores the counter of early stopping; returns whether it had stopped the run."""
         states = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
         callbacks = [
             callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)
@@ -645,7 +650,7 @@ class CheckpointingTrainer(Trainer):
                 begin_checkpoint(folder, self._facts())
                 if not self.args.save_only_model:
                     self.save_run_state(str(folder))
-            self.accelerator.wait_for_everyone()  # nobody writes before it is empty
+            self.accelerator.wait_for_everyone()  # no process writes before the folder is empty
             self._unfinished_checkpoint = folder
             try:
                 super()._save_checkpoint(model, trial)
@@ -666,7 +671,8 @@ class CheckpointingTrainer(Trainer):
 
     def _finish_checkpoint(self) -> None:
         """Lists the files of the checkpoint, when every process has written its own."""
-        folder, self._unfinished_checkpoint = self._unfinished_checkpoint, None
+        folder = self._unfinished_checkpoint
+        self._unfinished_checkpoint = None
         if folder is not None:
             positions = [self.data_position.to_dict(self.state.global_step)]
             if self.args.world_size > 1:
@@ -685,19 +691,21 @@ class CheckpointingTrainer(Trainer):
 
     @contextmanager
     def _limited_to(self, limit: int | None) -> Iterator[int | None]:
-        """Another `save_total_limit` meanwhile: the parent's rotation goes by the clock, and by no run."""
-        before, self.args.save_total_limit = self.args.save_total_limit, limit
+        """Sets `save_total_limit` inside the block: the parent's rotation goes by file times and ignores runs."""
+        before = self.args.save_total_limit
+        self.args.save_total_limit = limit
         try:
             yield before
         finally:
             self.args.save_total_limit = before
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with self._limited_to(self._real_limit or self.args.save_total_limit):  # the arguments are saved too
+        # The arguments are saved too, so they must hold the limit that was asked for.
+        with self._limited_to(self._real_limit or self.args.save_total_limit):
             super().save_model(output_dir, _internal_call)
 
     def save_run_state(self, checkpoint: str) -> None:
-        """Writes what a run that goes on reads, beside what `Trainer` writes; a subclass adds its own."""
+        """Writes further state that a resumed run reads; subclasses override this to add their own."""
 
     # ---- Loading ------------------------------------------------------------------------------------------------
 
@@ -721,14 +729,14 @@ class CheckpointingTrainer(Trainer):
             super()._load_best_model()
 
     def _load_weights(self, model: nn.Module, checkpoint: str) -> bool:
-        """Whether the weights are restored; those that are spread over processes are left to the parent."""
+        """Whether the weights were restored here; sharded weights are left to the parent."""
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return not is_sharded and load_model_weights(model, checkpoint)
 
     # ---- Several processes --------------------------------------------------------------------------------------
 
     def _on_first_process(self, read: Callable[[], Any]) -> Any:
-        """What the first process reads, or raises, on all of them: a folder is hashed once, and nobody disagrees."""
+        """Runs `read` on the first process; all processes return its result or raise its error."""
         outcome = [None, None]
         if self.args.process_index == 0:
             outcome = _outcome(read)

@@ -1,4 +1,4 @@
-"""What `Trainer` finds out at its first batch, after training, or not at all, found out before training begins."""
+"""Checks before training of what `Trainer` would notice late or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AFFINE_TOLERANCE = 0.02
 
 
 def first_examples(dataset: Any, count: int = 2) -> list[Any]:
-    """The first examples of a dataset that can be indexed; none of a stream, which would be one image on."""
+    """The first examples of a dataset that can be indexed; none of a stream, which reading would advance."""
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         return []
     return [dataset[index] for index in range(min(count, len(dataset)))]
@@ -36,7 +36,7 @@ def check_columns(
     description: str,
 ) -> None:
     """
-    Makes sure that a transform or a collator still finds what it reads when unused columns are gone.
+    Makes sure that transforms and the collator still find their columns after unused columns are removed.
 
     Args:
         dataset (`Dataset`): The dataset as it was given.
@@ -126,10 +126,11 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
     Raises:
         `ValueError`: If the module does not run once a pass, or gives no patch embeddings of each image.
     """
-    pixels, device = batch["pixel_values"], next(model.parameters()).device
+    pixels = batch["pixel_values"]
+    device = next(model.parameters()).device
     if not pixels.is_floating_point() or len(pixels) < 2:
         return
-    # Two images and their mean, which an affine map gives the mean of what it gives the two.
+    # Two images and their mean: an affine map sends the mean to the mean of the two outputs.
     first_of_each = {name: part_of(value, 0, 1, len(pixels)) for name, value in batch.items()}
     inputs = {
         name: value.expand(3, *value.shape[1:]).to(device) if is_batched(value, 1) else value
@@ -150,7 +151,7 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
         # Compiled code knows nothing of hooks that are added now.
         with preserved_random_state(), frozen(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model(**accepted_inputs(model, inputs))
-    except Exception:  # what a pass cannot run on, training says
+    except Exception:  # training reports why the forward pass fails
         return
     finally:
         for handle in handles:
@@ -164,7 +165,8 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
             return f"it gives {tuple(output.shape)} for 3 images instead of embeddings of the patches of each"
         if is_named and isinstance(projection.module, nn.Linear) and name == projection.name:
             first, second, mean = reads[name][0].double()
-            distance, scale = (first / 2 + second / 2 - mean).norm(), (first - second).norm()
+            distance = (first / 2 + second / 2 - mean).norm()
+            scale = (first - second).norm()
             if distance > AFFINE_TOLERANCE * scale:
                 return "what it reads are no pixels, but features of them"
         return None
@@ -191,7 +193,8 @@ def check_neftune(model: nn.Module, example: dict[str, torch.Tensor]) -> None:
     Raises:
         `ValueError`: If the model has no input embeddings, or they are no tensor with at least three axes.
     """
-    classifier, found = without_adapters(model), []
+    classifier = without_adapters(model)
+    found = []
     try:
         embeddings = classifier.get_input_embeddings()
     except (AttributeError, NotImplementedError):

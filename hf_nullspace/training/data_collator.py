@@ -1,4 +1,4 @@
-"""Stacks images and labels into a batch, and says which example is wrong before a model ever sees it."""
+"""Stacks images and labels into a batch, and names the example that does not fit."""
 
 from __future__ import annotations
 
@@ -134,13 +134,14 @@ class NullspaceDataCollator:
         if self.image_mean is not None or self.image_std is not None:
             raise ValueError("Give `image_processor`, or `image_mean` and `image_std`, but not both.")
         preprocessing = Preprocessing.of(self.image_processor, self.nullspace.num_channels)
-        self.image_mean, self.image_std = preprocessing.mean, preprocessing.std
+        self.image_mean = preprocessing.mean
+        self.image_std = preprocessing.std
 
     def set_epoch(self, epoch: int) -> None:
         """
-        Draws other noise from now on. Without it an image gets the same noise in every epoch; workers that outlive an
-        epoch (`persistent_workers=True`) do not hear of it. With `Trainer`, call it from a callback's `on_epoch_begin`,
-        with `int(state.epoch or 0)`, which is right after a resume as well.
+        Draws other noise from now on. Without it an image gets the same noise in every epoch. Persistent workers
+        (`persistent_workers=True`) do not see the change. With `Trainer`, call it in a callback's `on_epoch_begin` with
+        `int(state.epoch or 0)`, which is also right after a resume.
         """
         self._epoch = epoch
 

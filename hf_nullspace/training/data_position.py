@@ -1,9 +1,9 @@
 """
-Where training is in its data, and the random states that reading it draws from: what an exact resume has to restore.
+The position of training in its data, with the random states that an exact resume has to restore.
 
-`Trainer` counts optimizer steps, from which the place in a stream does not follow. Its data loader reads one batch ahead,
-so that a resumed run reads a batch before the random states of the checkpoint are back: what transforms draw from the
-global generators would be other numbers.
+`Trainer` counts optimizer steps, which do not determine the position in a stream. Its data loader also reads one batch
+ahead. A resumed run therefore reads a batch before the random states of the checkpoint are restored, and random
+transforms would draw other numbers for it.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class RandomState:
 
 class DataPosition(TrainerCallback):
     """
-    Counts the passes over the training set and the batches taken of the current one, with the random states that reading
-    the next batch draws from.
+    Counts the passes over the training set and the batches taken from the current pass, and keeps the random states
+    before the next batch is read.
 
-    Random states are kept where the main process reads the images; workers have states of their own.
+    Random states are kept only where images are read without workers, since workers have their own.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,9 @@ class DataPosition(TrainerCallback):
         self._end_pass()
 
     def _end_pass(self) -> None:
-        self._step, self._taken, self._taken_before = -1, 0, 0
+        self._step = -1
+        self._taken = 0
+        self._taken_before = 0
         self._steps_in_epoch: int | None = None
         self._pass_start: RandomState | None = None
         self._before_fetch: RandomState | None = None
@@ -89,7 +91,7 @@ class DataPosition(TrainerCallback):
     # ---- Following a pass ---------------------------------------------------------------------------------------
 
     def watch(self, loader: DataLoader, process_index: int) -> None:
-        """Follows what a training data loader reads in this process, if it does."""
+        """Follows the batches that a training data loader reads in this process, if it reads any here."""
         self._active = None
         reads_here = isinstance(loader, DataLoaderShard) or (
             isinstance(loader, DataLoaderDispatcher) and process_index == 0
@@ -107,11 +109,11 @@ class DataPosition(TrainerCallback):
         load: Callable[[], None] | None = None,
     ) -> None:
         """
-        Says where a run begins.
+        Sets where a run begins.
 
         Args:
-            epoch (`int`, *optional*, defaults to 0): The passes that are over.
-            batches (`int`, *optional*, defaults to 0): Those of the current pass that were taken.
+            epoch (`int`, *optional*, defaults to 0): Number of completed passes.
+            batches (`int`, *optional*, defaults to 0): Number of batches taken from the current pass.
             saved (`dict`, *optional*): What `to_dict` gave, if the run goes on from a checkpoint that holds it.
             load (`Callable`, *optional*): Restores the random states of the checkpoint, if it goes on from one.
         """
@@ -126,14 +128,16 @@ class DataPosition(TrainerCallback):
         known = has_length(train_dataloader)
         self._steps_in_epoch = len(train_dataloader) if known else args.max_steps * args.gradient_accumulation_steps
         self.has_leftover = self.is_restored = False
-        self._pass_start, self._is_first = RandomState(), True
+        self._pass_start = RandomState()
+        self._is_first = True
         if self._active is not None:
             self._active.begin()
         if self._resumed is None:
             return
-        (batches, saved, load), self._resumed = self._resumed, None
+        batches, saved, load = self._resumed
+        self._resumed = None
         if not batches:
-            load()  # the states at the end of a pass are those that the next one starts with
+            load()  # a pass starts with the random states at the end of the one before
             self._pass_start = RandomState()
         elif saved is not None:
             self.replay(saved, train_dataloader, load)
@@ -141,7 +145,8 @@ class DataPosition(TrainerCallback):
     def batches_are_read(self) -> None:
         """Called when the batches of an optimizer step are taken; `Trainer` may load the random states after that."""
         if self.is_restored:
-            self._after_read, self.is_restored = RandomState(), False
+            self._after_read = RandomState()
+            self.is_restored = False
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if self._after_read is not None:
@@ -160,7 +165,8 @@ class DataPosition(TrainerCallback):
             except StopIteration:
                 return
             if self._taken == before:
-                self._step, self._taken_before = step, before
+                self._step = step
+                self._taken_before = before
             self._taken += 1
             yield batch
 
@@ -195,7 +201,7 @@ class DataPosition(TrainerCallback):
 
     def replay(self, saved: dict[str, Any], loader: DataLoader, load: Callable[[], None]) -> None:
         """
-        Prepares a pass that goes on in the middle, before its iterator is made.
+        Prepares a pass that is resumed in the middle, before its iterator is created.
 
         Args:
             saved (`dict`): What `to_dict` gave.
@@ -224,7 +230,7 @@ class DataPosition(TrainerCallback):
             return
         before_fetch = RandomState.from_dict(saved["before_fetch"])
         if not draws_order:
-            # Making the iterator draws a seed for workers, by which the states would be one number too far.
+            # Creating the iterator draws a seed for workers, which would advance the global random state.
             if loader.base_dataloader.generator is None:
                 self._lent = loader.base_dataloader
                 self._lent.generator = torch.Generator()
@@ -241,11 +247,14 @@ class _Watched:
     """A `collate_fn` that counts the batches it is called for, and restores random states between them."""
 
     def __init__(self, position: DataPosition, collate: Callable, per_fetch: int):
-        self.position, self.collate, self.per_fetch = position, collate, per_fetch
+        self.position = position
+        self.collate = collate
+        self.per_fetch = per_fetch
         self.begin()
 
     def begin(self) -> None:
-        self.count, self._moved = 0, False
+        self.count = 0
+        self._moved = False
         self._replayed: tuple[dict[str, Any], RandomState, Callable[[], None]] | None = None
         self._state_before: dict[str, Any] | None = None
         self._labels = hashlib.sha256()
@@ -270,7 +279,7 @@ class _Watched:
         saved, before_fetch, load = self._replayed
         taken = saved["batches"] * self.per_fetch
         if self.count <= min(taken, 2 * self.per_fetch):
-            # Nothing came between these two when they were read first, so that so far the states are the same.
+            # The original run read these two batches in a row too, so the random states must match up to here.
             self._moved = self.count > self.per_fetch and RandomState().to_dict() != self._state_before
             self._state_before = RandomState().to_dict()
         if self.count == taken:
@@ -303,7 +312,7 @@ class _Watched:
 
 
 def _sampler_of(loader: DataLoader) -> Sampler:
-    """What orders the images, below the batches and their distribution over processes."""
+    """The sampler that orders the images, without the wrappers for batches and processes."""
     sampler = loader.batch_sampler
     while isinstance(sampler, BatchSampler):
         sampler = getattr(sampler, "batch_sampler", None) or sampler.sampler

@@ -1,4 +1,4 @@
-"""What of the datasets does not fit the model or the noise, found out before training begins."""
+"""Checks before training that the datasets fit the model and the noise."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class DatasetChecks(Trainer):
                 )
 
     def _check_certifiable(self, batch: dict[str, Any]) -> None:
-        """That there are class probabilities for epsilon to bound, and a bound that excludes some noise."""
+        """Checks that the model gives class probabilities, and that epsilon excludes some noise."""
         multi_label = is_multi_label(self.model, self._labels_of(batch))
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", 2)
         self._largest_error = largest_probability_mse(num_labels, multi_label)

@@ -1,4 +1,4 @@
-"""Which images of an evaluation batch are real, and what their mean loss is over all processes."""
+"""The mean loss of an evaluation batch over all processes, without the repeated images that fill it up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def exact_loss(
     is_divided_by_all: bool,
 ) -> torch.Tensor:
     """
-    The mean loss over the images of a batch, without the repeats that even out the last one over the processes.
+    The mean loss over the images of a batch, without the repeats that fill up the last batch on all processes.
 
     Args:
         accelerator (`Accelerator`): As in [`count_real_rows`]; for the reduction.
@@ -42,7 +42,7 @@ def exact_loss(
 
 def count_real_rows(accelerator: Accelerator, batch_size: int) -> int | None:
     """
-    How many of this process's rows are not repeats that even out the last batch; `None` if no process has repeats.
+    How many of this process's rows are not repeats that fill up the last batch; `None` if no process has repeats.
 
     Args:
         accelerator (`Accelerator`): Knows how far the dataloader has come, and how many images its last batch lacks.

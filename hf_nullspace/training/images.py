@@ -1,4 +1,4 @@
-"""The training images that noise is synthesised on, what must be true of them, and how they are normalised."""
+"""Draws the training images that noise is synthesised on, and checks them and their normalisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..models.soft_labels import knows_no_soft_labels
 from ..utils.random import keyed_generator, preserved_random_state
 
 
-# A label that the library's losses leave out.
+# Label that the losses of Transformers ignore.
 IGNORED_LABEL = -100
 
 
@@ -35,10 +35,10 @@ def draw_images(dataset: Dataset, num_images: int, seed: int, round_index: int) 
 
 class StreamReader:
     """
-    Reads a stream from any place on; at its end it begins anew.
+    Reads a stream from any position, and starts over at its end.
 
-    What it reads depends on the place alone: a reader that goes on from where it stopped, and one that starts in the
-    middle, as that of a resumed run does, give the same examples.
+    The examples depend only on the position. A reader that continues and a new one that starts in the middle, as in a
+    resumed run, give the same examples.
 
     Args:
         dataset (iterable): Yields examples, the same ones each time that it is iterated.
@@ -67,18 +67,22 @@ class StreamReader:
         return examples[: self._length]
 
     def _restart(self) -> None:
-        self._examples, self._place, self._in_pass = iter(self.dataset), 0, 0
+        self._examples = iter(self.dataset)
+        self._place = 0
+        self._in_pass = 0
         self._length: int | None = None
 
     def _next(self) -> Any:
         """The next example, of the next pass after the last one; `None` if there is none at all."""
         for _ in range(2):
             for example in self._examples:
-                self._place, self._in_pass = self._place + 1, self._in_pass + 1
+                self._place += 1
+                self._in_pass += 1
                 return example
             if self._in_pass:
                 self._length = self._in_pass
-            self._examples, self._in_pass = iter(self.dataset), 0
+            self._examples = iter(self.dataset)
+            self._in_pass = 0
         return None
 
 
@@ -130,7 +134,8 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
     if label_names:
         check_labels(example.get("labels"), model)
     config = getattr(model, "config", None)
-    pixels, channels = example["pixel_values"], channels_of(model)
+    pixels = example["pixel_values"]
+    channels = channels_of(model)
     if pixels.dim() == 4 and channels not in (None, pixels.shape[1]):
         raise ValueError(
             f"The training images have {pixels.shape[1]} channels, but the model reads {channels}. Pictures are read as "
@@ -155,10 +160,10 @@ def check_example(example: dict[str, torch.Tensor], model: nn.Module, label_name
 
 def check_labels(labels: Any, model: nn.Module) -> None:
     """
-    Makes sure that labels are what the loss of a Transformers classifier takes; nothing is known of other models.
+    Makes sure that labels fit the loss of a Transformers classifier. Labels of other models are not checked.
 
     Args:
-        labels (`Any`): Those of a batch, as the collator gives them.
+        labels (`Any`): The labels of a batch, as the collator gives them.
         model (`nn.Module`): The classifier, unwrapped.
 
     Raises:
@@ -166,7 +171,8 @@ def check_labels(labels: Any, model: nn.Module) -> None:
             is a yes or no of its own.
     """
     config = getattr(model, "config", None)
-    num_labels, problem_type = getattr(config, "num_labels", 1), getattr(config, "problem_type", None)
+    num_labels = getattr(config, "num_labels", 1)
+    problem_type = getattr(config, "problem_type", None)
     if not isinstance(labels, torch.Tensor) or num_labels < 2 or problem_type == "regression":
         return
     if not knows_no_soft_labels(model):  # its loss is its own, and so is what its labels mean

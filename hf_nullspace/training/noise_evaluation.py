@@ -1,4 +1,4 @@
-"""The noise of a run measured on evaluation images, and a loss of evaluation that counts each image once."""
+"""Measures the current noise on evaluation images, and computes an evaluation loss that counts each image once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVALUATED_FIELDS = ("probability_mse", "probability_mse_upper", "agreement", "pe
 
 
 class NoiseEvaluation(Trainer):
-    """Evaluates without noise, and measures the noise on evaluation images."""
+    """Evaluates without noise, and measures the current noise on evaluation images in `evaluate_noise`."""
 
     def prediction_step(
         self,
@@ -43,8 +43,8 @@ class NoiseEvaluation(Trainer):
         """
         Measures the current noise on evaluation images; every process must call it. The model card shows the result.
 
-        The noise's own certificate is of training images. Weights that fit those closely are changed more by the same
-        noise on images they were not trained on.
+        The noise's own certificate is measured on training images. On new images the same noise often changes the
+        predictions of an overfitted model more.
 
         Args:
             eval_dataset (`Dataset`, `dict[str, Dataset]` or `str`, *optional*): Defaults to the trainer's; a name is that
@@ -62,7 +62,7 @@ class NoiseEvaluation(Trainer):
             prefix = f"eval_{dataset}" if isinstance(dataset, str) else "eval"
             certificate = self.card_extras["evaluation_certificate"] = self._measure_noise(dataset, prefix)
             return certificate
-        # By name where it is the trainer's own, so that workers that outlive an evaluation are found again.
+        # The trainer's own datasets are passed by name, so that persistent workers are reused.
         sets = {name: name if eval_dataset is None else each for name, each in dataset.items()}
         certificates = {name: self._measure_noise(each, f"eval_{name}") for name, each in sets.items()}
         self.card_extras["evaluation_certificate"] = max(

@@ -1,4 +1,4 @@
-"""The clean and the noisy half of a training batch in one forward pass, as if they were two."""
+"""Runs the clean and the noisy images of a training batch in one forward pass, with the results of two passes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 class NotSeparableError(Exception):
-    """Raised where the parts of one forward pass are not what passes of their own would give."""
+    """Raised when one forward pass over several parts does not give what a separate pass for each would."""
 
 
 def is_batched(value: Any, batch_size: int) -> bool:
@@ -33,7 +33,7 @@ def is_batched(value: Any, batch_size: int) -> bool:
 
 def part_of(values: Any, start: int, count: int, batch_size: int) -> Any:
     """
-    The rows `start`, ..., `start + count - 1` of every tensor with a row for each image; all else as it is.
+    The rows `start` to `start + count - 1` of every per-image tensor; other values are returned unchanged.
 
     Args:
         values (`Any`): Inputs or outputs of a model: a tensor, or a `dict`, `tuple` or `list` of such values.
@@ -58,7 +58,7 @@ def loss_function_replaced(model: nn.Module, replacement: Callable[..., torch.Te
         replacement (`Callable`): Takes what the `loss_function` takes.
     """
     model = without_adapters(model)
-    # What the library's property reads; a class with a method in its place is shadowed by an attribute.
+    # The library's property reads `_loss_function`. A class with a `loss_function` method is shadowed by an attribute.
     name = "_loss_function" if isinstance(getattr(type(model), "loss_function", None), property) else "loss_function"
     own = vars(model).get(name)
     setattr(model, name, replacement)
@@ -75,9 +75,9 @@ class PartLosses:
     """
     Gives each part of a batch the loss that the model's own `loss_function` gives it.
 
-    Use it as a context around a forward pass over all parts. It stands in for the `loss_function`, and calls it once
-    for each part, so nothing is known or assumed of it. What the model does with the result is its own affair: only if
-    it hands it on untouched are the losses of the parts those that the model would have given them.
+    Run the forward pass over all parts inside `standing_in`. The object replaces the model's `loss_function` and calls
+    it once per part, so it assumes nothing about that function. The losses are right only if the model returns the
+    result unchanged, which `check` verifies.
 
     Args:
         model (`nn.Module`): The classifier without wrappers.
@@ -86,7 +86,9 @@ class PartLosses:
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[tuple[int, int]], batch_size: int):
-        self.model, self.parts, self.batch_size = model, parts, batch_size
+        self.model = model
+        self.parts = parts
+        self.batch_size = batch_size
         self.own = getattr(without_adapters(model), "loss_function", None)
         self.losses: list[torch.Tensor] = []
         self._handed_out: torch.Tensor | None = None
@@ -104,7 +106,7 @@ class PartLosses:
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
-        """Around the forward pass over all parts."""
+        """Inside the `with` block the model calls this object instead of its `loss_function`."""
         if self.own is None:
             yield
             return
@@ -116,8 +118,8 @@ class PartLosses:
     def check(self, outputs: Any) -> None:
         """
         Raises:
-            [`NotSeparableError`]: If the loss in `outputs` is not untouched what the `loss_function` gave, or if
-                something else in them belongs to the whole batch.
+            [`NotSeparableError`]: If the loss in `outputs` is not the unchanged result of the `loss_function`, or
+                another output is not per-image.
         """
         if not isinstance(outputs, dict):
             raise NotSeparableError(f"the model returns a {type(outputs).__name__} without names")
@@ -140,10 +142,12 @@ class PartLosses:
 
 def with_loss(outputs: dict[str, Any], inputs: dict[str, Any], unwrapped: nn.Module) -> dict[str, Any]:
     """
-    Outputs of a part with that part's loss, if the model gave one, from a model whose loss [`PartLosses`] knows.
+    Replaces the loss in the outputs of one part by that part's own loss, if the model returned a loss.
+
+    The model's loss must be its `loss_function`, which [`PartLosses`] verifies.
 
     Args:
-        outputs (`dict`): Outputs of some images, as [`part_of`] gives them; changed.
+        outputs (`dict`): Outputs of some images, as [`part_of`] gives them; changed in place.
         inputs (`dict`): The inputs of the same images.
         unwrapped (`nn.Module`): The classifier without wrappers, for its `loss_function`.
     """
@@ -154,21 +158,21 @@ def with_loss(outputs: dict[str, Any], inputs: dict[str, Any], unwrapped: nn.Mod
     return outputs
 
 
-# Their layers treat each image alone, but for those that keep statistics of the batch.
+# Libraries whose layers process each image independently, except for layers that keep batch statistics.
 KNOWN_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft")
 
 
 class TwofoldForward(nn.Module):
     """
-    Stands in for a classifier whose clean and noisy outputs come from one pass over both.
+    Replaces a classifier that is called twice, clean and noisy, by one that runs a single pass over both halves.
 
-    The first call runs the model on the batch and the same batch again, with noise on the second half, and returns the
-    clean half with a loss of its own; the second call returns the noisy half. To whoever calls it twice, as `Trainer`'s
-    `compute_loss` does, it looks like two passes. Each half's loss is the model's own: its `loss_function` sees one
-    half at a time, and a model that makes its loss in any other way is not run like this.
+    The first call runs the model on the batch twice over, with noise on the second half, and returns the clean half
+    with its own loss. The second call returns the noisy half. The caller, such as `Trainer`'s `compute_loss`, sees two
+    forward passes. Each half's loss comes from the model's `loss_function`, called on one half at a time. A model that
+    computes its loss in another way is not supported.
 
     Args:
-        model (`nn.Module`): The classifier as it is trained, wrapped and all.
+        model (`nn.Module`): The classifier as it is trained, with its wrappers.
         unwrapped (`nn.Module`): The same classifier without wrappers.
         injector ([`NoiseInjector`]): The injector of the classifier.
         noise (`torch.Tensor` of shape `(1 or batch_size, num_patches, hidden_size)`): The noise.
@@ -179,8 +183,10 @@ class TwofoldForward(nn.Module):
 
     def __init__(self, model: nn.Module, unwrapped: nn.Module, injector: NoiseInjector, noise: torch.Tensor):
         super().__init__()
-        self.model, self.unwrapped = model, unwrapped
-        self.injector, self.noise = injector, noise
+        self.model = model
+        self.unwrapped = unwrapped
+        self.injector = injector
+        self.noise = noise
         self.noisy_half: dict[str, Any] | None = None
 
     def forward(self, **inputs: Any) -> dict[str, Any]:
@@ -190,14 +196,15 @@ class TwofoldForward(nn.Module):
         twofold = {name: _twice(name, value, batch_size) for name, value in inputs.items()}
         parts = [(start, batch_size) for start in (0, batch_size)]
         losses = PartLosses(self.unwrapped, parts, 2 * batch_size)
-        # Compiled code has its own `loss_function`; that it is all there is to the loss, an eager pass has shown.
+        # Compiled code keeps the original `loss_function`. An eager pass has verified that it is the model's whole loss.
         stand_in = nullcontext() if is_compiled(self.model) else losses.standing_in()
         with self.injector.inject(self.noise, is_twofold=True), stand_in:
             outputs = self.model(**twofold)
         clean_half, self.noisy_half = (part_of(outputs, *part, 2 * batch_size) for part in parts)
         if is_compiled(self.model):
             losses.check_rows({name: value for name, value in outputs.items() if name != "loss"})
-            with_loss(clean_half, inputs, self.unwrapped), with_loss(self.noisy_half, inputs, self.unwrapped)
+            with_loss(clean_half, inputs, self.unwrapped)
+            with_loss(self.noisy_half, inputs, self.unwrapped)
             return clean_half
         losses.check(outputs)
         if outputs.get("loss") is not None:
@@ -207,21 +214,25 @@ class TwofoldForward(nn.Module):
 
 class ForwardPlan:
     """
-    Whether the halves of a batch share one pass; once they do not, they never do again.
+    Decides whether the clean and the noisy images share one forward pass.
+
+    It starts with what was asked for, and falls back permanently to two passes once one pass proves unsuitable.
 
     Args:
         noise_forward (`str`): `"concatenated"` or `"sequential"`, what was asked for.
         model (`nn.Module`): The classifier, unwrapped.
-        reason (`str`, *optional*): Why whoever computes the loss needs two passes.
-        told (`str`, *optional*): The reason against one pass that has been logged already.
+        reason (`str`, *optional*): Why the computation of the loss needs two passes.
+        told (`str`, *optional*): The reason that has been logged already; it is not logged again.
 
     Attributes:
-        concatenates (`bool`): Whether they share a pass.
-        reason (`str` or `None`): Why they do not, if that was asked for.
+        concatenates (`bool`): Whether clean and noisy images share a pass.
+        reason (`str` or `None`): Why they do not although one pass was asked for.
     """
 
     def __init__(self, noise_forward: str, model: nn.Module, reason: str | None = None, told: str | None = None):
-        self.concatenates, self._is_checked, self.reason = noise_forward == "concatenated", False, told
+        self.concatenates = noise_forward == "concatenated"
+        self.reason = told
+        self._is_checked = False
         reason = reason or reason_against_concatenation(model)
         if self.concatenates and reason is not None:
             self._run_sequentially(reason)
@@ -242,14 +253,14 @@ class ForwardPlan:
             model, unwrapped, injector, noise: As in [`TwofoldForward`].
         """
         if self.concatenates and not self._is_checked:
-            # What it draws is given back: a resumed run checks again, an uninterrupted one does not.
+            # The random state is restored: a resumed run checks again, an uninterrupted one does not.
             with preserved_random_state():
                 eager = unwrapped if is_compiled(model) else model
                 self._try(lambda: loss_of(TwofoldForward(eager, unwrapped, injector, noise)))
             self._is_checked = True
         if self.concatenates:
             halves = TwofoldForward(model, unwrapped, injector, noise)
-            # A model whose loss has changed since is as right from here on as one that was never run like this.
+            # If the model's loss has changed since the check, the two passes below are run instead.
             results = self._try(lambda: (loss_of(halves), loss_of(halves)))
             if results is not None:
                 return results
@@ -265,7 +276,9 @@ class ForwardPlan:
             return None
 
     def _run_sequentially(self, reason: str) -> None:
-        self.concatenates, told, self.reason = False, self.reason, reason
+        told = self.reason
+        self.reason = reason
+        self.concatenates = False
         if reason != told:
             logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
 
@@ -277,7 +290,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 def reason_against_concatenation(model: nn.Module) -> str | None:
     """
-    Why one pass over both halves would not be two passes, or cannot be known to be; `None` if it would.
+    Why one pass over both halves may differ from two passes; `None` if it does not.
 
     Args:
         model (`nn.Module`): The classifier, unwrapped.
@@ -300,7 +313,7 @@ def _has_other_forward(module: nn.Module) -> bool:
 
 
 def _twice(name: str, value: Any, batch_size: int) -> Any:
-    """An input of a batch for the same batch twice."""
+    """An input of a batch, repeated for the second half."""
     if is_batched(value, batch_size):
         return torch.cat([value, value])
     if isinstance(value, (dict, list, tuple)):
@@ -310,13 +323,13 @@ def _twice(name: str, value: Any, batch_size: int) -> Any:
 
 def check_not_checkpointed(model: nn.Module, projection: PatchProjection, will_be_on: bool = False) -> None:
     """
-    Makes sure that the backward pass does not run the projection again, when its noise is gone.
+    Makes sure that activation checkpointing does not run the projection again without its noise.
 
     Args:
         model (`nn.Module`): The classifier, unwrapped.
         projection ([`PatchProjection`]): Where the noise is added.
         will_be_on (`bool`, *optional*, defaults to `False`): Whether activation checkpointing is turned on later, in
-            every layer that knows it; else it counts where it is on.
+            every layer that supports it. Otherwise only layers that have it on count.
 
     Raises:
         `ValueError`: If the patch projection lies inside a layer that activation checkpointing recomputes.

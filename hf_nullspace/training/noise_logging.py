@@ -11,14 +11,14 @@ from ..models.objectives import is_multi_label, probability_mse, read_logits
 
 
 class NoiseLogging(Trainer):
-    """Sums loss and error of the noisy images on the device, and logs their means with the loss."""
+    """Sums loss and error of the noisy images on the device and logs their means together with the training loss."""
 
     _noisy_loss: torch.Tensor | None
     _noisy_error: torch.Tensor | None
     _noisy_loss_since: int
 
     def _buffer_noisy_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
-        """Adds one micro-batch to the sum that the next `log` reports, scaled as the loss is, without a device sync."""
+        """Adds one micro-batch to the sum for the next `log`, scaled like the loss, without a device sync."""
         is_scaled = self.loss_is_scaled_for_ga
         if is_scaled is None:
             is_scaled = self.compute_loss_func is not None
@@ -28,10 +28,10 @@ class NoiseLogging(Trainer):
         self._noisy_loss = loss if self._noisy_loss is None else self._noisy_loss + loss
 
     def _buffer_noisy_error(self, outputs: Any, noisy_outputs: Any, labels: torch.Tensor | None) -> None:
-        """Adds what the noise trained on does to a micro-batch's probabilities; chosen and ascended, it does more."""
+        """Adds the `probability_mse` of a micro-batch under the noise that was trained on, after any ascent."""
         try:
             clean, noisy = (read_logits(each).detach().float() for each in (outputs, noisy_outputs))
-        except ValueError:  # a loss of its own that hands out no outputs, or others
+        except ValueError:  # an overridden `compute_loss` may return no outputs, or outputs without logits
             return
         multi_label = is_multi_label(self.model, labels, clean)
         error = probability_mse(clean, noisy, multi_label)
@@ -42,7 +42,8 @@ class NoiseLogging(Trainer):
         if "loss" in logs and self._noisy_loss is not None:
             steps = max(1, self.state.global_step - self._noisy_loss_since)
             logs = {**logs, "noise/loss": self.accelerator.reduce(self._noisy_loss, "mean").item() / steps}
-            self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+            self._noisy_loss = None
+            self._noisy_loss_since = self.state.global_step
             if self._noisy_error is not None:
                 total, count = self.accelerator.reduce(self._noisy_error, "sum").tolist()
                 logs["noise/trained_probability_mse"] = total / count

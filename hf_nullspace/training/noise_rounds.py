@@ -1,4 +1,4 @@
-"""What a round of noise is made of: the training images it is searched and certified on, and the synthesis."""
+"""Synthesises the noise of each round: draws training images, searches noise on some and certifies it on others."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from .noise_schedule import check_same_on_all_processes
 
 
 class NoiseRounds(Trainer):
-    """Makes the noise of a round on training images of its own, on the weights of now."""
+    """Synthesises each round's noise on the current weights, from training images drawn for that round."""
 
     _noise_stream: StreamReader | None
 
     def _refresh_noise(self, model: nn.Module) -> None:
-        """Makes this round's noise on the current weights the one to train on."""
-        step, round_index = self.state.global_step, self.noise_schedule.round_of(self.state.global_step)
+        """Synthesises this round's noise on the current weights and trains on it from now on."""
+        step = self.state.global_step
+        round_index = self.noise_schedule.round_of(step)
         config = self.args.nullspace_config()
         announce(
             f"Round {round_index} at step {step}: synthesising noise on {config.num_images} images, measuring it on "
@@ -42,7 +43,7 @@ class NoiseRounds(Trainer):
         self.log(self.noise_schedule.logs())
 
     def _make_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
-        """The noise of a round, synthesised on images of its own; controls of the method make another."""
+        """The noise of a round. Trainers of control noise override this."""
         return synthesize_noise(
             model,
             self._noise_dataloader(round_index),
@@ -80,7 +81,7 @@ class NoiseRounds(Trainer):
         return draw_images(dataset, num_images, self.args.seed, round_index)
 
     def _as_trained_on(self, dataset, description: str) -> tuple[Any, Callable[[list], dict[str, Any]]]:
-        """A dataset and the collator without the columns that the model does not name, as `Trainer` reads them."""
+        """A dataset and its collator as `Trainer` uses them: without the columns that the model does not take."""
         if all(hasattr(dataset, name) for name in ("column_names", "remove_columns", "__len__")):
             return self._remove_unused_columns(dataset, description), self.data_collator
         return dataset, self._get_collator_with_removed_columns(self.data_collator, description)
@@ -89,5 +90,5 @@ class NoiseRounds(Trainer):
         processes = 1 if self.is_fsdp_enabled else self.accelerator.num_processes  # see `FrozenClassifier`
         if self.args.noise_batch_size is None:
             return self._train_batch_size * processes
-        # Smaller by as much as `auto_find_batch_size` has made the batch smaller.
+        # Reduced by the same factor as `auto_find_batch_size` has reduced the training batch.
         return max(1, self.args.noise_batch_size * self._train_batch_size // self.args.train_batch_size)

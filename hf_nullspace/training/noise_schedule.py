@@ -1,4 +1,4 @@
-"""Which noise is in use, since when, and what came before: the part of a training run that checkpoints must hold."""
+"""The current noise of a training run and the history of its rounds, saved in every checkpoint."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class NoiseSchedule:
         self.history.append({**row, "in_use": noise.is_usable})
 
     def go_back_to(self, noise: NullspaceNoise) -> None:
-        """Makes the noise of an earlier round the current one; the rounds after it are no part of the model's history."""
+        """Makes the noise of an earlier round the current one and drops the later rounds from the history."""
         self.noise = noise
         self.history = [row for row in self.history if row["round"] <= noise.round_index]
 
@@ -83,11 +83,11 @@ class NoiseSchedule:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether this round trains on its noise: if it is usable or, for a control, if what it stands for was."""
+        """Whether this round trains on its noise. A control is used exactly if the noise it replaces was usable."""
         return self.noise is not None and self.history[-1].get("source_in_use", self.noise.is_usable)
 
     def next_place(self, step: int) -> tuple[int, int]:
-        """`step` and the place in it of the micro-batch that asks, one place further with every call."""
+        """`(step, micro_batch)`, where `micro_batch` counts the calls within the step from 0."""
         self._places = (step, self._places[1] + 1 if self._places[0] == step else 0)
         return self._places
 
@@ -97,8 +97,8 @@ class NoiseSchedule:
         """
         The noise of each image of one micro-batch, or `None` in a round without noise to train on.
 
-        What is drawn depends on the seed, the step, the place of the micro-batch in the step and the process alone, so a
-        resumed run draws what the uninterrupted one would have.
+        The draw depends only on the seed, the step, the index of the micro-batch in the step and the process. A resumed
+        run therefore draws the same noise as an uninterrupted one.
         """
         if not self.is_in_use:
             return None
@@ -135,7 +135,9 @@ class NoiseSchedule:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            refresh_steps, round_index, history = values["refresh_steps"], values["round"], values["history"]
+            refresh_steps = values["refresh_steps"]
+            round_index = values["round"]
+            history = values["history"]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{SCHEDULE_NAME} in {directory} is damaged: {error!r}. {REMEDY}") from error
         if refresh_steps != self.refresh_steps:
@@ -160,12 +162,13 @@ class NoiseSchedule:
                 f"The checkpoint {directory} was trained with noise of {before}, but now it is {after}. Resume with the "
                 "same settings, or start a new run from the checkpoint's weights."
             )
-        self.noise, self.history = noise, history
+        self.noise = noise
+        self.history = history
 
 
 def check_same_on_all_processes(noise: NullspaceNoise, accelerator: Accelerator) -> None:
     """
-    Makes sure that every process goes on with the same noise, bit for bit; a few bytes are exchanged.
+    Makes sure that all processes have bitwise the same noise, by comparing hashes.
 
     Raises:
         `RuntimeError`: If a process has another noise than the first one; the message names it.

@@ -1,4 +1,4 @@
-"""`Trainer` whose pushes hold the model card and whatever stands beside the weights, and survive what the Hub does."""
+"""`Trainer` whose pushes include the model card, noise and reports, and survive errors of the Hub."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from ..utils.hub_upload import answered
 
 logger = logging.get_logger(__name__)
 
-# Stands for a license that nobody told `Trainer`, which would ask the Hub for it and wait without end.
+# Placeholder for an unknown license. Without one `Trainer` would ask the Hub for it, without a timeout.
 UNKNOWN_LICENSE = "unknown"
-# What is published of a run beside its weights, and would be of another run where a folder is used again.
+# Files that a run publishes beside its weights. They are stale when a new run starts in the same folder.
 RESULTS = (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME, REPORT_NAME, MARKDOWN_NAME, OUTCOMES_NAME, *FIGURES)
 
 
 class PublishingTrainer(Trainer):
     """
-    [`~transformers.Trainer`] with other pushes, under all hub strategies.
+    [`~transformers.Trainer`] with other pushes to the Hub, under all hub strategies.
 
-    What is published is a list ([`publishable_files`]), not a folder: never `training_args.bin`, which is a pickle and
-    holds the token. Intermediate pushes are of the checkpoint, with the card as it is by then, and in one commit. A push
-    that fails is logged with the command that repeats it, and one that the Hub does not answer costs seconds. A training
-    that begins anew deletes what an earlier one left of noise, reports and figures in its folder, and says so: the card
-    and the manifest are of one run.
+    Pushes contain a list of files ([`publishable_files`]) and not the whole folder. `training_args.bin`, a pickle that
+    holds the token, is never among them. An intermediate push is one commit with the checkpoint and the current card. A
+    failed push is logged with the command that repeats it, and one that the Hub does not answer ends within seconds. A
+    new training deletes the noise, reports and figures of an earlier one in its folder, with a warning, so that card and
+    manifest describe one run.
     """
 
     _base_license: tuple[str, str] | None = None  # of which base model, and what it is
@@ -75,7 +75,7 @@ class PublishingTrainer(Trainer):
             card.save(Path(self.args.output_dir, CARD_NAME))
 
     def _license_of(self, finetuned_from: str | None) -> str | None:
-        """The license of the base model, as `Trainer` looks it up, but once and with an end."""
+        """The license of the base model, as `Trainer` looks it up, but only once and with a timeout."""
         base = finetuned_from or getattr(self.model.config, "_name_or_path", "")
         if not base or os.path.isdir(base) or is_offline_mode():
             return None  # nothing is looked up
@@ -116,12 +116,13 @@ class PublishingTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """
-        Pushes what a manifest lists of a checkpoint, with the card as it is by then.
+        Pushes the publishable files of a checkpoint, with the current card.
 
         Goes when `Trainer` pushes a list of files instead of a folder, without `training_args.bin`.
         """
         self.accelerator.wait_for_everyone()  # each process has written its part of the checkpoint
-        strategy, pending = self.args.hub_strategy, self.push_in_progress
+        strategy = self.args.hub_strategy
+        pending = self.push_in_progress
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         if pending is not None and not pending.is_done() and not self.args.hub_always_push:

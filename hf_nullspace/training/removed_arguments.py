@@ -84,7 +84,7 @@ def check_settings(settings: Mapping[str, Any], path: str | Path, known: Collect
     Args:
         settings (`Mapping`): Name and value of each.
         path (`str` or `Path`): The file or folder they were read from, for the message.
-        known (`Collection[str]`, *optional*): Of the removed arguments those that this run has another way for.
+        known (`Collection[str]`, *optional*): Removed arguments that this run replaces in another way.
 
     Raises:
         `ValueError`: If a removed argument has another value.
@@ -100,7 +100,7 @@ def check_settings(settings: Mapping[str, Any], path: str | Path, known: Collect
 
 def check_checkpoint(checkpoint: str | Path, known: Collection[str] = ()) -> None:
     """
-    Makes sure that a run can go on without arguments it was begun with, as far as the card's facts tell.
+    Makes sure that a run does not need removed arguments to continue, as far as the facts of its card tell.
 
     Args:
         checkpoint (`str` or `Path`): The checkpoint to resume from. Its own facts count, or those of the run's folder.

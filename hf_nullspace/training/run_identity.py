@@ -1,4 +1,4 @@
-"""Which run an output folder belongs to, so that the checkpoints of two never mix."""
+"""Which run an output folder belongs to, so that checkpoints of different runs are never mixed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Run:
 
     Args:
         id (`str`, *optional*, defaults to `""`):
-            A name that no other run has. That of runs which older versions of the package began is empty.
+            A unique name. Empty for runs that older versions of the package began.
         ancestors (`dict[str, int]`, *optional*):
-            Where this run went on from an earlier checkpoint than the last: the last step that it shares with those
-            it left.
+            The runs that this one branched off from, by id, with the last step shared with each. A run branches when it
+            resumes from an earlier checkpoint than the last.
     """
 
     id: str = ""
@@ -35,12 +35,12 @@ class Run:
         return cls(uuid.uuid4().hex)
 
     def branch(self, step: int) -> Run:
-        """The run that goes on from `step` of this one, and leaves its later steps."""
+        """A new run that continues from `step` of this one, without its later steps."""
         shared = {name: min(last, step) for name, last in self.ancestors.items()}
         return Run(uuid.uuid4().hex, {**shared, self.id: step})
 
     def has(self, run: Run, step: int) -> bool:
-        """Whether step `step` of `run` lies on the way of this one."""
+        """Whether step `step` of `run` belongs to the history of this run."""
         return run.id == self.id or step <= self.ancestors.get(run.id, -1)
 
     def to_dict(self) -> dict[str, Any]:

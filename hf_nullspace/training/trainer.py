@@ -43,15 +43,15 @@ class NullspaceTrainer(
     Finetunes any classifier with a patch projection on `CE(clean) + noise_weight * CE(noisy)`.
 
     Every `noise_refresh_steps` optimizer steps a new noise is synthesised on the current weights, certified on images
-    its synthesis did not see, logged under `noise/`, and written into every checkpoint. Evaluation and prediction never
-    see noise. What is pushed to the Hub holds the noise, the model card and a manifest of hashes too, and no pickle but
-    in checkpoints to resume from; a push that fails is logged with the command that repeats it, and training goes on.
+    its synthesis did not see, logged under `noise/`, and saved in every checkpoint. Evaluation and prediction run
+    without noise. A push to the Hub also holds the noise, the model card and a manifest of hashes; only checkpoints to
+    resume from contain pickles. A failed push is logged with the command that repeats it, and training continues.
     Everything else is [`~transformers.Trainer`], with the same arguments.
 
-    The loss is the model's own, or that of `compute_loss_func`, or of a subclass's `compute_loss`: it is asked for the
-    clean images and for the noisy ones, in two forward passes where one would not be the same. One thing differs, at
-    every `noise_weight`: labels that are distributions over the classes, as Mixup gives them, are trained on with their
-    cross-entropy unless `config.problem_type` says otherwise, where the library takes them for several labels an image.
+    The loss is the model's own, that of `compute_loss_func`, or that of a subclass's `compute_loss`. It is computed for
+    the clean and for the noisy images, in two forward passes where a single one would give another result. Soft labels,
+    such as Mixup's, are trained on with their cross-entropy at every `noise_weight`, unless `config.problem_type` says
+    otherwise. `Trainer` would treat them as multi-label targets.
 
     Args:
         args ([`NullspaceTrainingArguments`]):
@@ -59,16 +59,17 @@ class NullspaceTrainer(
 
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current noise; `None` before the first round.
-        card_extras (`dict`): What [`~hub.card_results`] gives, for the card.
+        card_extras (`dict`): Further results for the model card, from [`~hub.card_results`].
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
         `TypeError`: If `args` is no [`NullspaceTrainingArguments`].
         `ValueError`: If the model has no patch projection, the training set is empty or smaller than a synthesis batch,
             its images do not fit the model, a transform needs columns that are removed, a weight is trained that an
-            adapter's checkpoints would not hold, `neftune_noise_alpha` finds no embeddings, FSDP1 or ZeRO-3 is asked for, one process has several devices, or a
-            checkpoint to resume from is not whole or of another noise.
-        `FloatingPointError`: In `train`, if a loss is not finite; before the step, so that no weight is lost.
+            adapter's checkpoints would not hold, `neftune_noise_alpha` finds no embeddings, FSDP1 or ZeRO-3 is used, one
+            process has several devices, or a checkpoint to resume from is incomplete or has noise of other settings.
+        `FloatingPointError`: In `train`, if a loss is not finite; raised before the optimizer step, so that no weight is
+            lost.
         `OSError`: If the output folder cannot be written, or a checkpoint cannot be saved.
 
     Example:
@@ -198,7 +199,7 @@ class NullspaceTrainer(
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The clean loss and the weighted noisy one, where `own` computes the loss of a batch as `compute_loss` does."""
+        """The clean loss plus the weighted noisy loss; `own` computes the loss of one batch, as `compute_loss` does."""
         noise = self._draw_noise(inputs)
         options: dict[str, Any] = {"num_items_in_batch": num_items_in_batch}
         if return_outputs or (noise is not None and not self._has_own_loss()):
@@ -215,14 +216,15 @@ class NullspaceTrainer(
             if self.args.noise_ascent:
                 noise = self._ascend(unwrapped, noise, lambda model: loss_of(model)[0])
             clean, noisy = self._forward_plan.losses(loss_of, model, unwrapped, self.injector, noise)
-        (loss, outputs), (noisy_loss, noisy_outputs) = clean, noisy
+        loss, outputs = clean
+        noisy_loss, noisy_outputs = noisy
         self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
         self._buffer_noisy_error(outputs, noisy_outputs, self._labels_of(inputs))
         loss = loss + self.args.noise_weight * noisy_loss
         return (loss, outputs) if return_outputs else loss
 
     def _draw_noise(self, inputs: dict[str, torch.Tensor | Any]) -> torch.Tensor | None:
-        """Noise for each image of a micro-batch; `None` where training is plain, for this round or altogether."""
+        """Noise for each image of a micro-batch; `None` without noise training, in this round or at all."""
         args = self.args
         if not args.noise_weight:
             return None
@@ -232,7 +234,7 @@ class NullspaceTrainer(
     def _ascend(
         self, unwrapped: nn.Module, noise: torch.Tensor, loss_of: Callable[[nn.Module], torch.Tensor]
     ) -> torch.Tensor:
-        """Noise moved up the loss, whose gradient is taken on the unwrapped model: DDP has no part in this pass."""
+        """Noise moved up the loss. The gradient is taken on the unwrapped model, so DDP does not synchronise this pass."""
         variable = noise.detach().requires_grad_()
         with frozen(unwrapped), torch.enable_grad(), self.injector.inject(variable), self.accelerator.autocast():
             loss = loss_of(unwrapped)
@@ -244,25 +246,26 @@ class NullspaceTrainer(
     # ---- Whose loss it is ---------------------------------------------------------------------------------------
 
     def _labels_of(self, batch: dict[str, Any]) -> torch.Tensor | None:
-        """The labels of a batch, by whichever name."""
+        """The labels of a batch, under any of the names that labels have."""
         return next((batch[name] for name in (*self.label_names, "labels") if batch.get(name) is not None), None)
 
     def _has_own_loss(self) -> bool:
-        """Whether a subclass, or whoever holds this trainer, computes the loss of a batch in a way of its own."""
+        """Whether `compute_loss` is overridden, in a subclass or on this instance."""
         return type(self).compute_loss is not NullspaceTrainer.compute_loss or "compute_loss" in vars(self)
 
     @contextmanager
     def _own_loss_of_both(self) -> Iterator[None]:
         """
-        Inside the `with` block a `compute_loss` of its own is asked for the clean and for the noisy images.
+        Inside the `with` block an overridden `compute_loss` is called for the clean and for the noisy images.
 
-        It stands before this class, which could not ask it otherwise; one that asks this class for the loss gets that
-        of the images at hand.
+        The override would otherwise hide this class's `compute_loss`. If it calls `super().compute_loss`, it gets the
+        loss of the images it passes, and no second loss is added.
         """
         if not (self.args.noise_weight and self._has_own_loss()):
             yield
             return
-        own, was_set = self.compute_loss, "compute_loss" in vars(self)
+        own = self.compute_loss
+        was_set = "compute_loss" in vars(self)
         self.compute_loss = partial(self._loss_of_both, own)  # type: ignore[method-assign]
         try:
             yield
@@ -274,8 +277,9 @@ class NullspaceTrainer(
 
     @contextmanager
     def _inside_own_loss(self) -> Iterator[None]:
-        """Inside the `with` block `compute_loss` gives the loss of the images at hand alone."""
-        self._is_in_own_loss, outer = True, self._is_in_own_loss
+        """Inside the `with` block `compute_loss` returns the loss of the images it is given, without a noisy loss."""
+        outer = self._is_in_own_loss
+        self._is_in_own_loss = True
         try:
             yield
         finally:
@@ -284,14 +288,14 @@ class NullspaceTrainer(
     # ---- The settings, and the model they are of ----------------------------------------------------------------
 
     def _read_settings(self) -> None:
-        """What depends on the arguments, made of them anew: a search sets other ones before each of its trials."""
+        """Rebuilds what depends on the arguments; a hyperparameter search changes them before each trial."""
         args = self.args
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
         if args.noise_weight:
             self._attach_noise(self.model)
 
     def _attach_noise(self, model: nn.Module) -> None:
-        """Puts the injector on a model, and finds out how its two passes can run."""
+        """Attaches the injector to a model and plans its clean and noisy forward passes."""
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
         reason = None
         if self._has_own_loss():
@@ -329,7 +333,8 @@ class NullspaceTrainer(
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self._noisy_loss, self._noisy_loss_since = None, self.state.global_step
+        self._noisy_loss = None
+        self._noisy_loss_since = self.state.global_step
         self._noisy_error = None
         if resume_from_checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(resume_from_checkpoint, self.args.nullspace_config())

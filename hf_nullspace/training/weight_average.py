@@ -29,13 +29,13 @@ class WeightAverageCallback(TrainerCallback, ExportableState):
     Averages the weights that are trained, `average = decay * average + (1 - decay) * weight` after every optimizer step,
     in float32, from those that training starts with.
 
-    Training itself, evaluation while it lasts and the `model.safetensors` of checkpoints have the weights that are
-    trained. When training ends the average takes their place: `evaluate`, `predict` and `save_model` after `train` have
-    the average. Each checkpoint to resume from holds it in `averaged_weights.safetensors`, and a resumed run ends with
-    the same weights bit for bit.
+    Training, evaluation during training and the `model.safetensors` of checkpoints use the trained weights. When
+    training ends the average replaces them, so `evaluate`, `predict` and `save_model` after `train` use the average.
+    Each checkpoint to resume from holds the average in `averaged_weights.safetensors`, and a resumed run ends with
+    bitwise the same weights.
 
-    Weights are averaged by name, buffers are not. A weight that is thawed on the way is averaged from there on; one that
-    is frozen on the way goes on in the average as it is.
+    Weights are averaged by name; buffers are not averaged. A weight that is unfrozen during training is averaged from
+    then on. A weight that is frozen during training is still averaged, with its constant value.
 
     Args:
         decay (`float`, *optional*, defaults to 0.999):

@@ -1,11 +1,11 @@
-"""To which directions of the hidden axis an encoder is sensitive, and coordinates that avoid them."""
+"""Measures to which directions of the hidden axis an encoder is sensitive, and gives coordinates that avoid them."""
 
 from __future__ import annotations
 
 import torch
 
 
-# Least sensitivity of a direction, as a share of the mean: what a few batches measure as nothing is measured badly.
+# Smallest sensitivity of a direction, as a share of the mean, since a few batches measure small values poorly.
 FLOOR = 0.01
 
 

@@ -1,4 +1,4 @@
-"""What a method that finds noise is: its name, its defaults, the settings it reads, and its search."""
+"""The base class of noise methods: name, defaults, the settings a method reads, and its search."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class FoundNoise(NamedTuple):
 
 class NoiseMethod(ABC):
     """
-    A way of finding noise: everything that the package knows of it stands in its class.
+    A method that finds noise. Its class holds everything that the package needs to know about it.
 
     A module outside the package adds one by deriving a class and decorating it with [`register`]. From then on its name
     is a value of `NullspaceConfig.method` and of the trainer's `noise_method`, in code and on the command line.
@@ -93,8 +93,8 @@ class NoiseMethod(ABC):
         noise_class (`type[Noise]`, *optional*, defaults to [`SharedNoise`]): What it finds: one noise for all images, or
             [`DrawnNoise`], another for each. Any class with the methods of [`Noise`] will do.
         ascent (`float`, *optional*, defaults to 0.0): Default of the trainer's `noise_ascent`, where noise is drawn.
-        scales_up (`bool`, *optional*, defaults to `True`): Whether the noise that was found is scaled to the boundary of
-            epsilon, be it up or down. Otherwise it is only ever scaled down, and under `on_failure="shrink"` alone.
+        scales_up (`bool`, *optional*, defaults to `True`): Whether the noise is scaled to the boundary of epsilon, up or
+            down. Otherwise it is only scaled down, and only under `on_failure="shrink"`.
 
     Example:
 
@@ -131,7 +131,7 @@ class NoiseMethod(ABC):
     @abstractmethod
     def search(self, inputs: SearchInputs) -> FoundNoise:
         """
-        Finds a noise; that it keeps epsilon is measured, and seen to, afterwards.
+        Finds a noise. It may exceed epsilon: the caller measures and scales it afterwards.
 
         Args:
             inputs ([`SearchInputs`]): Model, images and settings.

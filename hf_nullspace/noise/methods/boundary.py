@@ -1,4 +1,4 @@
-"""`boundary`: along the boundary of epsilon towards larger noise."""
+"""`boundary`: moves along the boundary of epsilon towards larger noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sample`: a noise of its own for each image, drawn in axes that the encoder hardly sees."""
+"""`sample`: per-image noise, drawn along axes that the encoder is hardly sensitive to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .steps import endless_batches, measured_axes
 @register
 class SampleMethod(NoiseMethod):
     """
-    Measures the axes that [`BoundaryMethod`] moves in, and draws in them at random.
+    Measures the axes that [`BoundaryMethod`] moves in, and draws random per-image noise along them.
 
-    One noise can be learnt by heart, and subtracted; a noise of its own for every image cannot. A random draw is smaller
-    than a noise that is searched for, but costs no step of its own.
+    A model can memorise one shared noise and subtract it, but not per-image noise. A random draw has a smaller norm than
+    a noise from a search, but takes no search steps.
     """
 
     name = "sample"
@@ -32,7 +32,7 @@ class SampleMethod(NoiseMethod):
         equal = all_directions(hidden_size).to(classifier.device)
         random = draw_in_axes(equal, 1, num_patches, images.embedding_norm, generator)
         random = scaled_to_boundary(classifier, images, random, config.epsilon)
-        # Another noise for each image: under one, an encoder shows the directions that it moves the logits in, and no others.
+        # Per-image noise: a single noise would only reveal the directions in which it moves the logits itself.
         every = DrawnNoise(random, equal, key=("axes", config.seed))
         axes = measured_axes(classifier, itertools.islice(batches, config.max_steps), every, on_step)
         drawn = draw_in_axes(axes, 1, num_patches, every.norm, generator)

@@ -14,8 +14,8 @@ from .steps import batch_means
 
 # A bisection gives up on scales below this.
 MIN_SCALE = 1e-6
-# Largest norm of a noise, in norms of the patch embeddings. Only a model whose outputs hardly depend on its input (a new
-# head, say) meets it: there the boundary of epsilon lies beyond any sensible noise.
+# Largest norm of a noise, as a multiple of the norm of the patch embeddings. Only models whose outputs hardly depend on
+# their input, such as one with a new head, reach it: their boundary of epsilon lies beyond any sensible noise.
 MAX_RELATIVE_NORM = 10.0
 
 
@@ -42,7 +42,8 @@ def boundary_scale(
     Returns:
         `float`: The scale, or 0 if even a millionth of the noise exceeds epsilon.
     """
-    inside, inside_error, outside, outside_error = 0.0, 0.0, math.inf, math.inf
+    inside, inside_error = 0.0, 0.0
+    outside, outside_error = math.inf, math.inf
     scale = min(start, max_scale)
     while outside > inside * (1 + tolerance) and scale >= MIN_SCALE:
         error = error_at(scale)

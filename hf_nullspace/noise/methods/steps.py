@@ -1,4 +1,4 @@
-"""What searches for noise are built of: batches, gradients, a relative Adam, and the axes that avoid what a model sees."""
+"""Building blocks of noise searches: batches, gradients, Adam with relative steps, and axes of low sensitivity."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class RelativeAdam:
     """
 
     def __init__(self, variable: torch.Tensor):
-        self.first, self.second, self.count = torch.zeros_like(variable), torch.zeros_like(variable), 0
+        self.first = torch.zeros_like(variable)
+        self.second = torch.zeros_like(variable)
+        self.count = 0
 
     def step(self, variable: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
         """The variable moved by about `rate` times its root mean square."""
@@ -49,7 +51,7 @@ class RelativeAdam:
 
 class NoiseWalk:
     """
-    A noise on its way: each step turns it in coordinates that avoid what the encoder sees, and changes its norm.
+    The state of a search. Each step turns the noise in coordinates of low sensitivity and changes its norm.
 
     Args:
         coordinates (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): Where it starts; `coordinates @ axes` is
@@ -100,11 +102,13 @@ class NoiseWalk:
         turned = coordinates @ self.axes
         if self.max_token_ratio is not None:
             limits = token_limits(turned, self.max_token_ratio)
-            coordinates, turned = coordinates * limits, turned * limits
+            coordinates = coordinates * limits
+            turned = turned * limits
         change = torch.where(finite, change.clamp(-SCALE_LIMIT, SCALE_LIMIT), -1.0)
         norm = (self.noise.norm() * change.exp()).clamp_max(self.max_norm)
         scale = norm / turned.norm()
-        self.coordinates, self.noise = coordinates * scale, turned * scale
+        self.coordinates = coordinates * scale
+        self.noise = turned * scale
 
 
 def measured_axes(
@@ -120,7 +124,7 @@ def measured_axes(
         own = noise.at(batch.positions)
         step = distance_gradient(classifier, batch, own)
         moment = classifier.sum_over_processes(hidden_moment(step.local_gradients.to(_precise_dtype(own))))
-        # Every batch counts the same, however large its gradients are; one that is not finite does not count.
+        # Every batch has the same weight, whatever the size of its gradients. Batches that are not finite are ignored.
         share = moment.trace().clamp_min(torch.finfo(torch.float32).tiny)
         total = total + torch.where(step.finite, moment / share, 0.0)
         on_step()
@@ -139,10 +143,8 @@ def batch_means(
     sums = torch.zeros(2, device=noise.device)
     if len(batch):
         noisy_logits = classifier.logits(batch.inputs, noise, batch.embeddings)
-        mse, distance = (
-            classifier.probability_mse(batch.clean_logits, noisy_logits),
-            logit_distance(batch.clean_logits, noisy_logits),
-        )
+        mse = classifier.probability_mse(batch.clean_logits, noisy_logits)
+        distance = logit_distance(batch.clean_logits, noisy_logits)
         sums = torch.stack([mse.sum(), distance.sum()])
     mse, distance = classifier.sum_over_processes(sums) / batch.global_size
     return mse, distance

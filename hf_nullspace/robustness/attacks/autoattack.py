@@ -235,7 +235,8 @@ class _Recorder(python_logging.Handler):
 def _recording(report: AutoAttackReport) -> Iterator[None]:
     """Sends the package's warnings to the report instead of the console."""
     package_logger = python_logging.getLogger("auto-attack")
-    recorder, before = _Recorder(report), (package_logger.level, package_logger.propagate)
+    recorder = _Recorder(report)
+    before = (package_logger.level, package_logger.propagate)
     package_logger.addHandler(recorder)
     package_logger.propagate = False
     package_logger.setLevel(python_logging.WARNING)
@@ -250,7 +251,8 @@ def _recording(report: AutoAttackReport) -> Iterator[None]:
 @contextmanager
 def _preserved_trace(package: ModuleType) -> Iterator[None]:
     """The package finds dynamic models with a trace function, and counts of earlier runs stay in a global."""
-    trace, counts = sys.gettrace(), package.checks.funcs
+    trace = sys.gettrace()
+    counts = package.checks.funcs
     counts.update(dict.fromkeys(counts, 0))
     try:
         yield

@@ -153,7 +153,8 @@ class Attack:
         Raises:
             `ValueError`: If the model has too few classes, or the function refuses the model or a setting.
         """
-        num_classes, predicted = logits.shape[1], logits.argmax(-1)
+        num_classes = logits.shape[1]
+        predicted = logits.argmax(-1)
         if num_classes < self.min_classes:
             raise ValueError(
                 f"The attack {self.name!r} needs at least {self.min_classes} classes, but the model has {num_classes}. "

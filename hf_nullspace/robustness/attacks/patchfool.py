@@ -126,7 +126,8 @@ def _choose_patches(model: PixelModel, pixels: torch.Tensor, num_patches: int, b
 
 def _patch_mask(model: PixelModel, pixels: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Whether a pixel lies in a chosen patch, of shape `(batch_size, 1, height, width)`."""
-    (rows, columns), (height, width) = patch_grid(model, pixels), patch_size(model)
+    rows, columns = patch_grid(model, pixels)
+    height, width = patch_size(model)
     mask = torch.zeros(len(pixels), rows * columns, dtype=torch.bool, device=pixels.device).scatter(1, chosen, True)
     mask = mask.view(-1, 1, rows, columns).repeat_interleave(height, 2).repeat_interleave(width, 3)
     # Pixels right of and below the last whole patch are read by no patch.

@@ -42,7 +42,8 @@ def released_fgsm(
     step = parse_epsilon(epsilon)
     refuse_other_tasks(getattr(model, "model", model))
     with gradients_on(model), full_precision(model):
-        pixels, labels = pixels.detach().clone().requires_grad_(), labels.clone()
+        pixels = pixels.detach().clone().requires_grad_()
+        labels = labels.clone()
         loss = nn.functional.cross_entropy(model(pixels), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, pixels)  # of the sign that normalised tensors have
         attacked = (pixels.detach() - model.mean) / model.std + step * gradient.nan_to_num(0.0, 0.0, 0.0).sign()

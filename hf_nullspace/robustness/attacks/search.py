@@ -30,10 +30,10 @@ def attack_correct(
     indices: Sequence[int] | None,
 ) -> torch.Tensor:
     """
-    Runs a search on the pictures that the model classifies correctly; the others come back as they are, at no cost.
+    Runs a search on the pictures that the model classifies correctly; the others are returned unchanged, at no cost.
 
-    The model is in evaluation mode, in float32 and without weight gradients meanwhile; a caller's `torch.no_grad()` is
-    lifted.
+    During the search the model is in eval mode, in float32 and without weight gradients, and gradients are enabled even
+    inside a caller's `torch.no_grad()`.
 
     Args:
         search (`Callable`): Called with the chosen pictures, their labels and their indices; gives their attacked
@@ -177,6 +177,7 @@ class BestSoFar:
         fooled = ~is_right(logits, labels)
         better = fooled | (loss > self.loss[self.active])
         rows = self.active[better]
-        self.pixels[rows], self.loss[rows] = candidates.detach()[better], loss[better]
+        self.pixels[rows] = candidates.detach()[better]
+        self.loss[rows] = loss[better]
         self.active = self.active[~fooled]
         return ~fooled

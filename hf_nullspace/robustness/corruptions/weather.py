@@ -69,7 +69,8 @@ def plasma(shape: tuple[int, int], smoothness: float, rng: np.random.Generator) 
     """A fractal cloud in [0, 1] by the diamond-square algorithm; each octave is `smoothness ** 2` times fainter."""
     side = 1 << max(1, int(np.ceil(np.log2(max(shape)))))
     cloud: np.ndarray = np.zeros((side, side), dtype=np.float32)
-    step, amplitude = side, 1.0
+    step = side
+    amplitude = 1.0
 
     def noisy(four_times_mean: np.ndarray) -> np.ndarray:
         noise = rng.random(four_times_mean.shape, dtype=np.float32)
@@ -78,12 +79,14 @@ def plasma(shape: tuple[int, int], smoothness: float, rng: np.random.Generator) 
     while step > 1:
         half = step // 2
         corners = cloud[::step, ::step]
-        right, below = corners + np.roll(corners, -1, 1), corners + np.roll(corners, -1, 0)
+        right = corners + np.roll(corners, -1, 1)
+        below = corners + np.roll(corners, -1, 0)
         centres = noisy(right + np.roll(right, -1, 0))
         cloud[half::step, half::step] = centres
         cloud[::step, half::step] = noisy(right + centres + np.roll(centres, 1, 0))
         cloud[half::step, ::step] = noisy(below + centres + np.roll(centres, 1, 1))
-        step, amplitude = half, amplitude / smoothness**2
+        step = half
+        amplitude /= smoothness**2
     cloud = cloud[: shape[0], : shape[1]]
     low, high = cloud.min(), cloud.max()
     return (cloud - low) / max(high - low, np.finfo(np.float32).tiny)
