@@ -15,7 +15,15 @@ import hf_nullspace
 from hf_nullspace import PatchNullspace, inject_noise, synthesize_noise
 
 
-every_type = pytest.mark.parametrize("name", MODEL_TYPES)
+# One of each way to embed patches and to keep them: the others take minutes together.
+QUICK = {"vit", "dinov2", "clip", "siglip2", "swin", "hiera", "segformer", "convnext", "levit", "resnet"}
+every_type = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK or name.startswith("timm ") else pytest.mark.slow)
+        for name in MODEL_TYPES
+    ],
+)
 OVERLAPPING = {
     *("hiera", "pvt_v2", "segformer", "cvt", "poolformer", "levit", "swiftformer", "mobilevit", "mobilevitv2"),
     *("resnet", "regnet", "bit", "textnet", "hgnet_v2", "mobilenet_v1", "efficientnet"),
