@@ -146,7 +146,9 @@ def photos(tmp_path_factory):
         for index in range(16):
             picture = rng.integers(level - 50, level + 50, (20, 24, 3)).astype(np.uint8)
             Image.fromarray(picture).save(root / "images" / name / f"{index}.png")
-    model, processor = build_digits_model(["dark", "light"])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, processor = build_digits_model(["dark", "light"])
     model.save_pretrained(root / "model")
     processor.save_pretrained(root / "model")
     return root

@@ -12,6 +12,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "benchmark_training.py"
 
 
+@pytest.mark.slow
 def test_printed_ratios_are_those_of_the_saved_numbers(tmp_path):
     quick = ["--num_steps", "2", "--num_repeats", "2", "--num_run_steps", "2", "--batch_size", "8"]
     command = [sys.executable, str(EXAMPLE), *quick, "--output_dir", str(tmp_path)]
