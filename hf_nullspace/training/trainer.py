@@ -18,7 +18,8 @@ from ..models.soft_labels import SoftLabelSmoother, classification_loss, knows_n
 from ..noise.nullspace_noise import NullspaceNoise
 from .arguments import NullspaceTrainingArguments
 from .card import NoiseCard
-from .checkpoints import CheckpointingTrainer, check_writable, report_lost_loss
+from .checkpointing_trainer import CheckpointingTrainer
+from .checkpoints import check_writable, report_lost_loss
 from .checks import check_saved_with_adapters, weights_lost_with_adapters
 from .dataset_checks import DatasetChecks
 from .distributed import check_backend

@@ -5,7 +5,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_nullspace import NullspaceDataCollator
-from hf_nullspace.training.checkpoints import CheckpointingTrainer
+from hf_nullspace.training.checkpointing_trainer import CheckpointingTrainer
 
 
 def build(make_vit, examples, folder, **changes):
