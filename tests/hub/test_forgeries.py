@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from hf_nullspace.cli.main import main
 from hf_nullspace.hub.card_results import pack_correct, paired_differences, unpack_correct
+from hf_nullspace.hub.checkpoint import Checkpoint
 from hf_nullspace.hub.claims import Claim
 from hf_nullspace.hub.file_checks import check_files
 from hf_nullspace.hub.manifest import write_manifest
 from hf_nullspace.hub.model_card import TRAINING_NAME
-from hf_nullspace.hub.verification import Checkpoint, Verification, verify
+from hf_nullspace.hub.verification import Verification, verify
 from hf_nullspace.robustness.outcomes import load_outcomes, model_fingerprint
 from hf_nullspace.robustness.report import RobustnessReport
 
