@@ -14,7 +14,7 @@ import pytest
 import torch
 from altered_logits import AlteredLogits
 from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PILImage
+from random_pictures import PROCESSOR, pixels_of, random_pictures
 from torch import nn
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
@@ -34,7 +34,6 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_nullspace", "datasets", "transformers.models.vit.modeling_vit"])
 
 COUNT = 20
-PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16})
 PROFILE = Profile(
     "test",
     (
@@ -56,13 +55,12 @@ def model(make_vit):
 
 @pytest.fixture(scope="module")
 def pictures():
-    rng = np.random.default_rng(0)
-    return [PILImage.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(COUNT)]
+    return random_pictures(COUNT)
 
 
 @pytest.fixture(scope="module")
 def pixels(pictures):
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 255
+    return pixels_of(pictures)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import signal
 import sys
 
 import killed_evaluation
-import numpy as np
 import pytest
 import torch
 from altered_logits import AlteredLogits
 from datasets import ClassLabel, Dataset, Features, Image
 from launching import CONTEXT
 from PIL import Image as PILImage
-from transformers import ViTImageProcessorPil
+from random_pictures import PROCESSOR, pixels_of, random_pictures
 
 from hf_nullspace import RobustnessReport, evaluate_robustness
 from hf_nullspace.models.pixel_model import PixelModel
@@ -24,7 +23,6 @@ from hf_nullspace.robustness.profiles import Column, Profile
 
 
 COUNT = 16
-PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16})
 PROFILE = Profile(
     "care", (Column("clean", calibration=True), Column("fgsm", attack="fgsm"), Column("few", max_images=9))
 )
@@ -37,13 +35,12 @@ def model(make_vit):
 
 @pytest.fixture(scope="module")
 def pictures():
-    rng = np.random.default_rng(0)
-    return [PILImage.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(COUNT)]
+    return random_pictures(COUNT)
 
 
 @pytest.fixture(scope="module")
 def pixels(pictures):
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 255
+    return pixels_of(pictures)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from datasets import Dataset as Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
+from trainer_runs import arguments
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedConfig,
@@ -31,7 +32,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import HPSearchBackend
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace import NullspaceDataCollator, NullspaceTrainer
 
 
 ROOT = Path(__file__).parents[2]
@@ -55,23 +56,14 @@ class Scenario(SimpleNamespace):
             trainer_class = type("Own", (self.mixin, trainer_class), {})
         values = {
             "max_steps": STEPS,
-            "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,
             "noise_weight": noise_weight,
             "noise_refresh_steps": 2,
-            "noise_method": "boundary",
-            "noise_max_steps": 4,
             "noise_num_images": 16,
             "noise_num_certificate_images": 8,
             "epsilon": 1.5,  # the few images of a test can certify no smaller one
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
         }
-        args = NullspaceTrainingArguments(str(folder), **{**values, **self.args})
+        args = arguments(folder, **{**values, **self.args})
         given = {"train_dataset": self.examples, "eval_dataset": self.examples[:10], **self.trainer}
         if callable(given.get("callbacks")):
             given["callbacks"] = given["callbacks"]()
