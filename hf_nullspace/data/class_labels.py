@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ def imagenet_labels(
                 "ids instead."
             )
         indices = {label: candidates[label][0] for label in needed}
-        twice = sorted({wnids[index] for index in indices.values() if list(indices.values()).count(index) > 1})
+        twice = sorted(wnids[index] for index, count in Counter(indices.values()).items() if count > 1)
         if twice:
             raise ValueError(f"Several class names of {title} stand for {twice[:5]}; give each class once.")
     found = [indices[label] for label in labels]

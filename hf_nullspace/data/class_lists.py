@@ -182,15 +182,16 @@ class NamedClasses(ClassList):
         except ValueError as error:
             raise ValueError(f"The class names of {title} do not fit: {error}") from error
         found = [places[label] for label in labels]
-        outside = set(found) - set(classes)
-        missing = set(classes) - set(found)
+        kept = set(classes)
+        outside = set(found) - kept
+        missing = kept - set(found)
         if missing or (outside and not is_subset):
             raise ValueError(
                 f"{title}: no picture of {[self.names[label] for label in sorted(missing)[:5]]}, and pictures of "
                 f"{[self.names[label] for label in sorted(outside)[:5]]}, which are not asked for. Complete it, or name the "
                 "classes that are to be evaluated with `class_subset`."
             )
-        return [label if label in set(classes) else -1 for label in found]
+        return [label if label in kept else -1 for label in found]
 
     def for_model(
         self, dataset: Dataset, title: str, classes: list[int], compete: bool, id2label: Mapping[int, str] | None

@@ -144,15 +144,15 @@ def read_class_folders(
             f"{' and '.join(map(repr, list(depths.values())[:2]))}. Put each into a sub-folder that is named after its "
             "class, all at the same depth."
         )
-    others = Counter(
-        os.path.splitext(file[-1])[1].lower() or "no ending" for file in files if file not in set(pictures)
-    )
+    known = set(pictures)
+    others = Counter(os.path.splitext(file[-1])[1].lower() or "no ending" for file in files if file not in known)
     if others:
         logger.warning(f"Files of {folder!r} that are no pictures are left out: {dict(others)}.")
     names = sorted({file[-2] for file in pictures})
+    places = {name: place for place, name in enumerate(names)}
     columns = {
         image_column_name: [str(root.joinpath(*file)) for file in pictures],
-        label_column_name: [names.index(file[-2]) for file in pictures],
+        label_column_name: [places[file[-2]] for file in pictures],
     }
     features = Features({image_column_name: ImageFeature(), label_column_name: ClassLabel(names=names)})
     return Dataset.from_dict(columns, features=features)

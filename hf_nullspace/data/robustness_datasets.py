@@ -244,7 +244,8 @@ def _chosen_classes(title: str, all_classes: ClassList, class_subset: Sequence[s
     if class_subset is None:
         return own
     chosen = sorted(all_classes.places(class_subset))
-    outside = [all_classes.folders[index] for index in chosen if index not in set(own)]
+    known = set(own)
+    outside = [all_classes.folders[index] for index in chosen if index not in known]
     if outside or not chosen:
         raise ValueError(f"`class_subset` must name classes of {title}, but got {outside[:5] or 'none'}.")
     return chosen

@@ -158,15 +158,16 @@ def check_columns(splits: DatasetDict, image_column_name: str, label_column_name
                 raise
             logger.warning(f"The {split} split is left out: {error}")
             del splits[split]
-    seen = set(splits["train"][label_column_name])
-    for split, dataset in splits.items():
-        if split == "validation" and not seen & set(dataset[label_column_name]):
+    labels_of = {split: set(dataset[label_column_name]) for split, dataset in splits.items()}
+    seen = labels_of["train"]
+    for split, labels in labels_of.items():
+        if split == "validation" and not seen & labels:
             raise ValueError(
                 f"No image of the {split} split is of a class that the train split has images of. Its classes are "
-                f"{sorted({names[label] for label in dataset[label_column_name]})}, and those of the train split "
-                f"{sorted({names[label] for label in seen})}."
+                f"{sorted(names[label] for label in labels)}, and those of the train split "
+                f"{sorted(names[label] for label in seen)}."
             )
-        unseen = [names[label] for label in sorted(set(dataset[label_column_name]) - seen)]
+        unseen = [names[label] for label in sorted(labels - seen)]
         if unseen:
             logger.warning(
                 f"The {split} split has images of {unseen}, of which the train split has none to learn from."
@@ -233,16 +234,11 @@ def _encode_classes(dataset: Dataset, column: str, split: str, values: list[str]
 
 def _share_folder_classes(splits: DatasetDict, column: str) -> None:
     """Gives class folders of several splits one shared class list, as a single call of `datasets` would."""
-    from datasets import ClassLabel
-
     lists = [dataset.features[column].names for dataset in splits.values()]
     names = sorted(set().union(*lists))
     for split, dataset in splits.items():
         own = dataset.features[column].names
-        if own != names:
-            labels = [names.index(own[label]) for label in dataset[column]]
-            dataset = dataset.remove_columns(column).add_column(column, labels)
-            splits[split] = dataset.cast_column(column, ClassLabel(names=names))
+        splits[split] = _encode_classes(dataset, column, split, [own[label] for label in dataset[column]], names)
 
 
 def draw_images(dataset: Dataset, max_images: int | None, seed: int) -> Dataset:

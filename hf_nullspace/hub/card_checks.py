@@ -13,6 +13,7 @@ from ..utils.escaping import plain_text
 from .card_page import render_page
 from .claims import Claim
 from .model_card import (
+    CARD_NAME,
     FOLDER_PLACEHOLDER,
     PIPELINE_TAG,
     REPOSITORY,
@@ -24,7 +25,6 @@ from .model_card import (
 from .page_text import compare_texts, read_page
 
 
-CARD_NAME = "README.md"
 # Metadata that the Hub shows and that only the publisher can know.
 FREE_FIELDS = (
     "library_name",

@@ -296,7 +296,7 @@ class Checkpoint:
             claims += [claim for claim in labels if claim is not None]
         repetition = Repetition(self.model, self.processor, source, report.profile, self.batch_size)
         per_pass = repetition.seconds_per_pass()
-        columns.sort(key=lambda column: _seconds(column, 1, per_pass))
+        columns.sort(key=lambda column: _seconds(column, per_pass))
         for column in columns:
             claims.append(self._measure_column(column, repetition, are_same, per_pass, deadline).measured_now())
         return claims
@@ -310,7 +310,7 @@ class Checkpoint:
         paired = are_same and outcomes is not None
         indices = outcomes.indices if paired else torch.arange(len(repetition.source))
         wanted = min(len(indices), self.max_images or len(indices), column.max_images or len(indices))
-        seconds = _seconds(column, 1, per_pass)
+        seconds = _seconds(column, per_pass)
         left = deadline - time.monotonic()
         affordable = int(max(0.0, left) / seconds)
         if affordable < min(wanted, MIN_IMAGES):
@@ -357,10 +357,10 @@ class Checkpoint:
             return [Claim(part, None, reason=f"it cannot be measured here: {_one_line(error)}", is_measurement=True)]
 
 
-def _seconds(column: Column, count: int, per_pass: float) -> float:
+def _seconds(column: Column, per_pass: float) -> float:
     """The estimated seconds; infinite if the settings are not numbers."""
     try:
-        return max(seconds_of(column, count, per_pass), 1e-9)
+        return max(seconds_of(column, per_pass), 1e-9)
     except (TypeError, ValueError, OverflowError):
         return float("inf")
 

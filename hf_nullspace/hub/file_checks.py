@@ -128,13 +128,14 @@ def check_side_files(folder: Path, facts: dict[str, Any]) -> list[Claim]:
         claims.append(Claim("metrics in other files", not wrong, reason=reason))
     if unknown:
         claims.append(Claim("losses and times of the run", None, reason="only the training run knows"))
-    figures = [name for name in publishable_files(folder) if name.endswith(".png")]
+    published = publishable_files(folder)
+    figures = [name for name in published if name.endswith(".png")]
     claims += [Claim(f"figure {plain_text(name, 60)}", None, reason="a picture is not read") for name in figures]
     try:
         listed = read_manifest(folder)
     except (OSError, ValueError):
         return claims
-    others = [name for name in publishable_files(folder) if name not in listed and name != MANIFEST_NAME]
+    others = [name for name in published if name not in listed and name != MANIFEST_NAME]
     claims += [
         Claim(f"file {plain_text(name, 60)}", None, reason=f"{MANIFEST_NAME} does not list it") for name in others
     ]

@@ -6,12 +6,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..noise.nullspace_noise import NOISE_CONFIG_NAME
-from ..robustness.report import REPORT_NAME
+from ..robustness.report import MARKDOWN_NAME, REPORT_NAME
 from ..utils.escaping import plain_text
 from ..utils.strict_json import read_json
 from .claims import Claim
+from .file_checks import SIDE_FILES
 from .manifest import MANIFEST_NAME, publishable_files
-from .model_card import TRAINING_NAME
+from .model_card import CARD_NAME, TRAINING_NAME
 
 
 KNOWN_FIELDS = {
@@ -26,9 +27,9 @@ KNOWN_FIELDS = {
 # Files that another check reads or lists, or that `from_pretrained` loads.
 KNOWN_FILES = (
     *KNOWN_FIELDS,
-    *("README.md", "robustness.md", "*.safetensors", "*.png"),
+    *(CARD_NAME, MARKDOWN_NAME, "*.safetensors", "*.png"),
     *("config.json", "adapter_config.json", "preprocessor_config.json", "model.safetensors.index.json"),
-    *("all_results.json", "eval_results.json", "robustness_results.json", "train_results.json"),
+    *SIDE_FILES,
 )
 
 

@@ -6,9 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from huggingface_hub.utils.sha import sha_fileobj
-
 from ..utils.escaping import plain_text
+from ..utils.files import file_hash
 from ..utils.strict_json import DamagedFileError, expect, read_json
 
 
@@ -115,9 +114,3 @@ def compare_with_manifest(folder: str | os.PathLike) -> dict[str, str]:
         else:
             problems[name] = ""
     return problems
-
-
-def file_hash(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return sha_fileobj(file).hex()

@@ -18,6 +18,7 @@ from .card_results import CONTROL_NAME, MODEL_NAME, undecided
 
 TAGS = ("nullspace", "robustness", "vision", "arxiv:2403.10476")
 PIPELINE_TAG = "image-classification"
+CARD_NAME = "README.md"
 TRAINING_NAME = "nullspace_training.json"
 # Placeholder until the repository is known.
 FOLDER_PLACEHOLDER = "path/to/this/folder"
@@ -43,7 +44,7 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
             `hyperparameters`, `metrics` and `versions`.
     """
     folder = Path(folder)
-    card = ModelCard.load(folder / "README.md")
+    card = ModelCard.load(folder / CARD_NAME)
     (tag,) = (card.data.datasets or [None])[:1]
     facts = {**facts, "dataset": facts["dataset"] or tag, "template": TEMPLATE}
     (folder / TRAINING_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -53,7 +54,7 @@ def write_card(folder: str | Path, facts: dict[str, Any]) -> None:
     card.data.pipeline_tag = PIPELINE_TAG
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, facts["model_type"]]))
     card.data.eval_results = eval_results(facts, tag) or None
-    card.save(folder / "README.md")
+    card.save(folder / CARD_NAME)
 
 
 def render_section(facts: dict[str, Any]) -> str:

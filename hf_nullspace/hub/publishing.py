@@ -21,12 +21,10 @@ from transformers.utils import logging
 from ..utils.checkpoint_files import list_again
 from ..utils.hub_upload import open_repository, upload_files
 from .manifest import publishable_files, write_manifest
-from .model_card import TRAINING_NAME, name_repository
+from .model_card import CARD_NAME, TRAINING_NAME, name_repository
 
 
 logger = logging.get_logger(__name__)
-
-CARD_NAME = "README.md"
 
 
 def publish(

@@ -34,7 +34,6 @@ EARLIER_HASHES = {
     "paper": {"1ec96c394552f752f5f2f5d0bf5cff0b3be01792951185394a7e51ba54cbb72d"},
     "released": {"6a14b9984778e351c3199833e4fb70873641f527b97dc4eebd43ae9dfc816f0b"},
 }
-KNOWN_HASHES = {name: {profile.hash} | EARLIER_HASHES.get(name, set()) for name, profile in PROFILES.items()}
 # The fields of a column that every version wrote.
 BASE_FIELDS = ("accuracy", "low", "high", "correct", "count")
 MAX_COLUMNS = 1000
@@ -52,12 +51,12 @@ def check_columns(report: RobustnessReport) -> list[Claim]:
         if found
     ]
     claims = [Claim("columns of the report", not problems, reason="; ".join(problems))]
-    known = KNOWN_HASHES.get(report.profile.name)
-    if known is None:
+    own = PROFILES.get(report.profile.name)
+    if own is None:
         reason = f"the profile {plain_text(report.profile.name, 40)!r} is the publisher's own"
         claims.append(Claim("protocol of the report", None, reason=reason))
     else:
-        holds = report.profile.hash in known
+        holds = report.profile.hash in {own.hash, *EARLIER_HASHES.get(own.name, ())}
         reason = "" if holds else f"{report.profile.name!r} has other columns or settings in this package"
         claims.append(Claim("protocol of the report", holds, reason=reason))
     missing = set(report.not_measured.values())
@@ -245,8 +244,8 @@ def differing_paths(found: Any, expected: Any, path: str = "") -> list[str]:
             )
         ]
     if isinstance(found, (list, tuple)) and isinstance(expected, (list, tuple)) and len(found) == len(expected):
-        pairs = enumerate(zip(found, expected, strict=True))
-        return list(dict.fromkeys(each for _, pair in pairs for each in differing_paths(*pair, path)))
+        pairs = zip(found, expected, strict=True)
+        return list(dict.fromkeys(each for pair in pairs for each in differing_paths(*pair, path)))
     numbers = [isinstance(each, (int, float)) and not isinstance(each, bool) for each in (found, expected)]
     same = math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-9) if all(numbers) else found == expected
     return [] if same else [path or "value"]

@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from .adapters import without_adapters
+
 
 LABEL_NAMES = ("labels", "label", "label_ids")
 
 
 def forward_parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     """The parameters of a model's `forward` by name, without `self`; of a PEFT model, those of the model inside."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parameters = inspect.signature(type(model).forward).parameters
+    parameters = inspect.signature(type(without_adapters(model)).forward).parameters
     return dict(list(parameters.items())[1:])
 
 

@@ -82,8 +82,8 @@ def find_patch_projection(model: nn.Module, name: str | None = None) -> PatchPro
     Raises:
         `ValueError`: If no module matches the rule, or `name` is not a convolution or linear layer of the model.
     """
-    names = {module: module_name for module_name, module in model.named_modules()}
     if name is not None:
+        names = {module: module_name for module_name, module in model.named_modules()}
         module = next((module for module, module_name in names.items() if module_name == name), None)
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
             found = "there is no such module" if module is None else f"it is a {type(module).__name__}"

@@ -20,7 +20,7 @@ PROBABILITY_TOLERANCE = 1e-3
 @torch.no_grad()
 def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Raises for classifiers whose robustness would be measured wrongly; takes three forward passes at most.
+    Raises for classifiers whose robustness would be measured wrongly; takes two forward passes.
 
     The model runs in its current mode, so dropout that was left on is detected.
 
@@ -36,10 +36,9 @@ def check_classifier(model: PixelModel, pixels: torch.Tensor | None = None) -> t
         `ValueError`: If the model refuses pictures of the image processor's size, its logits are not finite or are
             probabilities already, or two forward passes differ.
     """
-    processed = model.image_size
     expected = _expected_size(model)
     if pixels is None:
-        height, width = processed or expected or (224, 224)
+        height, width = model.image_size or expected or (224, 224)
         channels = model.mean.shape[1]
         ramp = torch.linspace(0, 1, height * width, device=model.mean.device).view(1, 1, height, width)
         pixels = torch.cat([ramp, 1 - ramp]).expand(2, channels, height, width)

@@ -67,10 +67,12 @@ def check_pictures(
     accelerator = accelerator or Accelerator()
     sources = {source.name: source for source in evaluation.sources.values()}
     needed: dict[str, set[int]] = {name: set() for name in sources}
+    chosen: dict[str, set[int]] = {}
     for column in evaluation.profile.columns:
         if column.name in evaluation.sources:
             source = evaluation.sources[column.name]
-            needed[source.name] |= set(choose_images(len(source), column.max_images, evaluation.profile.seed))
+            chosen[column.name] = set(choose_images(len(source), column.max_images, evaluation.profile.seed))
+            needed[source.name] |= chosen[column.name]
     pictures = [(name, index) for name, places in needed.items() for index in sorted(places)]
     mine = pictures[accelerator.process_index :: accelerator.num_processes]
     readable = _Readable(sources, evaluation.images.preprocessing)
@@ -93,11 +95,9 @@ def check_pictures(
     skipped: dict[str, list[int]] = {}
     for name, index, _ in bad:
         skipped.setdefault(name, []).append(index)
-    for column in evaluation.profile.columns:
-        source = evaluation.sources.get(column.name)
-        chosen = [] if source is None else choose_images(len(source), column.max_images, evaluation.profile.seed)
-        if chosen and set(chosen) <= set(skipped.get(source.name, ())):
-            raise ValueError(f"None of the {len(chosen)} pictures of column {column.name!r} can be read: {listed}")
+    for name, places in chosen.items():
+        if places and places <= set(skipped.get(evaluation.sources[name].name, ())):
+            raise ValueError(f"None of the {len(places)} pictures of column {name!r} can be read: {listed}")
     if accelerator.is_main_process:
         logger.warning(f"Leaving out {len(bad)} of {len(pictures)} pictures that cannot be read: {listed}")
     return skipped

@@ -18,7 +18,7 @@ from torch import nn
 from ..data.dataset_spec import PREPROCESSINGS
 from ..data.robustness_datasets import RobustnessDataset, load_robustness_dataset
 from ..models.frozen import frozen
-from ..models.full_precision import HALVES
+from ..models.full_precision import is_half
 from ..models.patch_projection import channels_of
 from ..models.pixel_model import PixelModel
 from ..models.preprocessing import Preprocessing
@@ -150,8 +150,8 @@ def describe_precision(model: nn.Module, profile: Profile, mixed_precision: str)
     """The types of the numbers that the model computes with; attacks leave half precision."""
     names = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
     precision = {"weights": ", ".join(names), "autocast": mixed_precision}
-    is_half = mixed_precision in ("fp16", "bf16") or any(weight.dtype in HALVES for weight in model.parameters())
-    if is_half and any(column.attack is not None for column in profile.columns):
+    computes_in_half = mixed_precision in ("fp16", "bf16") or is_half(model)
+    if computes_in_half and any(column.attack is not None for column in profile.columns):
         precision["columns with an attack"] = "float32"
     return precision
 
@@ -228,7 +228,8 @@ def describe_preprocessing(image_processor: Callable, sources: dict[str, ImageSo
 def package_versions(profile: Profile) -> dict[str, str]:
     """Versions of Python and of all packages that can change a number of the profile, where they are installed."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    for package, _ in needed_packages(profile):
-        if find_spec(package):
-            versions[package] = version(packages_distributions().get(package, [package])[0])
+    installed = [package for package, _ in needed_packages(profile) if find_spec(package)]
+    distributions = packages_distributions() if installed else {}  # looks through everything that is installed
+    for package in installed:
+        versions[package] = version(distributions.get(package, [package])[0])
     return versions

@@ -11,6 +11,7 @@ from typing import Any
 from ..data.imagenet import IMAGENET_C_CORRUPTIONS, IMAGENET_C_SEVERITIES
 from ..data.robustness_datasets import DATASETS, DatasetSpec
 from ..utils.files import json_hash
+from ..utils.registry import is_name
 from .attacks import ATTACKS
 from .corruptions import CORRUPTIONS, SEVERITIES
 
@@ -58,11 +59,7 @@ class Column:
 
     def __post_init__(self):
         where = f"Column {self.name!r}"
-        if (
-            not isinstance(self.name, str)
-            or not self.name
-            or not self.name.replace("_", "").replace("-", "").isalnum()
-        ):
+        if not is_name(self.name):
             raise ValueError(
                 f"The name of a column must be letters, digits, '-' and '_', because files are named after it, but got "
                 f"{self.name!r}."

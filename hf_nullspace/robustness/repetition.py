@@ -78,7 +78,7 @@ class Repetition:
         return to_pixels(self.source.read(places), self.preprocessing, self.source.preprocessing)
 
 
-def seconds_of(column: Column, count: int, seconds_per_pass: float) -> float:
-    """How long a column of so many images takes; a corruption counts as much as a pass, and at least 20 ms."""
+def seconds_of(column: Column, seconds_per_pass: float) -> float:
+    """How long one image of a column takes; a corruption counts as much as a pass, and at least 20 ms."""
     corrupting = 0.0 if column.corruption is None else max(0.02, seconds_per_pass)
-    return count * (passes_per_image(column) * seconds_per_pass + corrupting)
+    return passes_per_image(column) * seconds_per_pass + corrupting

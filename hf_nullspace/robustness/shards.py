@@ -204,11 +204,12 @@ class ShardRunner:
     def _measure_shard(self, shard: Shard, loaded: Iterator, progress: tqdm) -> dict[str, torch.Tensor]:
         progress.set_description(shard.column.name)
         parts = []
+        passes = passes_per_image(shard.column)
         for indices in shard.batches:
             pixels, labels = next(loaded)
             parts.append(self.measure(shard.column, pixels, labels, indices))
-            progress.update(len(indices) * passes_per_image(shard.column))
-            self._estimate(len(indices) * passes_per_image(shard.column))
+            progress.update(len(indices) * passes)
+            self._estimate(len(indices) * passes)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _estimate(self, passes: int) -> None:

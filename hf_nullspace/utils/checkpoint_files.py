@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .files import replaced
+from .files import file_hash, write_text
 
 
 LIST_NAME = "nullspace_checkpoint.json"
@@ -80,17 +80,11 @@ def list_again(folder: Path, name: str) -> None:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def _write(folder: Path, values: dict[str, Any]) -> None:
-    with replaced(folder / LIST_NAME) as path:
-        text = json.dumps({**values, "sha256": _digest(values)}, indent=2) + "\n"
-        path.write_text(text, encoding="utf-8")
+    write_text(folder / LIST_NAME, json.dumps({**values, "sha256": _digest(values)}, indent=2) + "\n")
 
 
 def _digest(values: dict[str, Any]) -> str:

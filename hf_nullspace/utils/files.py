@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils.sha import sha_fileobj
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
@@ -26,6 +28,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with replaced(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return sha_fileobj(file).hex()
 
 
 def json_hash(content: Mapping[str, Any]) -> str:

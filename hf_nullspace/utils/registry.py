@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 
+def is_name(value: object) -> bool:
+    """Whether files can be named after a value: letters, digits, `-` and `_`."""
+    return isinstance(value, str) and value.replace("_", "").replace("-", "").isalnum()
+
+
 class Named(Protocol):
     """Anything with a name."""
 
@@ -35,7 +40,7 @@ class Registry(dict[str, Record]):
             `ValueError`: If its name is not made of letters, digits, `-` and `_`, or another record has it.
         """
         name = record.name
-        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+        if not is_name(name):
             raise ValueError(
                 f"The name of a new {self.kind} must be letters, digits, '-' and '_', because profiles and files use it, "
                 f"but got {name!r}."

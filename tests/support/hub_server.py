@@ -5,7 +5,7 @@ A Hub for tests: real HTTP for the real `huggingface_hub`, on this machine, with
         subprocess.run(command, env={**os.environ, **hub.environment(cache)})
 
 It speaks what a client needs to create, fill and read model repositories: LFS uploads, commits, revisions and private
-repositories. `hub.fail` makes chosen requests fail. `python tests/hub_server.py 8000` serves until interrupted.
+repositories. `hub.fail` makes chosen requests fail. `python tests/support/hub_server.py 8000` serves until interrupted.
 """
 
 import base64

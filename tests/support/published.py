@@ -15,7 +15,9 @@ from hf_nullspace.hub.card_page import render_page
 from hf_nullspace.hub.manifest import write_manifest
 from hf_nullspace.hub.model_card import REPOSITORY, TRAINING_NAME, eval_results, name_repository, render_section
 from hf_nullspace.models.preprocessing import image_transform
+from hf_nullspace.robustness.metrics import wilson_interval
 from hf_nullspace.robustness.outcomes import load_outcomes, save_outcomes
+from hf_nullspace.robustness.profiles import Profile
 from hf_nullspace.robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME, RobustnessReport
 
 
@@ -130,8 +132,6 @@ class Forger:
         """Changes the report, with the hash of its profile, and writes its page again."""
         values = self.read(REPORT_NAME)
         change(values)
-        from hf_nullspace.robustness.profiles import Profile
-
         values["profile_hash"] = Profile.from_dict(values["profile"]).hash
         self.write(REPORT_NAME, values)
         if page:
@@ -151,8 +151,6 @@ class Forger:
 
     def accuracy(self, column: str, correct: int) -> None:
         """Another accuracy in every file but that of the outcomes, with its right interval."""
-        from hf_nullspace.robustness.metrics import wilson_interval
-
         low, high = wilson_interval(correct, NUM_IMAGES)
         value = 100 * correct / NUM_IMAGES
         self.report(

@@ -12,6 +12,7 @@ import torch
 
 from ...models.pixel_model import PixelModel
 from ...utils.registry import Registry
+from ..outcomes import KINDS, SECONDS, TABLE
 from .epsilon import parse_epsilon
 from .search import watched_gradients
 
@@ -21,7 +22,7 @@ GIVEN = ("model", "pixels", "labels", "seed", "indices")
 # The outcome that says of an image that the attack found no gradient for it.
 ZERO_GRADIENTS = "has_zero_gradients"
 # Names that a file of outcomes has already.
-RESERVED = ("prediction", "correct", "confidence", "l2", "linf", "values", "indices", "seconds", ZERO_GRADIENTS)
+RESERVED = (*KINDS, TABLE, "indices", SECONDS, ZERO_GRADIENTS)
 
 
 @dataclass(frozen=True)
