@@ -101,7 +101,7 @@ def parse_finetune_arguments(
     if args.do_predict:
         raise ValueError("`do_predict` has no images to predict. Measure a model with `hf-nullspace evaluate`.")
     if not args.do_train:
-        _check_without_training(model_args, data_args, finetune_args, args)
+        _check_without_training(model_args, finetune_args, args)
     if finetune_args.plain_control and not args.noise_weight:
         logger.warning("Without noise the run itself is plain finetuning: no control is trained.")
         finetune_args.plain_control = False
@@ -110,7 +110,6 @@ def parse_finetune_arguments(
 
 def _check_without_training(
     model_args: ModelArguments,
-    data_args: DataArguments,
     finetune_args: FinetuneArguments,
     args: FinetuneTrainingArguments,
 ) -> None:

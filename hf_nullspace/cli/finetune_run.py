@@ -122,7 +122,7 @@ class FinetuneRun:
                 self.data_args, args.seed, cache_dir=self.model_args.cache_dir, token=self.model_args.token
             )
             model, self.processor = load_model(self.model_args, self.labels)
-        transform = image_transform(self.processor, **self._columns, num_channels=channels_of(model))
+        transform = image_transform(self.processor, **self.data_args.columns, num_channels=channels_of(model))
         prepared = self.splits.with_transform(transform)
         self.shared = {
             "data_collator": NullspaceDataCollator(num_labels=len(self.labels)),
@@ -159,13 +159,6 @@ class FinetuneRun:
         if trainer.is_world_process_zero():
             shutil.rmtree(Path(args.output_dir, MEASURING_FOLDER), ignore_errors=True)
         return results
-
-    @property
-    def _columns(self) -> dict[str, str]:
-        return {
-            "image_column_name": self.data_args.image_column_name,
-            "label_column_name": self.data_args.label_column_name,
-        }
 
     # ---- Training -----------------------------------------------------------------------------------------------
 
@@ -278,8 +271,7 @@ class FinetuneRun:
             output_dir=parts,
             model_name=name,
             disable_tqdm=self.args.disable_tqdm,
-            image_column_name=self.data_args.image_column_name,
-            label_column_name=self.data_args.label_column_name,
+            **self.data_args.columns,
         )
 
     # ---- Results ------------------------------------------------------------------------------------------------

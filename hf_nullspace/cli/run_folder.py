@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..comparison.runs import differences
 from ..hub.manifest import publishable_files
 from ..training.removed_arguments import check_settings
-from ..utils.files import replaced
+from ..utils.files import write_text
 
 
 logger = logging.get_logger(__name__)
@@ -106,13 +106,8 @@ class RunFolder:
         if PartialState().is_main_process:
             self._write()
 
-    @property
-    def has_record(self) -> bool:
-        """Whether a run of the command has claimed the folder."""
-        return (self.folder / RECORD_NAME).is_file()
-
     def _read(self) -> dict[str, Any] | None:
-        if not self.has_record:
+        if not (self.folder / RECORD_NAME).is_file():
             return None
         try:
             record = json.loads((self.folder / RECORD_NAME).read_text(encoding="utf-8"))
@@ -125,8 +120,7 @@ class RunFolder:
 
     def _write(self) -> None:
         text = json.dumps({"settings": self.settings, "finished": self.finished}, indent=2) + "\n"
-        with replaced(self.folder / RECORD_NAME) as path:
-            path.write_text(text, encoding="utf-8")
+        write_text(self.folder / RECORD_NAME, text)
 
     def _refuse_strangers(self) -> None:
         """Refuses files that would be published with the model although no run wrote them."""

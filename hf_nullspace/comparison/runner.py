@@ -21,7 +21,7 @@ from ..models.preprocessing import image_transform
 from ..robustness.evaluation import evaluate_robustness
 from ..robustness.packages import check_packages
 from ..robustness.profiles import resolve_profile
-from ..robustness.report import RobustnessReport
+from ..robustness.report import REPORT_NAME, RobustnessReport
 from ..training.arguments import NullspaceTrainingArguments
 from ..training.data_collator import NullspaceDataCollator
 from ..utils.files import json_hash
@@ -70,10 +70,7 @@ class Runner:
         check_packages(self.profile)
         steps = {"max_steps": compare_args.base_max_steps}
         self.base = Row(BASE, PLAIN.name, arguments={**(base_arguments or {}), **steps})
-        self.columns: dict[str, Any] = {
-            "image_column_name": data_args.image_column_name,
-            "label_column_name": data_args.label_column_name,
-        }
+        self.columns: dict[str, Any] = data_args.columns
 
     @property
     def accelerator(self) -> Accelerator:
@@ -176,7 +173,7 @@ class Runner:
         """Measures a finished run, unless it was already measured with these settings."""
         folder = self.folder_of(row.name, seed)
         report_folder = folder / f"robustness-{json_hash(self.evaluation_settings())[:12]}"
-        if (report_folder / "robustness.json").is_file():
+        if (report_folder / REPORT_NAME).is_file():
             return RobustnessReport.load(report_folder)
         model, processor = self.load(folder)
         accelerator = self.accelerator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..utils.flags import FlagRule, check_at_least, expand_paths
 from .digits import DIGITS_NAME, load_digits_splits
@@ -56,6 +56,11 @@ class DataArguments:
     def folders(self) -> dict[str, str | None]:
         """What may be a folder of pictures, by flag."""
         return {name: getattr(self, name) for name in ("dataset_name", "train_dir", "validation_dir")}
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of images and labels, by flag."""
+        return {"image_column_name": self.image_column_name, "label_column_name": self.label_column_name}
 
     def card_arguments(self) -> dict[str, str | None]:
         """What `create_model_card` is told of the data: names, never folders of this machine."""

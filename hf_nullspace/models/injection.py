@@ -111,6 +111,11 @@ def resize_noise(noise: torch.Tensor, grid: tuple[int, int], old_grid: tuple[int
     return nn.functional.interpolate(pixels, size=tuple(grid), mode="bicubic").flatten(2).transpose(1, 2)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has been applied to a model or to a part of it."""
+    return any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules())
+
+
 class NoiseInjector:
     """
     A forward hook on the patch projection that adds noise inside [`~NoiseInjector.inject`] and does nothing otherwise.
@@ -142,7 +147,7 @@ class NoiseInjector:
             if isinstance(hook, cls):
                 return hook
         injector = cls(projection)
-        if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules()):
+        if is_compiled(model):
             torch.compiler.reset()  # code that was compiled before ignores the hook
         return injector
 

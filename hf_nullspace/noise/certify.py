@@ -62,7 +62,7 @@ def measure_noise(
         )
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
         images = read_images(classifier, dataloader, min_images=2)
-        check_epsilon(config, classifier)
+        check_epsilon(config, classifier.largest_error)
         if is_saved and noise.grid and images.grid and noise.grid != images.grid:
             raise ValueError(
                 f"The noise is of a grid of {noise.grid[0]} x {noise.grid[1]} patches, but these images have one of "
@@ -83,15 +83,19 @@ def check_config(config: NullspaceConfig | None) -> NullspaceConfig | None:
     return config
 
 
-def check_epsilon(config: NullspaceConfig, classifier: FrozenClassifier) -> None:
+def check_epsilon(config: NullspaceConfig, largest: float) -> None:
     """
+    Args:
+        config ([`NullspaceConfig`]): Gives epsilon.
+        largest (`float`): The largest possible `probability_mse` of an image; see [`~objectives.largest_probability_mse`].
+
     Raises:
         `ValueError`: If every noise is within epsilon, since no change of this model's probabilities is larger.
     """
-    if config.epsilon >= classifier.largest_error:
+    if config.epsilon >= largest:
         raise ValueError(
             f"`epsilon` is {config.epsilon:g}, but no noise can change this model's probabilities by more than "
-            f"{classifier.largest_error:g} (summed squares over the labels), so that it would exclude none. Give a "
+            f"{largest:g} (summed squares over the labels), so that it would exclude none. Give a "
             f"smaller one; {NullspaceConfig.epsilon} is the default."
         )
 

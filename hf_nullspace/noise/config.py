@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,20 @@ FAILURE_POLICIES = ("shrink", "skip", "error")
 CERTIFICATE_IMAGES_RATIO = 2.56
 # Largest default number of certificate images: each is held in memory and measured at several scales in every round.
 MAX_CERTIFICATE_IMAGES = 2048
+
+
+def check_not_removed(names: Iterable[str], removed: Mapping[str, str]) -> None:
+    """
+    Args:
+        names (iterable of `str`): Names of settings that were given.
+        removed (`Mapping[str, str]`): Those of earlier versions, with what to use in their place.
+
+    Raises:
+        `ValueError`: If one of the names is that of a removed setting; the message says what to use.
+    """
+    for name in names:
+        if name in removed:
+            raise ValueError(removed[name])
 
 
 @dataclass(frozen=True)
@@ -111,9 +125,7 @@ class NullspaceConfig:
     seed: int = 42
 
     def __new__(cls, *args: Any, **kwargs: Any):
-        for name in kwargs:
-            if name in REMOVED_SETTINGS:
-                raise ValueError(REMOVED_SETTINGS[name])
+        check_not_removed(kwargs, REMOVED_SETTINGS)
         return super().__new__(cls)
 
     def __post_init__(self):

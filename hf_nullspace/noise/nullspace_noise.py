@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..utils.files import replaced
+from ..utils.files import replaced, write_text
 from .certificate import Certificate, remove_hidden_mean
 from .config import REMOVED_SETTINGS, NullspaceConfig
 from .kinds import Noise, SharedNoise
@@ -138,8 +138,7 @@ class NullspaceNoise:
         directory.mkdir(parents=True, exist_ok=True)
         with replaced(directory / NOISE_TENSOR_NAME) as path:
             save_file(self.noise.tensors(), path, metadata={"format": "pt"})
-        with replaced(directory / NOISE_CONFIG_NAME) as path:
-            path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(directory / NOISE_CONFIG_NAME, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def digest(self) -> str:
         """SHA-256 of the tensors' bytes: two noises have the same one only if they are bitwise equal."""

@@ -15,7 +15,8 @@ from ..models.frozen import FrozenClassifier, frozen_classifier
 from ..models.objectives import Objective
 from ..utils.random import keyed_generator, preserved_random_state
 from .certificate import Certificate
-from .certify import certify, check_config, check_epsilon, measure_probability_mse
+from .certify import certify, check_config, check_epsilon, measure_errors
+from .confidence import betting_upper_bound
 from .config import NullspaceConfig
 from .images import FrozenImages, read_images
 from .kinds import Noise
@@ -107,7 +108,7 @@ def synthesize_noise(
     config = check_config(config) or NullspaceConfig()
     with frozen_classifier(model, patch_projection, accelerator, objective) as classifier:
         searched, held_out = read_and_split(classifier, dataloader, config, round_index, certificate_dataloader)
-        check_epsilon(config, classifier)
+        check_epsilon(config, classifier.largest_error)
         method = NOISE_METHODS[config.method]
         progress = logging.tqdm(
             total=config.max_steps,
@@ -187,8 +188,10 @@ def _largest_scale(
     is_certifiable = len(held_out) >= config.fewest_certificate_images(classifier.largest_error)
 
     def error_at(scale: float, images: FrozenImages, upper: bool) -> float:
-        mean, bound = measure_probability_mse(classifier, images, noise.scaled(scale), config.confidence)
-        return bound if upper else mean
+        errors = measure_errors(classifier, images, noise.scaled(scale))
+        if upper:
+            return betting_upper_bound(errors, config.confidence, classifier.largest_error)
+        return errors.mean().item()
 
     start = 1.0
     if len(held_out) >= 2 * COARSE_IMAGES:  # a search on all of them from there on takes few measurements

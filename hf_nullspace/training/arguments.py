@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..noise.config import NullspaceConfig, metadata_of
+from ..noise.config import FAILURE_POLICIES, NullspaceConfig, check_not_removed, metadata_of
 from ..noise.methods import NOISE_METHODS, SampleMethod
 from ..noise.methods.base import method_metadata
 from ..utils.wording import renamed
-from .removed_arguments import REMOVED_ARGUMENTS, check_not_removed
+from .removed_arguments import REMOVED_ARGUMENTS
 
 
 NOISE_FORWARDS = ("concatenated", "sequential")
@@ -156,7 +156,7 @@ class NullspaceTrainingArguments(TrainingArguments):
         metadata={
             "help": "What happens to a noise that is not certified: scale it to where its measured error is within "
             "epsilon, leave the round out, or raise an error.",
-            "choices": ["shrink", "skip", "error"],
+            "choices": list(FAILURE_POLICIES),
         },
     )
 
@@ -177,7 +177,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     )
 
     def __new__(cls, *args: Any, **kwargs: Any):
-        check_not_removed(kwargs)
+        check_not_removed(kwargs, REMOVED_ARGUMENTS)
         return super().__new__(cls)
 
     def __post_init__(self):

@@ -15,6 +15,7 @@ from ..models.frozen import frozen
 from ..models.model_inputs import accepted_inputs
 from ..models.patch_projection import PatchProjection, name_candidates, patch_projections
 from ..utils.random import preserved_random_state
+from .images import is_stream
 from .noise_forward import is_batched, part_of
 
 
@@ -24,7 +25,7 @@ AFFINE_TOLERANCE = 0.02
 
 def first_examples(dataset: Any, count: int = 2) -> list[Any]:
     """The first examples of a dataset that can be indexed; none of a stream, which reading would advance."""
-    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
+    if is_stream(dataset):
         return []
     return [dataset[index] for index in range(min(count, len(dataset)))]
 
@@ -138,14 +139,14 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
     }
     inputs["pixel_values"] = torch.cat([pixels[:2], pixels[:2].mean(0, keepdim=True)]).to(device)
     candidates = {each.name: each.module for each in patch_projections(model)}
-    reads: dict[str, list] = {name: [] for name in {**candidates, projection.name: None}}
+    modules = {**candidates, projection.name: projection.module}
+    reads: dict[str, list] = {name: [] for name in modules}
     gives: dict[str, list] = {name: [] for name in reads}
 
     def record(name: str, module: nn.Module, args: tuple, output: Any) -> None:
         reads[name].append(args[0])
         gives[name].append(output)
 
-    modules = {**candidates, projection.name: projection.module}
     handles = [module.register_forward_hook(partial(record, name)) for name, module in modules.items()]
     try:
         # Compiled code knows nothing of hooks that are added now.

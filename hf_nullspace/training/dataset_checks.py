@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ..models.model_inputs import forward_parameters
 from ..models.objectives import is_multi_label, largest_probability_mse
 from ..models.soft_labels import settle_problem_type
+from ..noise.certify import check_epsilon
 from ..utils.random import preserved_random_state
 from .checks import check_columns, check_neftune, check_projection
 from .images import check_enough, check_example, is_stream
@@ -69,13 +70,8 @@ class DatasetChecks(Trainer):
         multi_label = is_multi_label(self.model, self._labels_of(batch))
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", 2)
         self._largest_error = largest_probability_mse(num_labels, multi_label)
-        if self.args.epsilon >= self._largest_error:
-            raise ValueError(
-                f"`epsilon` is {self.args.epsilon:g}, but no noise can change this model's probabilities by more than "
-                f"{self._largest_error:g} (summed squares over the labels), so that it would exclude none. Give a smaller "
-                "one; 0.03 is the default."
-            )
         config = self.args.nullspace_config()
+        check_epsilon(config, self._largest_error)
         fewest = config.fewest_certificate_images(self._largest_error)
         total = len(self.train_dataset) if not is_stream(self.train_dataset) else None
         if config.on_failure == "error" and total is not None and total < fewest + self._noise_batch_size():

@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size
 
+from .noise_forward import is_batched
+
 
 def exact_loss(
     accelerator: Accelerator,
@@ -33,10 +35,7 @@ def exact_loss(
     if real is None:
         return loss
     rows = max(real, 1)
-    some = {
-        name: value[:rows] if isinstance(value, torch.Tensor) and value.shape[:1] == (batch_size,) else value
-        for name, value in inputs.items()
-    }
+    some = {name: value[:rows] if is_batched(value, batch_size) else value for name, value in inputs.items()}
     return mean_over_processes(accelerator, loss_of(some), real, rows, is_divided_by_all)
 
 

@@ -7,14 +7,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import is_compiled_module
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from ..models.adapters import without_adapters
-from ..models.injection import NoiseInjector
+from ..models.injection import NoiseInjector, is_compiled
 from ..models.patch_projection import PatchProjection
 from ..utils.random import preserved_random_state
 
@@ -196,12 +195,13 @@ class TwofoldForward(nn.Module):
         twofold = {name: _twice(name, value, batch_size) for name, value in inputs.items()}
         parts = [(start, batch_size) for start in (0, batch_size)]
         losses = PartLosses(self.unwrapped, parts, 2 * batch_size)
+        compiled = is_compiled(self.model)
         # Compiled code keeps the original `loss_function`. An eager pass has verified that it is the model's whole loss.
-        stand_in = nullcontext() if is_compiled(self.model) else losses.standing_in()
+        stand_in = nullcontext() if compiled else losses.standing_in()
         with self.injector.inject(self.noise, is_twofold=True), stand_in:
             outputs = self.model(**twofold)
         clean_half, self.noisy_half = (part_of(outputs, *part, 2 * batch_size) for part in parts)
-        if is_compiled(self.model):
+        if compiled:
             losses.check_rows({name: value for name, value in outputs.items() if name != "loss"})
             with_loss(clean_half, inputs, self.unwrapped)
             with_loss(self.noisy_half, inputs, self.unwrapped)
@@ -281,11 +281,6 @@ class ForwardPlan:
         self.concatenates = False
         if reason != told:
             logger.warning(f"The clean and the noisy images run in two forward passes: {reason}.")
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` has been applied to a model or to a part of it."""
-    return any(is_compiled_module(module) or module._compiled_call_impl is not None for module in model.modules())
 
 
 def reason_against_concatenation(model: nn.Module) -> str | None:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..noise.config import NullspaceConfig
 from ..noise.nullspace_noise import NullspaceNoise
-from ..utils.files import replaced
+from ..utils.files import write_text
 from ..utils.random import keyed_generator
 from .checkpoints import REMEDY
 
@@ -49,10 +49,6 @@ class NoiseSchedule:
     def __init__(self, refresh_steps: int, seed: int):
         self.refresh_steps = refresh_steps
         self.seed = seed
-        self.reset()
-
-    def reset(self) -> None:
-        """Back to before the first round."""
         self.noise: NullspaceNoise | None = None
         self.history: list[dict[str, Any]] = []
         self._places = (-1, 0)
@@ -106,13 +102,11 @@ class NoiseSchedule:
         return self.noise.draw(batch_size, generator, device=device)
 
     def save(self, directory: str) -> None:
-        """Writes the noise and the history into a checkpoint."""
+        """Writes the history into a checkpoint, beside the noise, which is saved with every model."""
         if self.noise is None:
             return
-        self.noise.save_pretrained(directory)
         values = {"refresh_steps": self.refresh_steps, "round": self.noise.round_index, "history": self.history}
-        with replaced(Path(directory, SCHEDULE_NAME)) as path:
-            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_text(Path(directory, SCHEDULE_NAME), json.dumps(values, indent=2) + "\n")
 
     def load(self, directory: str, config: NullspaceConfig) -> None:
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,6 @@ OLD_DEFAULTS = {
     "convex_combination": False,
     "ema_decay": 0.0,
 }
-
-
-def check_not_removed(names: Iterable[str]) -> None:
-    """
-    Raises:
-        `ValueError`: If one of the names is that of a removed argument; the message says what to use.
-    """
-    for name in names:
-        if name in REMOVED_ARGUMENTS:
-            raise ValueError(REMOVED_ARGUMENTS[name])
 
 
 def check_settings(settings: Mapping[str, Any], path: str | Path, known: Collection[str] = ()) -> None:

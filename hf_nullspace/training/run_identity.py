@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import replaced
+from ..utils.files import write_text
 
 
 RUN_NAME = "nullspace_run.json"
@@ -68,5 +68,4 @@ def read_run(output_dir: str | Path) -> Run | None:
 def write_run(output_dir: str | Path, run: Run) -> None:
     """Makes an output folder that of `run`."""
     Path(output_dir).mkdir(parents=True, exist_ok=True)
-    with replaced(Path(output_dir, RUN_NAME)) as path:
-        path.write_text(json.dumps(run.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_text(Path(output_dir, RUN_NAME), json.dumps(run.to_dict(), indent=2) + "\n")

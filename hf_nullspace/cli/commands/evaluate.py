@@ -258,5 +258,5 @@ def run(argv: list[str]) -> None:
     if PartialState().is_main_process:
         print("\n\n".join(report.to_markdown() for report in reports))
         if len(reports) > 1:
-            print(f"\n{compare_reports(reports)}")
+            print("\n" + Path(args.output_dir, COMPARISON_NAME).read_text(encoding="utf-8").rstrip("\n"))
         print(f"\nReports and figures are in {args.output_dir}")

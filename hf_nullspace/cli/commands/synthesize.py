@@ -42,8 +42,7 @@ def run(argv: list[str]) -> None:
         model, processor = train_digits_model(splits, output.digits_max_steps, config.seed)
     else:
         model, processor = load_model(model_args)  # with its own head, independent of the classes of the images
-    columns = (data_args.image_column_name, data_args.label_column_name)
-    transform = image_transform(processor, *columns, channels_of(model))
+    transform = image_transform(processor, **data_args.columns, num_channels=channels_of(model))
     # The search uses training images; the certificate uses images that the model was not trained on.
     searched, measured = (
         DataLoader(
