@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer, Trainer
 
 from hf_nullspace import NullspaceTrainingArguments
 from hf_nullspace.baselines.adversarial import AdversarialTrainer, AdversarialTrainingArguments, TradesTrainer
+from hf_nullspace.training.noise_schedule import NoiseSchedule
 
 
 BOTH = pytest.mark.parametrize("trainer_class", [AdversarialTrainer, TradesTrainer])
@@ -60,6 +61,10 @@ def test_trades_of_radius_zero_trains_as_plain_trainer(model, pictures, tmp_path
     assert_same_weights(no_radius.model, without.model, atol=1e-6)
 
 
+def new_schedule(trainer):
+    return NoiseSchedule(trainer.args.noise_refresh_steps, trainer.args.seed)
+
+
 @pytest.fixture
 def examples_and_loss(model, pictures, tmp_path):
     """Of a trainer class: its model, a batch, the examples it makes of it, and the loss it computes."""
@@ -69,7 +74,7 @@ def examples_and_loss(model, pictures, tmp_path):
         batch = batch_of(pictures)
         given = {name: value.clone() for name, value in batch.items()}
         examples = trainer._adversarial_examples(trainer.model.train(), batch)
-        trainer.noise_schedule.reset()  # so that the same examples are made again
+        trainer.noise_schedule = new_schedule(trainer)  # so that the same examples are made again
         loss = trainer.compute_loss(trainer.model, batch, return_outputs)
         assert batch.keys() == given.keys() and all(torch.equal(batch[name], given[name]) for name in batch)
         return trainer.model, batch, examples, loss
@@ -153,7 +158,7 @@ def test_every_micro_batch_has_a_start_of_its_own(model, pictures, tmp_path):
     first, second = examples(), examples()
     trainer.state.global_step = 1
     third = examples()
-    trainer.noise_schedule.reset()
+    trainer.noise_schedule = new_schedule(trainer)
     trainer.state.global_step = 0
     assert torch.equal(examples(), first)
     assert not torch.equal(first, second) and not torch.equal(first, third) and not torch.equal(second, third)

@@ -11,9 +11,8 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "benchmark.py"
 
 
-@pytest.mark.parametrize(
-    "flags", [[], pytest.param(["--torch_compile"], marks=pytest.mark.slow)], ids=["", "compiled"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--torch_compile"]], ids=["", "compiled"])
 def test_printed_ratios_are_those_of_the_saved_numbers(tmp_path, flags):
     quick = ["--num_steps", "4", "--num_images", "64", "--num_fresh_images", "64", "--num_seeds", "1"]
     quick += ["--num_certificates", "2", "--num_repeats", "1", "--digits_max_steps", "40"]

@@ -42,6 +42,7 @@ def test_rare_large_errors_are_missed_by_the_normal_bound_alone(example):
     assert missed["normal"] > missed["betting"]
 
 
+@pytest.mark.slow
 def test_tiny_run_prints_the_table(example, capsys):
     arguments = "--epsilons 0.3 --ratios 2 --simulations 5 --num_scales 8 --digits_max_steps 5"
     example.main(arguments.split())

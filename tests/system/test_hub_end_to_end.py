@@ -25,6 +25,8 @@ from hf_nullspace.hub.manifest import MANIFEST_NAME
 from hf_nullspace.hub.verification_images import PublishedImages
 
 
+pytestmark = pytest.mark.slow
+
 LOAD = """
 import json, sys
 from hashlib import sha256

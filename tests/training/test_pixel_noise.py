@@ -196,6 +196,7 @@ def test_noise_is_the_same_for_any_workers_batches_and_order(nullspace, pictures
         assert torch.equal(pickle.loads(pickle.dumps(collator))(pictures)["pixel_values"], expected)
 
 
+@pytest.mark.slow
 def test_two_processes_with_workers_give_the_batches_of_one(tmp_path):
     paths = [str(tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
     with torch.random.fork_rng():
