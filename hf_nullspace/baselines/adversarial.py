@@ -16,10 +16,8 @@ from ..models.model_inputs import LABEL_NAMES
 from ..models.objectives import kl_divergence, read_logits
 from ..models.pixel_box import normalization, pixel_limits
 from ..robustness.attacks.epsilon import parse_epsilon
-from ..training.arguments import NullspaceTrainingArguments
 from ..training.images import image_statistics
-from ..training.trainer import NullspaceTrainer
-from ..utils.random import keyed_generator
+from .rival import RivalTrainer, RivalTrainingArguments
 from .way import Way
 
 
@@ -28,7 +26,7 @@ TRADES_START = 0.001
 
 
 @dataclass
-class AdversarialTrainingArguments(NullspaceTrainingArguments):
+class AdversarialTrainingArguments(RivalTrainingArguments):
     """
     Arguments of [`AdversarialTrainer`] and [`TradesTrainer`]: those of [`NullspaceTrainingArguments`], and how an
     adversarial example is made.
@@ -55,7 +53,6 @@ class AdversarialTrainingArguments(NullspaceTrainingArguments):
         `TypeError`: If a radius or step is neither a number nor text.
     """
 
-    noise_weight: float = field(default=0.0, metadata={"help": "Must be 0: there is no noise beside the examples."})
     adversarial_epsilon: str = field(
         default="8/255", metadata={"help": "Radius of the adversarial examples, in pixel units."}
     )
@@ -67,11 +64,6 @@ class AdversarialTrainingArguments(NullspaceTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.noise_weight != 0:
-            raise ValueError(
-                f"`noise_weight` must be 0 in adversarial training, but got {self.noise_weight!r}. To train on noise "
-                "from an adversarially trained start, give that model to `NullspaceTrainer`."
-            )
         steps = self.adversarial_steps
         beta = self.trades_beta
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -141,12 +133,17 @@ class LinfAscent:
         upper = torch.minimum(upper, self.epsilon / std)
         change = (start / std).clamp(lower, upper)
         for _ in range(self.steps):
-            with torch.enable_grad():
-                current = (images + change).to(pixel_values.dtype).requires_grad_()
-                (gradient,) = torch.autograd.grad(loss_of(current), current)
-            direction = gradient.float().nan_to_num(0.0, 0.0, 0.0).sign()
+            direction = raising_direction(loss_of, (images + change).to(pixel_values.dtype))
             change = (change + self.step_size / std * direction).clamp(lower, upper)
         return (images + change).to(pixel_values.dtype)
+
+
+def raising_direction(loss_of: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """The sign of the gradient of a loss at some images, in float32; 0 where it is not finite."""
+    with torch.enable_grad():
+        current = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(current), current)
+    return gradient.float().nan_to_num(0.0, 0.0, 0.0).sign()
 
 
 def uniform_start(epsilon: float, pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -195,14 +192,14 @@ def _exponent(gradient: torch.Tensor) -> torch.Tensor:
     return torch.frexp(gradient.abs().amax(-1, keepdim=True)).exponent.clamp(-100, 100)
 
 
-class AdversarialTrainer(NullspaceTrainer):
+class AdversarialTrainer(RivalTrainer):
     """
     Finetunes on `CE(adversarial)`: PGD training ([Madry et al., 2018](https://arxiv.org/abs/1706.06083)).
 
     Every training image is replaced by an adversarial example that raises the training loss, also for multi-label
     classification and regression. It is made on the current weights in eval mode, so the attack applies no dropout and
-    updates no running statistics. Its random start depends only on the seed, the step, the index of the micro-batch in
-    the step and the process. Evaluation and prediction run without attack. Everything else is [`NullspaceTrainer`]
+    updates no running statistics. Its random start depends only on the seed, the step and the image's place in the batch
+    of that step, over all micro-batches and processes. Evaluation and prediction run without attack. Everything else is [`NullspaceTrainer`]
     without noise.
 
     Args:
@@ -218,12 +215,10 @@ class AdversarialTrainer(NullspaceTrainer):
             are not normalised with it, or have no labels.
     """
 
+    args_class = AdversarialTrainingArguments
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if not isinstance(self.args, AdversarialTrainingArguments):
-            raise TypeError(
-                f"`args` must be an `AdversarialTrainingArguments`, but got a `{type(self.args).__name__}`."
-            )
         reason = "Adversarial examples are"
         self._image_mean, self._image_std = image_statistics(self.model, self.processing_class, reason)
 
@@ -252,13 +247,14 @@ class AdversarialTrainer(NullspaceTrainer):
         images = inputs["pixel_values"]
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         underflows = self.accelerator.mixed_precision == "fp16" or is_half(unwrapped)
-        place = self.noise_schedule.next_place(self.state.global_step)
-        generator = keyed_generator(type(self).__name__, self.args.seed, *place, self.args.process_index)
+        generators = self.image_generators(len(images))
         with frozen(unwrapped), full_precision(unwrapped) if underflows else self.accelerator.autocast():
             inputs = {**inputs, "pixel_values": images.float() if underflows else images}
             loss_of = self._loss_to_raise(unwrapped, inputs, num_items_in_batch)
-            start = self._start(inputs["pixel_values"], generator)
-            return self._ascent().maximize(loss_of, inputs["pixel_values"], start).to(images.dtype)
+            starts = [
+                self._start(image, draws) for image, draws in zip(inputs["pixel_values"], generators, strict=True)
+            ]
+            return self._ascent().maximize(loss_of, inputs["pixel_values"], torch.stack(starts)).to(images.dtype)
 
     def _ascent(self) -> LinfAscent:
         radius, step_size = self.args.radius_and_step()

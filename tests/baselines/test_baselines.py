@@ -116,6 +116,10 @@ CARDS = {
     "permuted": "nullspace noise with its elements permuted",
     "gaussian": "Gaussian noise of the norm of nullspace noise",
     "nullspace": "noise from the approximate nullspace of its own encoder",
+    "neftune": "uniform noise on the patch embeddings (NEFTune, alpha 5)",
+    "freelb": "adversarial perturbations of the patch embeddings (FreeLB, 2 steps, L2 4)",
+    "sam": "it minimised the loss of the worst weights nearby (SAM, rho 0.05).",
+    "nfgsm": "adversarial examples of its training images (N-FGSM, Linf 8/255, noise 2)",
     "pgd": r"adversarial examples of its training images (PGD, Linf 8/255)",
     "trades": "an adversarial example of it (TRADES, Linf 8/255, beta 6)",
 }
@@ -155,6 +159,6 @@ def test_every_way_trains_as_the_table_says(model, make_pictures, tmp_path):
         assert ("Control of nullspace finetuning" in card) == (name != "nullspace")
         assert ("inject_noise" in card) == (trainer.noise is not None)
     names = list(WAYS)
-    assert names == ["plain", "permuted", "gaussian", "nullspace", "pgd", "trades"]
+    assert names == [*("plain", "permuted", "gaussian", "nullspace"), *("neftune", "freelb", "sam", "nfgsm", "pgd", "trades")]
     for index, name in enumerate(names):
         assert not any(torch.equal(weights[name], weights[other]) for other in names[:index]), name

@@ -12,11 +12,12 @@ from hf_nullspace import NullspaceDataCollator
 from hf_nullspace.baselines import WAYS
 
 
-# At radius 0 the starts of the processes, which differ, make no difference.
+# SAM has worst weights for each micro-batch, so one process takes micro-batches of the size that two take.
 RUNS = {
     "permuted": ("permuted", {}),
-    "pgd of radius 0": ("pgd", {"adversarial_epsilon": "0"}),
-    "trades of radius 0": ("trades", {"adversarial_epsilon": "0"}),
+    "freelb": ("freelb", {}),
+    "sam": ("sam", {"sam_rho": 0.5}),
+    "nfgsm": ("nfgsm", {}),
     "pgd": ("pgd", {}),
     "trades": ("trades", {}),
 }
@@ -27,11 +28,12 @@ def main(folder: str, processes: int) -> None:
     for run, (name, changes) in RUNS.items():
         way = WAYS[name]
         model, examples = seeded_model_and_examples()
+        size = 4 if name == "sam" else 8 // processes
         args = way.arguments(
             f"{folder}/{run}",
             max_steps=2,
-            per_device_train_batch_size=8 // processes,
-            gradient_accumulation_steps=2,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=16 // (size * processes),
             **{**TINY_RUN, **changes},
         )
         processor = ViTImageProcessorPil(size={"height": 16, "width": 16})

@@ -1,0 +1,82 @@
+"""What the ways of finetuning without nullspace noise share: their arguments, and random numbers for each image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import DistributedType
+
+from ..training.arguments import NullspaceTrainingArguments
+from ..training.trainer import NullspaceTrainer
+from ..utils.random import keyed_generator
+
+
+@dataclass
+class RivalTrainingArguments(NullspaceTrainingArguments):
+    """
+    Arguments of a [`RivalTrainer`]: those of [`NullspaceTrainingArguments`], where `noise_weight` is 0, and must be.
+
+    Raises:
+        `ValueError`: If `noise_weight` is not 0.
+    """
+
+    noise_weight: float = field(default=0.0, metadata={"help": "Must be 0: it trains on no nullspace noise."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.noise_weight != 0:
+            raise ValueError(
+                f"`noise_weight` must be 0 in {type(self).__name__}, but got {self.noise_weight!r}. To train on nullspace "
+                "noise from a model that was trained like this, give that model to `NullspaceTrainer`."
+            )
+
+
+class RivalTrainer(NullspaceTrainer):
+    """
+    [`NullspaceTrainer`] without noise; subclasses change what a training step does.
+
+    Args:
+        args ([`RivalTrainingArguments`]):
+            The arguments, of the class that `args_class` names; any other are refused.
+
+    Attributes:
+        args_class (`type[RivalTrainingArguments]`): Class of the arguments.
+        needs_whole_weights (`bool`): Whether FSDP, DeepSpeed and `nn.DataParallel`, which split weights or batches inside
+            a step, are refused.
+
+    Raises:
+        `TypeError`: If `args` is none of `args_class`.
+        `ValueError`: If whole weights are needed, and are split.
+    """
+
+    args_class: type[RivalTrainingArguments] = RivalTrainingArguments
+    needs_whole_weights = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, self.args_class):
+            raise TypeError(f"`args` must be a `{self.args_class.__name__}`, but got a `{type(self.args).__name__}`.")
+        kind = self.accelerator.distributed_type
+        is_split = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) or self.args.n_gpu > 1
+        if self.needs_whole_weights and is_split:
+            name = kind.value if self.args.n_gpu <= 1 else f"one process with {self.args.n_gpu} devices"
+            raise ValueError(
+                f"`{type(self).__name__}` runs the model several times in a step, with whole weights and whole batches, "
+                f"but got {name}. Start one process for each device with `accelerate launch --multi_gpu`."
+            )
+
+    def image_generators(self, count: int) -> list[torch.Generator]:
+        """
+        A random generator for each image of the current micro-batch; call it once for each.
+
+        They depend only on the seed, the optimizer step and the place of the image in the whole batch of that step. So a
+        batch has the same random numbers however many processes and micro-batches share it, and in a resumed run.
+
+        Args:
+            count (`int`): Number of images of the micro-batch.
+        """
+        args = self.args
+        step, micro_batch = self.noise_schedule.next_place(self.state.global_step)
+        first = (micro_batch * args.world_size + args.process_index) * args.train_batch_size
+        return [keyed_generator(type(self).__name__, args.seed, step, first + place) for place in range(count)]
