@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -85,6 +85,17 @@ def _parse(name: str, value: float | str) -> float:
         return parse_epsilon(value)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("`epsilon`", f"`{name}`")) from None
+
+
+class Ascent(Protocol):
+    """How examples are made of images: [`LinfAscent`], or another with this method."""
+
+    def maximize(
+        self,
+        loss_of: Callable[[torch.Tensor], torch.Tensor],
+        pixel_values: torch.Tensor,
+        start: torch.Tensor,
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -256,7 +267,7 @@ class AdversarialTrainer(RivalTrainer):
             ]
             return self._ascent().maximize(loss_of, inputs["pixel_values"], torch.stack(starts)).to(images.dtype)
 
-    def _ascent(self) -> LinfAscent:
+    def _ascent(self) -> Ascent:
         radius, step_size = self.args.radius_and_step()
         return LinfAscent(self._image_mean, self._image_std, radius, self.args.adversarial_steps, step_size)
 

@@ -92,7 +92,9 @@ class Runner:
     def arguments_of(self, row: Row, seed: int) -> NullspaceTrainingArguments:
         """The comparison's training arguments with those of the row."""
         way = WAYS[row.way]
-        common = {item.name: getattr(self.args, item.name) for item in fields(self.args) if item.init}
+        given = {item.name: getattr(self.args, item.name) for item in fields(self.args) if item.init}
+        defaults = {item.name: item.default for item in fields(self.args)}
+        common = {name: value for name, value in given.items() if value != defaults[name]}  # ways have other defaults
         ours: dict[str, Any] = {"seed": seed, "data_seed": seed}
         ours |= {"remove_unused_columns": False, "resume_from_checkpoint": None, "push_to_hub": False}
         ours |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}

@@ -12,7 +12,7 @@ from transformers.utils import is_peft_available
 
 from ..models.adapters import without_adapters
 from ..models.frozen import frozen
-from ..models.model_inputs import accepted_inputs
+from ..models.model_inputs import LABEL_NAMES, accepted_inputs
 from ..models.patch_projection import PatchProjection, name_candidates, patch_projections
 from ..utils.random import preserved_random_state
 from .images import is_stream
@@ -203,7 +203,9 @@ def check_neftune(model: nn.Module, example: dict[str, torch.Tensor]) -> None:
     if embeddings is not None:
         handle = embeddings.register_forward_hook(lambda module, args, output: found.append(output))
         device = next(model.parameters()).device
-        inputs = {name: value.to(device) for name, value in example.items() if isinstance(value, torch.Tensor)}
+        # Without labels: the model's loss would take distributions for several labels each, and keep that in its config.
+        tensors = {name: value for name, value in example.items() if isinstance(value, torch.Tensor)}
+        inputs = {name: value.to(device) for name, value in tensors.items() if name not in LABEL_NAMES}
         try:
             with preserved_random_state(), frozen(model), torch.no_grad():
                 classifier(**accepted_inputs(classifier, inputs))

@@ -159,6 +159,9 @@ def test_every_way_trains_as_the_table_says(model, make_pictures, tmp_path):
         assert ("Control of nullspace finetuning" in card) == (name != "nullspace")
         assert ("inject_noise" in card) == (trainer.noise is not None)
     names = list(WAYS)
-    assert names == [*("plain", "permuted", "gaussian", "nullspace"), *("neftune", "freelb", "sam", "nfgsm", "pgd", "trades")]
+    assert names == [
+        *("plain", "permuted", "gaussian", "nullspace"),
+        *("neftune", "freelb", "sam", "nfgsm", "pgd", "trades"),
+    ]
     for index, name in enumerate(names):
         assert not any(torch.equal(weights[name], weights[other]) for other in names[:index]), name
