@@ -17,6 +17,7 @@ from .parser import CommandParser
 
 # Settings that finetune the digits model in a minute, used if neither a model nor a dataset is given.
 DIGITS_TRAINING = {
+    "augmentation": "none",  # so that they need no further package; and no digit is another one in the mirror
     "noise_method": BoundaryMethod.name,  # per-image noise harms a model this small; one shared noise shows the idea
     "learning_rate": 3e-4,
     "lr_scheduler_type": "cosine",

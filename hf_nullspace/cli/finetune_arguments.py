@@ -12,6 +12,8 @@ from transformers.utils import logging
 from ..data.loading import SOURCES, DataArguments
 from ..models.loading import ModelArguments
 from ..training.arguments import NullspaceTrainingArguments
+from ..training.augmentation import check_package
+from ..training.recipe import RECIPE_RULES, RecipeArguments
 from ..training.weight_average import WeightAverageCallback
 from ..utils.flags import FlagRule, check_at_least, check_output_dir
 from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_arguments
@@ -26,7 +28,7 @@ EVALUATED = ("loss", "accuracy")
 
 
 @dataclass
-class FinetuneArguments:
+class FinetuneArguments(RecipeArguments):
     """What the command does beside finetuning."""
 
     plain_control: bool = field(
@@ -47,6 +49,7 @@ class FinetuneArguments:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         check_at_least(self, base_max_steps=1, max_robustness_samples=1)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in [0, 1), but got {self.ema_decay!r}.")
@@ -83,7 +86,7 @@ def parse_finetune_arguments(
     Raises:
         `ValueError`: If flags do not fit together.
     """
-    rules = method_rules("noise_")
+    rules = [*method_rules("noise_"), *RECIPE_RULES]
     rules.append(FlagRule("base_max_steps", "it is of the digits model", excludes=("model_name_or_path", *SOURCES)))
     parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
     model_args, data_args, finetune_args, args = parsed
@@ -100,7 +103,9 @@ def parse_finetune_arguments(
     args.remove_unused_columns = False  # the transform reads the image column
     if args.do_predict:
         raise ValueError("`do_predict` has no images to predict. Measure a model with `hf-nullspace evaluate`.")
-    if not args.do_train:
+    if args.do_train:
+        check_package(finetune_args.augmentation)
+    else:
         _check_without_training(model_args, finetune_args, args)
     if finetune_args.plain_control and not args.noise_weight:
         logger.warning("Without noise the run itself is plain finetuning: no control is trained.")

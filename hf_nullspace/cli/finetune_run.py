@@ -25,13 +25,15 @@ from ..hub.card_results import CONTROL_NAME, MODEL_NAME
 from ..hub.model_card import count_used, markdown_table
 from ..models.loading import ModelArguments, load_model
 from ..models.patch_projection import channels_of
-from ..models.preprocessing import image_transform
+from ..models.preprocessing import Preprocessing, image_transform
 from ..robustness.evaluation import evaluate_robustness
 from ..robustness.outcomes import model_fingerprint
 from ..robustness.report import RobustnessReport
+from ..training.augmentation import NO_AUGMENTATION
 from ..training.checkpoints import check_whole, last_whole_checkpoint
 from ..training.data_collator import NullspaceDataCollator
 from ..training.figure import plot_noise_history
+from ..training.recipe import RecipeArguments, training_images
 from ..training.trainer import NullspaceTrainer
 from ..utils.figures import optional_figure
 from ..utils.phases import PhaseCallback, announced
@@ -104,7 +106,7 @@ class FinetuneRun:
             settings["base_max_steps"] = self.finetune_args.base_max_steps
         if self.finetune_args.ema_decay:
             settings["ema_decay"] = self.finetune_args.ema_decay
-        return {**settings, **training_settings(self.args)}
+        return {**settings, **self.finetune_args.recipe_settings(), **training_settings(self.args)}
 
     def _warn_of_missing_packages(self) -> None:
         if find_spec("matplotlib") is None and self.args.should_log:
@@ -122,12 +124,14 @@ class FinetuneRun:
                 self.data_args, args.seed, cache_dir=self.model_args.cache_dir, token=self.model_args.token
             )
             model, self.processor = load_model(self.model_args, self.labels)
-        transform = image_transform(self.processor, **self.data_args.columns, num_channels=channels_of(model))
-        prepared = self.splits.with_transform(transform)
+        preprocessing = Preprocessing.of(self.processor, channels_of(model))
+        columns = self.data_args.columns
+        recipe = self.finetune_args if args.do_train else RecipeArguments(NO_AUGMENTATION)
+        train, validation = self.splits["train"], self.splits["validation"]
         self.shared = {
             "data_collator": NullspaceDataCollator(num_labels=len(self.labels)),
-            "train_dataset": prepared["train"],
-            "eval_dataset": prepared["validation"],
+            "train_dataset": training_images(train, preprocessing, recipe, self.labels, **columns, seed=args.seed),
+            "eval_dataset": validation.with_transform(image_transform(preprocessing, **columns)),
             "processing_class": self.processor,
             "preprocess_logits_for_metrics": predicted_classes,
             "compute_metrics": accuracy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..baselines import NULLSPACE, WAYS
+from ..training.recipe import RecipeArguments
 from ..utils.flags import check_at_least, dataset_locations, expand_paths
 
 
@@ -14,7 +15,7 @@ def _ways_in_words() -> str:
 
 
 @dataclass
-class CompareArguments:
+class CompareArguments(RecipeArguments):
     """What is compared, and how it is measured."""
 
     methods: list[str] = field(
@@ -42,6 +43,7 @@ class CompareArguments:
     max_robustness_samples: int | None = field(default=None, metadata={"help": "Measure on this many images at most."})
 
     def __post_init__(self):
+        super().__post_init__()
         expand_paths(self, "variants", "profile")
         check_at_least(self, num_seeds=1, base_max_steps=0, max_robustness_samples=1)
         dataset_locations(self.datasets)

@@ -17,13 +17,15 @@ from ..data.loading import DataArguments, load_data
 from ..data.splits import draw_images
 from ..models.loading import ModelArguments, load_model
 from ..models.patch_projection import channels_of
-from ..models.preprocessing import image_transform
+from ..models.preprocessing import Preprocessing
 from ..robustness.evaluation import evaluate_robustness
 from ..robustness.packages import check_packages
 from ..robustness.profiles import resolve_profile
 from ..robustness.report import REPORT_NAME, RobustnessReport
 from ..training.arguments import NullspaceTrainingArguments
+from ..training.augmentation import check_package
 from ..training.data_collator import NullspaceDataCollator
+from ..training.recipe import training_images
 from ..utils.files import json_hash
 from ..utils.flags import dataset_locations
 from .arguments import CompareArguments
@@ -68,6 +70,7 @@ class Runner:
         self.folder = Path(args.output_dir)
         self.profile = resolve_profile(compare_args.profile)
         check_packages(self.profile)
+        check_package(compare_args.augmentation)
         steps = {"max_steps": compare_args.base_max_steps}
         self.base = Row(BASE, PLAIN.name, arguments={**(base_arguments or {}), **steps})
         self.columns: dict[str, Any] = data_args.columns
@@ -119,12 +122,13 @@ class Runner:
         set_seed(seed)
         splits, labels = self.data
         model, processor = load_model(self.model_args, labels) if start is None else self.load(start)
-        transform = image_transform(processor, **self.columns, num_channels=channels_of(model))
+        preprocessing = Preprocessing.of(processor, channels_of(model))
+        train = training_images(splits["train"], preprocessing, self.compare_args, labels, **self.columns, seed=seed)
         trainer = WAYS[row.way].trainer_class(
             model,
             args,
             data_collator=NullspaceDataCollator(num_labels=len(labels)),
-            train_dataset=splits["train"].with_transform(transform),
+            train_dataset=train,
             processing_class=processor,
         )
         begin = time.perf_counter()
@@ -142,6 +146,7 @@ class Runner:
     def _settings_of(self, row: Row, args: NullspaceTrainingArguments | None, start: Path | None) -> dict[str, Any]:
         """The settings that identify a run: its way, its arguments and its start."""
         settings = {"method": row.way, "arguments": {"max_steps": 0} if args is None else training_settings(args)}
+        settings |= self.compare_args.recipe_settings()
         if start is not None:
             return {**settings, "start": {"row": row.start, "settings_hash": read_run(start)["settings_hash"]}}
         given = {"model": asdict(self.model_args), "data": asdict(self.data_args)}

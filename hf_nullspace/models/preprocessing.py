@@ -324,14 +324,17 @@ def _named_statistics(image_processor: Any, num_channels: int) -> tuple[torch.Te
 
 
 def image_transform(
-    image_processor: Callable, image_column_name: str, label_column_name: str, num_channels: int | None = None
+    image_processor: Callable | Preprocessing,
+    image_column_name: str,
+    label_column_name: str,
+    num_channels: int | None = None,
 ) -> Callable[[dict[str, list]], dict[str, list]]:
     """
     The `with_transform` function that turns a batch of pictures into `labels` and all that the image processor gives:
     `pixel_values`, and masks and sizes where it cuts patches.
 
     Args:
-        image_processor (`Callable`): The image processor.
+        image_processor (`Callable` or [`Preprocessing`]): The image processor.
         image_column_name, label_column_name (`str`): The columns.
         num_channels (`int`, *optional*): Channels that the model reads; see [`~preprocessing.Preprocessing`].
 

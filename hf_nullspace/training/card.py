@@ -7,6 +7,7 @@ from transformers import Trainer
 from ..hub.manifest import write_manifest
 from ..hub.model_card import TAGS, write_card
 from ..hub.training_facts import collect_training_facts
+from .augmented_images import AugmentedImages
 
 
 class NoiseCard(Trainer):
@@ -37,6 +38,9 @@ class NoiseCard(Trainer):
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
             if self._weight_average is not None:
                 settings["ema_decay"] = self._weight_average.decay
+            if isinstance(self.train_dataset, AugmentedImages):
+                settings["augmentation"] = str(self.train_dataset.augmentation)
+            settings |= self.card_settings
             name = dataset if isinstance(dataset, str) else ", ".join(dataset or []) or None
             extras = {"method": self._method_in_words(), **self.card_extras}
             facts = collect_training_facts(self, self.noise, self.noise_history, settings, name, **extras)

@@ -162,6 +162,8 @@ class CheckpointingTrainer(Trainer):
         if self.args.auto_find_batch_size:  # restored by the parent
             del facts["per_device_train_batch_size"]
         facts = {name: value if value is None else str(value) for name, value in facts.items()}
+        augmentation = getattr(self.train_dataset, "augmentation", None)
+        facts["augmentation"] = None if augmentation is None else str(augmentation)
         return {**facts, "images": str(len(self.train_dataset)) if has_length(self.train_dataset) else None}
 
     def _warn_of_another_order(self, checkpoint: str) -> bool:

@@ -128,6 +128,10 @@ class DataPosition(TrainerCallback):
         known = has_length(train_dataloader)
         self._steps_in_epoch = len(train_dataloader) if known else args.max_steps * args.gradient_accumulation_steps
         self.has_leftover = self.is_restored = False
+        dataset = train_dataloader.dataset
+        if hasattr(dataset, "set_epoch") and not isinstance(dataset, IterableDataset):
+            # Accelerate tells a map-style dataset of the epoch on one process, but not on several, nor after a resume.
+            dataset.set_epoch(self.epoch)
         self._pass_start = RandomState()
         self._is_first = True
         if self._active is not None:

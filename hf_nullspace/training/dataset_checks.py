@@ -13,6 +13,7 @@ from ..models.objectives import is_multi_label, largest_probability_mse
 from ..models.soft_labels import settle_problem_type
 from ..noise.certify import check_epsilon
 from ..utils.random import preserved_random_state
+from .augmented_images import without_augmentation
 from .checks import check_columns, check_neftune, check_projection
 from .images import check_enough, check_example, is_stream
 
@@ -35,7 +36,7 @@ class DatasetChecks(Trainer):
             return
         if self.args.noise_weight:
             check_enough(self.train_dataset, self._noise_batch_size())
-        _, collator = self._as_trained_on(self.train_dataset, "training")
+        _, collator = self._as_trained_on(without_augmentation(self.train_dataset), "training")
         with preserved_random_state():
             # Two images, since some collators mix pairs of them.
             images = self._noise_images(round_index=0, num_images=2)

@@ -15,6 +15,7 @@ from ..utils.phases import announce
 from ..utils.random import preserved_random_state
 from ..utils.wording import worded
 from .arguments import in_arguments
+from .augmented_images import without_augmentation
 from .images import StreamReader, check_labels, draw_images, is_stream
 from .noise_schedule import check_same_on_all_processes
 
@@ -57,7 +58,7 @@ class NoiseRounds(Trainer):
     def _noise_dataloader(self, round_index: int) -> DataLoader:
         """Global batches of training images, the same on every process."""
         images = self._noise_images(round_index, self._num_noise_images())
-        _, collator = self._as_trained_on(self.train_dataset, "noise synthesis")
+        _, collator = self._as_trained_on(without_augmentation(self.train_dataset), "noise synthesis")
 
         def collate(examples: list) -> dict[str, Any]:
             batch = collator(examples)
@@ -73,7 +74,7 @@ class NoiseRounds(Trainer):
         return config.num_images + config.wanted_certificate_images(self._largest_error)
 
     def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
-        dataset, _ = self._as_trained_on(self.train_dataset, "noise synthesis")
+        dataset, _ = self._as_trained_on(without_augmentation(self.train_dataset), "noise synthesis")
         if is_stream(dataset):
             if self._noise_stream is None or self._noise_stream.dataset is not dataset:
                 self._noise_stream = StreamReader(dataset)

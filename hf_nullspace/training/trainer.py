@@ -61,6 +61,7 @@ class NullspaceTrainer(
     Attributes:
         noise ([`NullspaceNoise`] or `None`): The current noise; `None` before the first round.
         card_extras (`dict`): Further results for the model card, from [`~hub.card_results`].
+        card_settings (`dict`): Further settings for the model card, each a number or one line of text.
         noise_history (`list[dict]`): One row for each round: `round`, `step`, and the fields of its certificate.
 
     Raises:
@@ -114,6 +115,7 @@ class NullspaceTrainer(
             raise TypeError(f"`args` must be a `NullspaceTrainingArguments`, but got a `{type(args).__name__}`.")
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
         self.card_extras: dict[str, Any] = {}
+        self.card_settings: dict[str, Any] = {}
         self._noisy_loss: torch.Tensor | None = None
         self._noisy_error: torch.Tensor | None = None
         self._noisy_loss_since = 0

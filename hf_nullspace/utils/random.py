@@ -37,3 +37,17 @@ def preserved_random_state() -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def keyed_random_state(name: str, *keys: int) -> Iterator[None]:
+    """
+    Inside the `with` block torch's global generator on the CPU draws what [`keyed_generator`] would; after it, it goes on
+    where it was. For libraries that draw from the global generator alone.
+    """
+    state = torch.get_rng_state()
+    torch.set_rng_state(keyed_generator(name, *keys).get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

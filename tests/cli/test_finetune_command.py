@@ -106,6 +106,8 @@ def test_without_training_a_model_is_measured_and_nothing_claims_more(run, tmp_p
         (["--no_do_train", "--resume_from_checkpoint", "last"], "`--resume_from_checkpoint` and no `--do_train`"),
         (["--do_predict"], "`--do_predict`"),
         (["--ema_decay", "1"], "`--ema_decay` must lie in"),
+        (["--crop_scale", "0"], "`--crop_scale` must lie in"),
+        (["--augmentation", "none", "--crop_scale", "0.5"], "`--crop_scale` does nothing with `--augmentation none`"),
         (["--overwrite_output_dir", "--resume_from_checkpoint", "last"], "`--overwrite_output_dir`"),
         (["--resume_from_checkpoint", "no/such/checkpoint-4"], "no checkpoint no/such/checkpoint-4"),
     ],
@@ -127,6 +129,27 @@ def test_the_command_and_its_positional_model_are_the_same_code(finished, source
     cli(["finetune", model, *others, *QUICK, "--output_dir", str(tmp_path)])
     assert same(finished[0], tmp_path)
     assert {"accuracy", "eval_accuracy"} & set(json.loads((tmp_path / "eval_results.json").read_text()))
+
+
+def test_pictures_are_augmented_and_log_and_card_say_so(run, finished, tmp_path, capsys):
+    said = "default (random crops of 64 to 100 % of the area, mirrored half of the time)"
+    run("--no_do_eval")
+    assert f"Training pictures are augmented: {said}." in capsys.readouterr().err
+    assert f"| augmentation | {said} |" in (tmp_path / "out" / "README.md").read_text()
+    run("--no_do_eval", "--augmentation", "none", "--output_dir", str(tmp_path / "none"))
+    assert "augmented" not in capsys.readouterr().err
+    assert "augmentation" not in (tmp_path / "none" / "README.md").read_text()
+    assert not same(tmp_path / "out", tmp_path / "none")
+    with pytest.raises(ValueError, match="other settings: augmentation 'default' instead of 'trivial'"):
+        run("--augmentation", "trivial", "--resume_from_checkpoint", "last")
+
+
+def test_a_missing_package_is_said_before_anything_is_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_nullspace.training.augmentation.find_spec", lambda package: None)
+    monkeypatch.setattr(finetune_run, "load_data", lambda *args, **kwargs: pytest.fail("images were read"))
+    with pytest.raises(ImportError, match=r"needs kornia: `pip install 'hf_nullspace\[augment\]'"):
+        run()
+    assert not (tmp_path / "out").exists()
 
 
 # ---- Control and treatment ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ...comparison.runner import Runner
 from ...data.loading import DataArguments
 from ...models.loading import ModelArguments
 from ...training.arguments import NullspaceTrainingArguments
+from ...training.recipe import RECIPE_RULES
 from ..arguments import DIGITS_BASE, DIGITS_TRAINING, parse_arguments
 
 
@@ -27,7 +28,7 @@ def parse_compare_arguments(
     all rows start from.
     """
     types = (ModelArguments, DataArguments, CompareArguments, NullspaceTrainingArguments)
-    model_args, data_args, compare_args, args = parse_arguments(types, argv, DIGITS_DEFAULTS, prog)
+    model_args, data_args, compare_args, args = parse_arguments(types, argv, DIGITS_DEFAULTS, prog, rules=RECIPE_RULES)
     is_digits = data_args.source is None and model_args.model_name_or_path is None
     base_arguments = DIGITS_BASE if is_digits else {}
     if compare_args.base_max_steps is None:
