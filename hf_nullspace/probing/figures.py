@@ -7,66 +7,67 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..utils.figures import BLUE, ORANGE, finish, pyplot, save_figure
+from .noisy_pictures import NoisyPictures
 
 
-def plot_exact_noise(
-    picture: np.ndarray,
-    noisy_picture: np.ndarray,
-    clean_logits: Sequence[float],
-    noisy_logits: Sequence[float],
-    path: str | os.PathLike,
-    class_names: Sequence[str] | None = None,
-    max_classes: int = 5,
-) -> None:
+def plot_noisy_pictures(rows: Sequence[NoisyPictures], path: str | os.PathLike) -> None:
     """
-    Writes a picture, its exact-nullspace noise and the noisy picture side by side, with the model's logits under them.
+    Writes pictures, the same under noise and under the noise permuted, with the most probable classes under each.
+
+    The PNG has 256 colours, since noise cannot be compressed.
 
     Args:
-        picture, noisy_picture (`np.ndarray` of shape `(height, width, channels)`): Pixels in [0, 1].
-        clean_logits, noisy_logits (`Sequence[float]`): Logits of the two.
+        rows (`Sequence[NoisyPictures]`): The rows of the figure.
         path (`str` or `os.PathLike`): The PNG to write.
-        class_names (`Sequence[str]`, *optional*): Names of the classes; their numbers by default.
-        max_classes (`int`, *optional*, defaults to 5): Classes shown, those with the largest clean logits.
 
     Raises:
         `ImportError`: If matplotlib is missing.
+        `ValueError`: If there are no rows.
     """
+    if not rows:
+        raise ValueError("`rows` is empty: there is no result to draw.")
     plt = pyplot()
-    clean = np.asarray(clean_logits, dtype=np.float64)
-    noisy = np.asarray(noisy_logits, dtype=np.float64)
-    top = np.argsort(-clean, kind="stable")[:max_classes]
-    names = [class_names[index] if class_names is not None else f"class {index}" for index in top]
-    figure, axes = plt.subplots(
-        2, 3, figsize=(9, 4.6), layout="constrained", height_ratios=(3, 1.6), sharex="row", squeeze=False
-    )
-    noise = noisy_picture - picture
-    # A few pixels reach far; shown up to those, all others would look grey.
-    contrast = max(2 * np.sqrt(np.square(noise).mean()), 1e-12)
-    pictures = (picture, (noise / contrast + 1) / 2, noisy_picture)
-    titles = ("picture", f"exact nullspace noise (largest {np.abs(noise).max():.2f} of 1)", "noisy picture")
-    for cell, pixels, title in zip(axes[0], pictures, titles, strict=True):
-        cell.imshow(pixels.clip(0, 1), interpolation="nearest")
-        cell.set_title(title, fontsize=10)
-        cell.set_axis_off()
-    for cell, logits, color in ((axes[1, 0], clean, BLUE), (axes[1, 2], noisy, ORANGE)):
-        cell.barh(range(len(top)), logits[top], color=color)
-        cell.set_yticks(range(len(top)), names, fontsize=8)
-        cell.invert_yaxis()
-        cell.set_xlabel("logit")
-        cell.spines[["top", "right"]].set_visible(False)
-    change = np.abs(noisy - clean).max() / np.linalg.norm(clean)
-    axes[1, 1].set_axis_off()
-    axes[1, 1].text(
-        0.5,
-        0.5,
-        f"largest change of a logit:\n{change:.1e} of the logits' norm",
-        ha="center",
-        va="center",
-        transform=axes[1, 1].transAxes,
-    )
-    save_figure(plt, figure, path)
+    figure = plt.figure(figsize=(8.4, 3.55 * len(rows)), layout="constrained")
+    grid = figure.subplots(2 * len(rows), 3, height_ratios=(3.6, 1) * len(rows), squeeze=False)
+    for row, cells, bars in zip(rows, grid[::2], grid[1::2], strict=True):
+        titles = [
+            "picture",
+            f"with {row.noise}:\n{_moves(row.largest_change(1))}",
+            f"with the same noise, permuted:\n{_moves(row.largest_change(2))}",
+        ]
+        shown = row.pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+        for cell, pixels, title in zip(cells, shown, titles, strict=True):
+            cell.imshow(pixels, interpolation="nearest")
+            cell.set_title(title, fontsize=9)
+            cell.set_axis_off()
+        known = {name for name, _ in row.top_classes(0)}
+        for index, cell in enumerate(bars):
+            _draw_classes(cell, row.top_classes(index), known, row.probabilities.max().item())
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    with Image.open(path) as picture:
+        reduced = picture.convert("RGB").quantize(256)
+    reduced.save(path, optimize=True)
+
+
+def _moves(largest: float) -> str:
+    """How far probabilities move, in percentage points."""
+    if largest < 1e-5:
+        return "no probability moves by 0.001 points"
+    return f"probabilities move by up to {100 * largest:.2g} points"
+
+
+def _draw_classes(cell: Any, classes: list[tuple[str, float]], known: set[str], widest: float) -> None:
+    """Bars of probabilities with the classes' names on them; of another colour where a class is not among the known."""
+    for place, (name, share) in enumerate(classes):
+        cell.barh(place, share, height=0.85, color=BLUE if name in known else ORANGE, alpha=0.4)
+        # Class names are anybody's: no formulas.
+        cell.text(0.02 * widest, place, f"{name} {100 * share:.1f} %", fontsize=9, va="center", parse_math=False)
+    cell.set(xlim=(0, widest), ylim=(len(classes) - 0.5, -0.5))
+    cell.set_axis_off()
 
 
 def plot_lambda_sweep(rows: list[dict[str, float]], path: str | os.PathLike) -> None:

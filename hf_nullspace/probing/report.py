@@ -6,12 +6,11 @@ import csv
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
@@ -21,10 +20,12 @@ from ..exact_nullspace.patch_nullspace import PatchNullspace
 from ..models.objectives import is_multi_label
 from ..models.patch_projection import channels_of, find_patch_projection
 from ..models.preprocessing import Preprocessing
+from ..utils.escaping import markdown_text
 from ..utils.figures import optional_figure
 from .encoder import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
-from .figures import plot_dose_response, plot_exact_noise, plot_lambda_sweep, plot_token_norms
+from .figures import plot_dose_response, plot_lambda_sweep, plot_noisy_pictures, plot_token_norms
+from .noisy_pictures import NoisyPictures, show_both_noises
 
 
 # Norms of the exact noise in the table of stability, as multiples of the pictures' own norm.
@@ -66,8 +67,8 @@ class ProbeReport:
         layer_norm (`dict`): See [`measure_layer_norm_invariance`].
         stability (`list[dict]`): See [`prediction_stability`]; empty without exact noise.
         encoder ([`EncoderProbe`] or `None`): The approximate nullspace; `None` for the reason in `encoder_refusal`.
-        example (`dict` or `None`): One picture with its noise, for the figure; `None` without exact noise, or if the
-            model reads patches that are cut already.
+        noisy_pictures (`list[NoisyPictures]`): One picture under exact noise and one under encoder noise, for the figure;
+            empty if patches overlap, or the model reads patches that are cut already.
         encoder_refusal (`str` or `None`): Why there is no encoder part: too few pictures.
     """
 
@@ -76,7 +77,7 @@ class ProbeReport:
     layer_norm: dict[str, float]
     stability: list[dict[str, float]]
     encoder: EncoderProbe | None
-    example: dict[str, Any] | None = None
+    noisy_pictures: list[NoisyPictures] = field(default_factory=list)
     encoder_refusal: str | None = None
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
@@ -86,6 +87,7 @@ class ProbeReport:
             "exact": exact,
             "stability": self.stability,
             "layer_norm": [self.layer_norm],
+            "noisy_pictures": [row.to_dict() for row in self.noisy_pictures],
             **(self.encoder.tables() if self.encoder is not None else {}),
         }
         return {name: rows for name, rows in tables.items() if rows}
@@ -109,6 +111,9 @@ class ProbeReport:
                 "## Predictions under exact noise, by norm (normalised pixels)\n\n" + _markdown(self.stability)
             )
         parts.append("## A constant over the hidden axis\n\n" + _markdown([self.layer_norm]))
+        if self.noisy_pictures:
+            rows = [row.to_dict() for row in self.noisy_pictures]
+            parts.append("## Pictures under noise, and under the same noise permuted\n\n" + _markdown(rows))
         if self.encoder is None:
             return "\n\n".join([*parts, f"## Approximate nullspace\n\n{self.encoder_refusal}"])
         names = [*SWEEP_COLUMNS, *(f"permuted_{name}" for name in SWEEP_COLUMNS[-3:])]
@@ -135,8 +140,8 @@ class ProbeReport:
         if not figures:
             return
         drawings = {}
-        if self.example is not None:
-            drawings["exact_noise.png"] = partial(plot_exact_noise, **self.example)
+        if self.noisy_pictures:
+            drawings["noisy_pictures.png"] = partial(plot_noisy_pictures, self.noisy_pictures)
         if self.encoder is not None:
             drawings["lambda_sweep.png"] = partial(plot_lambda_sweep, self.encoder.sweep)
             drawings["dose_response.png"] = partial(plot_dose_response, self.encoder.dose_response)
@@ -206,8 +211,9 @@ def probe(
     inputs["pixel_values"] = preprocessing.into_box(inputs["pixel_values"])
     few = {name: value[:max_exact_images] for name, value in inputs.items()}
     clean = predict(model, **few)
-    exact = refusal = example = None
+    exact = refusal = None
     stability = []
+    pictured = []
     projection = find_patch_projection(model, patch_projection)
     with logging.tqdm(total=3, desc="Probing the input", leave=False, disable=disable_tqdm) as progress:
         if projection.is_exact:
@@ -222,8 +228,10 @@ def probe(
                 norms = [factor * values.flatten(1).norm(dim=1).mean().item() for factor in STABILITY_NORMS]
                 stability = prediction_stability(model, **few, norms=norms, **known)
             progress.update()
-            if refusal is None and projection.patch_size is not None:
-                example = _example(model, preprocessing, values[:1], noise[:1], clean[0].tolist())
+            if projection.patch_size is not None:
+                options = {"accelerator": accelerator, "patch_projection": patch_projection}
+                shown = noise if refusal is None else None
+                pictured = show_both_noises(model, preprocessing, few, shown, nullspace, config.seed, **options)
         else:
             refusal = (
                 f"There is none per patch: {projection.obstacle}. The approximate nullspace (`synthesize_noise`) works "
@@ -236,7 +244,7 @@ def probe(
         reason = (
             f"Searching noise takes at least {MIN_PICTURES} pictures, but there are {found}; the input was probed."
         )
-        return ProbeReport(exact, refusal, layer_norm, stability, None, example, reason)
+        return ProbeReport(exact, refusal, layer_norm, stability, None, pictured, reason)
     sizes = range(0, len(inputs["pixel_values"]), batch_size)
     batches = [{name: value[start : start + batch_size] for name, value in inputs.items()} for start in sizes]
     encoder = probe_encoder(
@@ -247,7 +255,7 @@ def probe(
         patch_projection=patch_projection,
         disable_tqdm=disable_tqdm,
     )
-    return ProbeReport(exact, refusal, layer_norm, stability, encoder, example)
+    return ProbeReport(exact, refusal, layer_norm, stability, encoder, pictured)
 
 
 def save_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
@@ -258,25 +266,10 @@ def save_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
         writer.writerows(rows)
 
 
-def _example(
-    model: nn.Module, preprocessing: Preprocessing, values: torch.Tensor, noise: torch.Tensor, logits: list[float]
-) -> dict[str, Any]:
-    """Arguments of `plot_exact_noise` for one picture."""
-    clean, noisy = (
-        preprocessing.denormalize(inputs)[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
-        for inputs in (values, values + noise)
-    )
-    names = getattr(getattr(model, "config", None), "id2label", None)
-    return {
-        "picture": clean,
-        "noisy_picture": noisy,
-        "clean_logits": logits,
-        "noisy_logits": predict(model, values + noise)[0].tolist(),
-        "class_names": [names[index] for index in range(len(logits))] if names else None,
-    }
-
-
 def _markdown(rows: list[dict[str, Any]]) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    lines += [
+        [f"{value:.4g}" if isinstance(value, float) else markdown_text(value) for value in row.values()]
+        for row in rows
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from hf_nullspace.probing.figures import plot_dose_response, plot_exact_noise, plot_lambda_sweep, plot_token_norms
+from hf_nullspace.probing.figures import (
+    plot_dose_response,
+    plot_lambda_sweep,
+    plot_noisy_pictures,
+    plot_token_norms,
+)
+from hf_nullspace.probing.noisy_pictures import NoisyPictures
 
 
 @pytest.mark.parametrize("plot", [plot_lambda_sweep, plot_dose_response, plot_token_norms])
@@ -20,10 +27,23 @@ def test_token_norms_of_a_wide_grid(tmp_path):
         assert figure.width >= 600
 
 
-def test_exact_noise_shows_the_largest_logits_by_name(tmp_path):
-    rng = np.random.default_rng(0)
-    picture, noisy = rng.random((2, 8, 8, 3))
-    logits = list(range(7))
-    for names in (None, list("abcdefg")):
-        plot_exact_noise(picture, noisy, logits, logits, tmp_path / "figure.png", class_names=names)
-        assert (tmp_path / "figure.png").stat().st_size > 10_000
+def pictures_under_noise(names: list[str]) -> NoisyPictures:
+    pixels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    probabilities = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.55, 0.35, 0.1, 0.0], [0.0, 0.1, 0.2, 0.7]])
+    return NoisyPictures("exact nullspace noise", pixels, probabilities, names, (0.005, 0.9))
+
+
+def test_noisy_pictures_are_drawn_on_white_with_their_classes(tmp_path):
+    row = pictures_under_noise(["a", "b", "c $x_", "d"])
+    plot_noisy_pictures([row], tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as one:
+        pixels = np.asarray(one.convert("RGB")).astype(int)
+        assert pixels[0, 0].tolist() == [255, 255, 255], "an opaque white page, for readers in the dark too"
+        blue = np.abs(pixels - [153, 199, 224]).max(-1) < 12  # four tenths of the palette's blue on white
+        orange = np.abs(pixels - [238, 191, 153]).max(-1) < 12
+        thirds = [slice(start, start + one.width // 3) for start in range(0, one.width - 2, one.width // 3)]
+        bars = [(blue[:, third].sum(), orange[:, third].sum()) for third in thirds]
+        assert bars[0][0] > 10 * bars[0][1] and bars[1][0] > 10 * bars[1][1]
+        assert bars[2][1] > bars[2][0] > 0, "the first class is none of the picture's own, the second is"
+    with pytest.raises(ValueError, match="`rows` is empty"):
+        plot_noisy_pictures([], tmp_path / "none.png")

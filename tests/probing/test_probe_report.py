@@ -48,7 +48,7 @@ def test_files_hold_the_numbers(report, tmp_path):
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["norm"]) for row in rows] == [row["norm"] for row in report.encoder.sweep]
-    for name in ("exact_noise", "lambda_sweep", "dose_response", "token_norms"):
+    for name in ("noisy_pictures", "lambda_sweep", "dose_response", "token_norms"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width >= 600 and len(picture.convert("L").getcolors(256)) > 10
     report.save(tmp_path / "plain", figures=False)
@@ -79,7 +79,8 @@ def test_full_rank_is_said_with_what_to_use_instead(make_vit, pictures, tmp_path
     report.save(tmp_path)
     saved = json.loads((tmp_path / "probe.json").read_text())
     assert saved["exact"] == [report.exact] and saved["exact_refusal"] == report.exact_refusal
-    assert not {"stability.csv", "exact_noise.png"} & {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "stability.csv").exists()
+    assert [row["noise"] for row in saved["noisy_pictures"]] == ["encoder noise at epsilon 0.03"]
 
 
 def test_patches_that_come_cut_already_have_both_parts(pictures, tmp_path):
@@ -91,9 +92,9 @@ def test_patches_that_come_cut_already_have_both_parts(pictures, tmp_path):
     assert report.exact["permuted_relative_logit_change"] > 100 * report.exact["relative_logit_change"]
     assert report.exact["noise_norm"] < report.exact["noise_norm_bound"]
     assert all(row["relative_logit_change"] < 1e-4 for row in report.stability)
-    assert report.example is None and len(report.encoder.token_norms) == 4
+    assert report.noisy_pictures == [] and len(report.encoder.token_norms) == 4
     report.save(tmp_path)
-    assert not (tmp_path / "exact_noise.png").exists() and (tmp_path / "lambda_sweep.png").exists()
+    assert not (tmp_path / "noisy_pictures.png").exists() and (tmp_path / "lambda_sweep.png").exists()
 
 
 def test_rows_become_csv(tmp_path):

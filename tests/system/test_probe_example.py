@@ -19,7 +19,7 @@ def test_example_probes_a_digits_model(tmp_path, capsys):
     example = load_example("probe_nullspace")
     report = example.main([*QUICK, "--digits_max_steps", "5", "--output_dir", str(tmp_path)])
     assert report.exact["dimension"] == 96 and [row["lambda"] for row in report.encoder.sweep] == [0.1, 0.5]
-    assert {"probe.json", "watermark.png", "exact_noise.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"probe.json", "watermark.png", "noisy_pictures.png"} <= {path.name for path in tmp_path.iterdir()}
     assert "Watermark: likeness" in capsys.readouterr().out
 
 
@@ -55,4 +55,4 @@ def test_command_measures_the_exact_part_on_photographs(make_vit, tmp_path, caps
         row = f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
         assert row in printed and row in written
     assert saved["encoder_refusal"] in printed
-    assert (tmp_path / "out" / "exact_noise.png").is_file()
+    assert (tmp_path / "out" / "noisy_pictures.png").is_file()
