@@ -43,7 +43,7 @@ def test_version(capsys):
     [
         (
             [],
-            "hf-nullspace: error: no command; one of compare, evaluate, finetune, probe, push, synthesize, verify (`--help` ",
+            "hf-nullspace: error: no command; one of compare, evaluate, finetune, merge, probe, push, synthesize, verify (`--help` ",
         ),
         (["fintune"], "hf-nullspace: error: unknown command 'fintune', did you mean finetune?"),
         (["train"], "hf-nullspace: error: unknown command 'train'; the commands are compare, evaluate, "),
