@@ -23,17 +23,19 @@ from ..data.loading import DataArguments, load_data
 from ..hub import card_results
 from ..hub.card_results import CONTROL_NAME, MODEL_NAME
 from ..hub.model_card import count_used, markdown_table
-from ..models.loading import ModelArguments, load_model
+from ..models.loading import ModelArguments, load_classifier
 from ..models.patch_projection import channels_of
 from ..models.preprocessing import Preprocessing, image_transform
 from ..robustness.evaluation import evaluate_robustness
 from ..robustness.outcomes import model_fingerprint
 from ..robustness.report import RobustnessReport
 from ..training.augmentation import NO_AUGMENTATION
+from ..training.augmented_images import without_augmentation
 from ..training.checkpoints import check_whole, last_whole_checkpoint
 from ..training.data_collator import NullspaceDataCollator
 from ..training.figure import plot_noise_history
-from ..training.recipe import RecipeArguments, training_images
+from ..training.head_first import head_in_words, load_head, save_head
+from ..training.recipe import RecipeArguments, head_trained_first, training_images
 from ..training.trainer import NullspaceTrainer
 from ..utils.figures import optional_figure
 from ..utils.phases import PhaseCallback, announced
@@ -50,6 +52,9 @@ logger = logging.get_logger(__name__)
 FIGURE_NAME = "noise_norm.png"
 # Parts of a measurement that a run which is stopped goes on from; one folder for each model, by its weights.
 MEASURING_FOLDER = ".measuring"
+# The head, trained alone, that all finetuning of the run starts from.
+HEAD_NAME = ".trained_head.safetensors"
+HEAD_PHASE = "head"
 # Forward passes per image of a report: one clean, three corrupted, and an attack of one step.
 REPORT_PASSES = 8
 # The base model and the control are neither published nor resumed from a given checkpoint.
@@ -123,7 +128,7 @@ class FinetuneRun:
             self.splits, self.labels = load_data(
                 self.data_args, args.seed, cache_dir=self.model_args.cache_dir, token=self.model_args.token
             )
-            model, self.processor = load_model(self.model_args, self.labels)
+            model, self.processor, self.has_new_head = load_classifier(self.model_args, self.labels)
         preprocessing = Preprocessing.of(self.processor, channels_of(model))
         columns = self.data_args.columns
         recipe = self.finetune_args if args.do_train else RecipeArguments(NO_AUGMENTATION)
@@ -145,6 +150,8 @@ class FinetuneRun:
             if self.is_digits:
                 base = self._base(base)
                 model.load_state_dict(base.state_dict())
+            elif self._train_head(trainer) and base is not None:
+                base.load_state_dict(trainer.accelerator.unwrap_model(trainer.model).state_dict())
             self._nullspace(trainer)
         name = MODEL_NAME if args.do_train else "model"
         models = {name: trainer.accelerator.unwrap_model(trainer.model)}
@@ -174,6 +181,25 @@ class FinetuneRun:
         if self.args.save_strategy == "best":
             settings["save_strategy"] = "no"
         return self._control("base", "Training the base model", model, **settings)
+
+    def _train_head(self, trainer: NullspaceTrainer) -> bool:
+        """Whether the head was trained alone, now or before the run was stopped."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        path = Path(self.args.output_dir, HEAD_NAME)
+        if HEAD_PHASE in self.folder.finished:
+            facts = load_head(model, path)
+        else:
+            images, collator = without_augmentation(self.shared["train_dataset"]), self.shared["data_collator"]
+            facts = head_trained_first(
+                model, self.finetune_args, self.has_new_head, images, collator, self.args, trainer.accelerator
+            )
+            if facts is None:
+                return False
+            if trainer.is_world_process_zero():
+                save_head(model, path, facts)
+            self.folder.finish(HEAD_PHASE)
+        trainer.card_settings["head_first"] = head_in_words(facts)
+        return True
 
     def _plain(self, base: PreTrainedModel) -> PreTrainedModel:
         """The control: the base model finetuned without noise, by the same code for as many steps."""

@@ -26,7 +26,14 @@ OWN_PATTERNS = (
     *("README.md", "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("model*.safetensors", "model.safetensors.index.json", "adapter_config.json", "adapter_model*.safetensors"),
     *("training_args.bin", "trainer_state.json", "*_results.json", "nullspace_*.json", "nullspace_noise.safetensors"),
-    *("averaged_weights.safetensors", "robustness.json", "robustness.md", "robustness.png", "outcomes.safetensors"),
+    *(
+        "averaged_weights.safetensors",
+        ".trained_head.safetensors",
+        "robustness.json",
+        "robustness.md",
+        "robustness.png",
+        "outcomes.safetensors",
+    ),
     *("noise_norm.png", "checkpoint-*", "base", "plain", "_publishing-*", ".measuring", ".partial"),
 )
 # One of these proves that a run wrote the folder: a README.md alone may be the user's.

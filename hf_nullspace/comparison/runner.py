@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
-from transformers import BaseImageProcessor, PreTrainedModel, set_seed
+from transformers import set_seed
 
 from ..baselines import PLAIN, WAYS
 from ..data.loading import DataArguments, load_data
 from ..data.splits import draw_images
-from ..models.loading import ModelArguments, load_model
+from ..models.loading import LoadedModel, ModelArguments, load_classifier
 from ..models.patch_projection import channels_of
 from ..models.preprocessing import Preprocessing
 from ..robustness.evaluation import evaluate_robustness
@@ -24,8 +24,9 @@ from ..robustness.profiles import resolve_profile
 from ..robustness.report import REPORT_NAME, RobustnessReport
 from ..training.arguments import NullspaceTrainingArguments
 from ..training.augmentation import check_package
+from ..training.augmented_images import without_augmentation
 from ..training.data_collator import NullspaceDataCollator
-from ..training.recipe import training_images
+from ..training.recipe import head_trained_first, training_images
 from ..utils.files import json_hash
 from ..utils.flags import dataset_locations
 from .arguments import CompareArguments
@@ -121,7 +122,9 @@ class Runner:
         self.accelerator.wait_for_everyone()
         set_seed(seed)
         splits, labels = self.data
-        model, processor = load_model(self.model_args, labels) if start is None else self.load(start)
+        model, processor, has_new_head = (
+            load_classifier(self.model_args, labels) if start is None else self.load(start)
+        )
         preprocessing = Preprocessing.of(processor, channels_of(model))
         train = training_images(splits["train"], preprocessing, self.compare_args, labels, **self.columns, seed=seed)
         trainer = WAYS[row.way].trainer_class(
@@ -131,6 +134,9 @@ class Runner:
             train_dataset=train,
             processing_class=processor,
         )
+        if start is None:
+            parts = (without_augmentation(train), trainer.data_collator, args, trainer.accelerator)
+            head_trained_first(trainer.model, self.compare_args, has_new_head, *parts)
         begin = time.perf_counter()
         if is_trained:
             trainer.train()
@@ -155,9 +161,9 @@ class Runner:
             for kind, values in given.items()
         }
 
-    def load(self, folder: Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    def load(self, folder: Path) -> LoadedModel:
         """The model and image processor of a finished run."""
-        return load_model(ModelArguments(str(folder), trust_remote_code=self.model_args.trust_remote_code))
+        return load_classifier(ModelArguments(str(folder), trust_remote_code=self.model_args.trust_remote_code))
 
     # ---- Measuring ----------------------------------------------------------------------------------------------
 
@@ -182,7 +188,7 @@ class Runner:
         report_folder = folder / f"robustness-{json_hash(self.evaluation_settings())[:12]}"
         if (report_folder / REPORT_NAME).is_file():
             return RobustnessReport.load(report_folder)
-        model, processor = self.load(folder)
+        model, processor, _ = self.load(folder)
         accelerator = self.accelerator
         return evaluate_robustness(
             model.to(accelerator.device).eval(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -84,7 +85,20 @@ def check_model_name(name: str | None, flag: str) -> None:
         raise FileNotFoundError(f"There is no folder {name!r} (`--{flag}`). Name one, or a Hub id such as user/name.")
 
 
+class LoadedModel(NamedTuple):
+    """A classifier, its image processor, and whether a head of random numbers is on top of a trained model."""
+
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+    has_new_head: bool = False
+
+
 def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The first two of what [`load_classifier`] gives."""
+    return load_classifier(args, labels)[:2]
+
+
+def load_classifier(args: ModelArguments, labels: list[str] | None = None) -> LoadedModel:
     """
     Loads a classifier and its image processor, both at the requested image size; without a name, the untrained digits
     model. The rows of a trained head are put in the order of `labels`, by the names of the classes.
@@ -99,7 +113,7 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
         `ImportError`: If it is an adapter, and PEFT is not installed.
     """
     if args.model_name_or_path is None:
-        return build_digits_model(labels or [str(digit) for digit in range(10)], args.image_size or 32)
+        return LoadedModel(*build_digits_model(labels or [str(digit) for digit in range(10)], args.image_size or 32))
     hub = {
         "cache_dir": args.cache_dir,
         "revision": args.model_revision,
@@ -129,6 +143,7 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
         output_loading_info=True,
         **hub,
     )
+    has_new_head = False
     if labels is not None:
         location, revision = (
             (args.config_name or args.model_name_or_path, {}) if base is None else (base, {"revision": "main"})
@@ -138,12 +153,12 @@ def load_model(args: ModelArguments, labels: list[str] | None = None) -> tuple[P
             *loaded["missing_keys"],
             *(key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"]),
         }
-        follow_names(model, own, labels, new_keys, args.ignore_mismatched_sizes)
+        has_new_head = follow_names(model, own, labels, new_keys, args.ignore_mismatched_sizes)
     processor = _load_image_processor(args, model, hub, base)
     if args.image_size is not None:
         model = change_image_size(model, args.image_size)
         _set_size(processor, args.image_size, channels_of(model))
-    return model, processor
+    return LoadedModel(model, processor, has_new_head)
 
 
 def _set_size(processor: BaseImageProcessor, side: int, num_channels: int | None) -> None:

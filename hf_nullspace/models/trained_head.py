@@ -58,7 +58,7 @@ def row_order(own: Mapping[int, str], labels: Sequence[str]) -> list[int] | None
 
 def follow_names(
     model: PreTrainedModel, own: Mapping[int, str], labels: Sequence[str], new_keys: Collection[str], start_anew: bool
-) -> None:
+) -> bool:
     """
     Puts the rows of a trained head in the order of `labels`, whose names the model's config has already.
 
@@ -69,18 +69,21 @@ def follow_names(
         new_keys (`Collection[str]`): Parameters that the checkpoint did not hold, or held in another shape.
         start_anew (`bool`): Whether a head of other classes is drawn anew instead of refused.
 
+    Returns:
+        `bool`: Whether the head is new: of random numbers, to be trained.
+
     Raises:
         `ValueError`: If the head was trained on other classes.
     """
     rows = head_rows(model)
     if not rows or set(rows) & set(new_keys):
-        return
+        return bool(rows)
     if list(own.values()) == [f"LABEL_{index}" for index in range(len(own))]:
         if [str(label) for label in labels] != list(own.values()):
             logger.warning(
                 f"The checkpoint does not name its {len(own)} classes; taking {list(labels)[:5]} in their order."
             )
-        return
+        return False
     order = row_order(own, labels)
     if order is None and not start_anew:
         raise ValueError(
@@ -97,6 +100,7 @@ def follow_names(
         with torch.no_grad():
             for weight in rows.values():
                 weight.copy_(weight[order].clone())
+    return order is None
 
 
 def _draw_anew(model: PreTrainedModel, rows: Mapping[str, torch.Tensor]) -> None:

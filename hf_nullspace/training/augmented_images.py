@@ -49,7 +49,7 @@ class AugmentedImages(Dataset):
     >>> from hf_nullspace.training.augmentation import Augmentation
     >>> from hf_nullspace.training.augmented_images import AugmentedImages
 
-    >>> images = AugmentedImages(dataset["train"], image_processor, Augmentation("default", size=(16, 16)))
+    >>> images = AugmentedImages(dataset, image_processor, Augmentation("default", size=(16, 16)))
     >>> images[0]["pixel_values"].shape
     torch.Size([3, 16, 16])
     ```

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -134,7 +135,8 @@ def test_the_command_and_its_positional_model_are_the_same_code(finished, source
 def test_pictures_are_augmented_and_log_and_card_say_so(run, finished, tmp_path, capsys):
     said = "default (random crops of 64 to 100 % of the area, mirrored half of the time)"
     run("--no_do_eval")
-    assert f"Training pictures are augmented: {said}." in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert f"Training pictures are augmented: {said}." in log and "head" not in log
     assert f"| augmentation | {said} |" in (tmp_path / "out" / "README.md").read_text()
     run("--no_do_eval", "--augmentation", "none", "--output_dir", str(tmp_path / "none"))
     assert "augmented" not in capsys.readouterr().err
@@ -142,6 +144,53 @@ def test_pictures_are_augmented_and_log_and_card_say_so(run, finished, tmp_path,
     assert not same(tmp_path / "out", tmp_path / "none")
     with pytest.raises(ValueError, match="other settings: augmentation 'default' instead of 'trivial'"):
         run("--augmentation", "trivial", "--resume_from_checkpoint", "last")
+
+
+def test_a_new_head_is_trained_first_for_control_and_treatment(run, tmp_path, capsys, monkeypatch):
+    """Killed in training, and before that with the head: what goes on is the uninterrupted run."""
+    config = tmp_path / "config"
+    flags = ["--ignore_mismatched_sizes", "--plain_control", "--save_strategy", "steps", "--save_steps", "2"]
+    flags += ["--config_name", str(config), "--learning_rate", "1e-4"]
+    names = {"id2label": {0: "night", 1: "day"}, "label2id": {"night": 0, "day": 1}}
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTConfig(image_size=16, patch_size=8, **size, **names).save_pretrained(config)
+    results = run(*flags)
+    said = capsys.readouterr().err
+    (words,) = re.findall(
+        r"The head was trained first: (500 steps on the features of 27 training images, loss .*)\.", said
+    )
+    assert f"| head_first | {words} |" in (tmp_path / "out" / "README.md").read_text()
+    assert results["base"]["clean"] == 100.0, "the head alone tells dark from light"
+
+    other = ["--output_dir", str(tmp_path / "other")]
+    monkeypatch.setattr(finetune_run, "save_head", lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        run(*flags, *other)
+    monkeypatch.undo()
+    step = NullspaceTrainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise RuntimeError("killed")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(NullspaceTrainer, "training_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(*flags, *other, "--resume_from_checkpoint", "last")
+    monkeypatch.undo()
+    assert (tmp_path / "other" / "checkpoint-2").is_dir()
+    assert run(*flags, *other, "--resume_from_checkpoint", "last") == results
+    for folder in ("", "plain"):
+        assert same(tmp_path / "out" / folder, tmp_path / "other" / folder)
+    assert f"| head_first | {words} |" in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_a_trained_head_is_trained_first_if_wanted(run, finished, tmp_path, capsys):
+    run("--no_do_eval", "--head_first_steps", "7")
+    assert "The head was trained first: 7 steps" in capsys.readouterr().err
+    assert not same(finished[0], tmp_path / "out")
+    with pytest.raises(ValueError, match="head_first_steps 7 instead of 8"):
+        run("--head_first_steps", "8", "--resume_from_checkpoint", "last")
 
 
 def test_a_missing_package_is_said_before_anything_is_read(run, tmp_path, monkeypatch):
