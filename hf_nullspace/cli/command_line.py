@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..utils.current_command import made_by
 from ..utils.wording import as_flags, worded
 
 
@@ -39,7 +40,7 @@ def run_command(prog: str, command: Callable[[list[str]], Any], argv: Sequence[s
     ]
     argv = [word for place, word in enumerate(argv) if place not in places]
     try:
-        with worded(lambda text: as_flags(text, FLAG_NAMES)):
+        with worded(lambda text: as_flags(text, FLAG_NAMES)), made_by([*prog.split(), *argv]):
             command(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has closed it, as `| head` does

@@ -18,13 +18,15 @@ FORMAT_VERSION = 1
 # pickle, holds the token and the folders of the machine, and nothing reads it.
 PUBLISHED_SUFFIXES = (".csv", ".json", ".md", ".png", ".py", ".safetensors")
 # Of use to a resumed run only, and the first names folders of the machine; what is published to resume from a
-# checkpoint has its own.
+# checkpoint has its own. The last holds pictures of the evaluation set, which may be private, and `report.html` shows
+# them: neither is published.
 LOCAL_NAMES = (
     "trainer_state.json",
     "nullspace_schedule.json",
     "averaged_weights.safetensors",
     "nullspace_checkpoint.json",
     "nullspace_run.json",
+    "examples.safetensors",
 )
 
 

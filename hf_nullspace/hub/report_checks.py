@@ -323,6 +323,8 @@ def _impossible(outcomes: Outcomes, num_labels: int) -> str:
     is_share = (outcomes.confidence > 0) & (outcomes.confidence <= 1 + 1e-6)
     if not bool((is_share & (outcomes.l2 >= 0) & (outcomes.linf >= 0)).all()):
         return "impossible probabilities or distances"
+    if outcomes.label is not None and bool((outcomes.correct & (outcomes.prediction != outcomes.label)).any()):
+        return "right answers of another class than the label"
     return ""
 
 

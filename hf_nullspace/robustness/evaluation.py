@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..data.robustness_datasets import RobustnessDataset
 from ..models.frozen import frozen
+from ..utils.current_command import current_command
 from ..utils.processes import on_main_process
 from ..utils.random import preserved_random_state
 from .outcomes import ShardStore, check_manifest
@@ -145,7 +146,11 @@ def evaluate_robustness(
     shards = plan_shards(evaluation.profile, evaluation.sources, batch_size, left_out)
     with preserved_random_state(), frozen(model):
         runner = ShardRunner(evaluation.pixel_model, evaluation.images, accelerator, num_workers, disable_tqdm)
-        outcomes, seconds = runner.run(shards, store, {"profile": evaluation.profile.hash, **run})
+        outcomes, seconds, examples = runner.run(shards, store, {"profile": evaluation.profile.hash, **run})
+    for name, images in outcomes.items():
+        images.label = torch.tensor(evaluation.sources[name].labels)[images.indices]
+    examples.classes = _class_names(model)
+    examples.command = current_command()
     report = RobustnessReport.of(
         model_name or _own_name(model),
         evaluation.profile,
@@ -153,6 +158,7 @@ def evaluate_robustness(
         evaluation.not_measured,
         run,
         seconds_by_column(shards, seconds),
+        examples,
     )
     if accelerator.is_main_process:
         for warning in report.warnings:
@@ -211,6 +217,12 @@ def seconds_by_column(shards: list[Shard], seconds: torch.Tensor) -> dict[str, f
 def public_name(name: str) -> str:
     """A model's id; of a local path only the last part."""
     return Path(name).resolve().name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def _class_names(model: nn.Module) -> list[str]:
+    """Names of the model's classes in the order of its logits; none where its config has none."""
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return [str(names.get(index, f"class {index}")) for index in range(max(names, default=-1) + 1)]
 
 
 def _own_name(model: nn.Module) -> str:

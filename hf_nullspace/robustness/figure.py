@@ -1,12 +1,13 @@
-"""The figure of a robustness report."""
+"""The figures of a robustness report."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..utils.figures import MODEL_COLORS, finish, pyplot, save_figure
+from ..utils.figures import BLUE, GREY, MODEL_COLORS, finish, pyplot, save_figure
 
 
 def plot_robustness(bars: dict[str, dict[str, dict[str, float | None]]], path: str | os.PathLike) -> None:
@@ -41,7 +42,60 @@ def plot_robustness(bars: dict[str, dict[str, dict[str, float | None]]], path: s
     axes.invert_yaxis()
     if len(bars) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(bars)))
-    else:
-        axes.set_title(next(iter(bars)))
+    figure.suptitle(_finding(bars), fontsize=11)
     finish(axes)
+    save_figure(plt, figure, path)
+
+
+def _finding(bars: dict[str, dict[str, dict[str, float | None]]]) -> str:
+    """What the bars say: of one model its first and its lowest, of several their means over the bars that all have."""
+    if len(bars) == 1:
+        [(model, row)] = bars.items()
+        first = next(iter(row))
+        lowest = min(row, key=lambda name: row[name]["accuracy"])
+        said = [f"{row[name]['accuracy']:.1f} % right, {name}" for name in dict.fromkeys((first, lowest))]
+        return f"{model}: {'; '.join(said)}"
+    shared = set.intersection(*(set(row) for row in bars.values()))
+    means = {model: sum(row[name]["accuracy"] for name in shared) / max(1, len(shared)) for model, row in bars.items()}
+    ranked = sorted(means, key=lambda model: -means[model])
+    return "Mean accuracy: " + ", ".join(f"{model} {means[model]:.1f} %" for model in ranked[:4])
+
+
+def plot_reliability(bins: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
+    """
+    Writes accuracy by confidence, with 95 % intervals, beside the diagonal of a calibrated model, and below it how many
+    pictures there are.
+
+    Args:
+        bins (`Sequence[dict]`): From [`calibration_bins`].
+        path (`str` or `os.PathLike`): The picture to write.
+
+    Raises:
+        `ImportError`: If matplotlib is missing.
+        `ValueError`: If there is no picture.
+    """
+    shown = [row for row in bins if row["count"]]
+    if not shown:
+        raise ValueError("`bins` hold no pictures: there is no calibration to draw.")
+    total = sum(row["count"] for row in shown)
+    ece = sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in shown) / total
+    mean = {name: sum(row["count"] * row[name] for row in shown) / total for name in ("confidence", "accuracy")}
+    above = mean["confidence"] - mean["accuracy"]
+    plt = pyplot()
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(5, 5.2), layout="constrained", height_ratios=(4, 1), sharex=True
+    )
+    values = [row["accuracy"] for row in shown]
+    whiskers = np.abs(np.asarray([[row[end] for row in shown] for end in ("low", "high")]) - values)
+    upper.plot((0, 100), (0, 100), color=GREY, linestyle="--", label="calibrated")
+    confidences = [row["confidence"] for row in shown]
+    upper.errorbar(confidences, values, yerr=whiskers, fmt="o-", color=BLUE, capsize=2, label="this model")
+    upper.set(ylabel="accuracy (%)", ylim=(-2, 102), xlim=(0, 100))
+    kind = "more" if above > 0 else "less"
+    upper.set_title(f"{abs(above):.1f} points {kind} confident than right on average\n(ECE {ece:.1f} %, n = {total})")
+    upper.legend(frameon=False)
+    width = shown[0]["to"] - shown[0]["from"]
+    lower.bar([row["from"] for row in shown], [row["count"] for row in shown], width, align="edge", color=BLUE)
+    lower.set(xlabel="confidence (%)", ylabel="pictures")
+    finish(upper, lower)
     save_figure(plt, figure, path)

@@ -167,11 +167,37 @@ def calibration_error(confidence: np.ndarray, hits: np.ndarray, num_bins: int = 
         hits (`np.ndarray` of shape `(num_images,)`): 1 for right, 0 for wrong.
         num_bins (`int`, *optional*, defaults to 15): Bins of (0, 1], closed above.
     """
+    gaps = np.bincount(_bins(confidence, num_bins), weights=hits - confidence, minlength=num_bins)
+    return 100 * float(np.abs(gaps).sum() / len(hits))
+
+
+def calibration_bins(confidence: np.ndarray, hits: np.ndarray, num_bins: int = 15) -> list[dict[str, float]]:
+    """
+    The bins of [`calibration_error`]: `from` and `to` of the confidence, `count` of images, and of these `confidence`,
+    `accuracy` and the ends of its 95 % Wilson interval `low` and `high`, all in per cent; NaN in bins without images.
+
+    Args:
+        confidence, hits (`np.ndarray` of shape `(num_images,)`), num_bins (`int`, *optional*): See
+            [`calibration_error`].
+    """
+    bins = _bins(confidence, num_bins)
+    rows = []
+    for place in range(num_bins):
+        inside = bins == place
+        count = int(inside.sum())
+        row = {"from": 100 * place / num_bins, "to": 100 * (place + 1) / num_bins, "count": count}
+        correct = int(np.asarray(hits)[inside].sum())
+        low, high = wilson_interval(correct, count) if count else (math.nan, math.nan)
+        row["confidence"] = 100 * float(confidence[inside].mean()) if count else math.nan
+        row["accuracy"] = 100 * correct / count if count else math.nan
+        rows.append({**row, "low": low, "high": high})
+    return rows
+
+
+def _bins(confidence: np.ndarray, num_bins: int) -> np.ndarray:
     if num_bins < 1:
         raise ValueError(f"`num_bins` must be at least 1, but got {num_bins}.")
-    bins = (np.ceil(confidence * num_bins).astype(int) - 1).clip(0, num_bins - 1)
-    gaps = np.bincount(bins, weights=hits - confidence, minlength=num_bins)
-    return 100 * float(np.abs(gaps).sum() / len(hits))
+    return (np.ceil(confidence * num_bins).astype(int) - 1).clip(0, num_bins - 1)
 
 
 def perturbation_norms(clean: np.ndarray, attacked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

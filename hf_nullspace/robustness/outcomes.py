@@ -34,6 +34,8 @@ KINDS = {
     "l2": torch.float32,
     "linf": torch.float32,
 }
+# The right class of each image, which files of earlier versions do not hold.
+LABEL = "label"
 # The prediction where a logit was not finite.
 NO_ANSWER = -1
 # Version 0.1.0 wrote them as one table of this name: `KINDS` as its columns, and a sixth with a bit for each flag.
@@ -61,6 +63,7 @@ class Outcomes:
         confidence (`torch.Tensor`): Its probability.
         l2, linf (`torch.Tensor`): Distance of the attacked picture from the clean one, in pixel units.
         others (`dict[str, torch.Tensor]`, *optional*): What the attack reports, by name; see [`Attack.measure`].
+        label (`torch.Tensor`, *optional*): The right class of each.
     """
 
     indices: torch.Tensor
@@ -70,6 +73,7 @@ class Outcomes:
     l2: torch.Tensor
     linf: torch.Tensor
     others: dict[str, torch.Tensor] = field(default_factory=dict)
+    label: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -77,13 +81,16 @@ class Outcomes:
     @property
     def named(self) -> dict[str, torch.Tensor]:
         """The outcomes by name, without the places."""
-        return {name: getattr(self, name) for name in KINDS} | self.others
+        known = {} if self.label is None else {LABEL: self.label}
+        return {name: getattr(self, name) for name in KINDS} | known | self.others
 
     @classmethod
     def of(cls, indices: torch.Tensor, named: Mapping[str, torch.Tensor]) -> Outcomes:
         """What [`Outcomes.named`] gave, and the places; numbers are brought to their kinds."""
-        others = {name: value for name, value in named.items() if name not in KINDS}
-        return cls(indices, **{name: named[name].to(kind) for name, kind in KINDS.items()}, others=others)
+        others = {name: value for name, value in named.items() if name not in (*KINDS, LABEL)}
+        label = named[LABEL].long() if LABEL in named else None
+        kinds = {name: named[name].to(kind) for name, kind in KINDS.items()}
+        return cls(indices, **kinds, others=others, label=label)
 
 
 def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> None:

@@ -71,7 +71,7 @@ class Repetition:
         with preserved_random_state(), frozen(self.model):
             images = ColumnImages({column.name: self.source}, self.preprocessing, self.profile.seed)
             runner = ShardRunner(PixelModel(self.model, self.preprocessing), images, Accelerator(), disable_tqdm=True)
-            outcomes, _ = runner.run([shard], None, {})
+            outcomes, *_ = runner.run([shard], None, {})
         return outcomes[column.name]
 
     def _pixels(self, places: Sequence[int]) -> torch.Tensor:

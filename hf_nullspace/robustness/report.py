@@ -12,11 +12,14 @@ from typing import Any
 from ..utils.escaping import plain_text
 from ..utils.figures import optional_figure
 from ..utils.files import write_text
+from ..utils.page import PAGE_NAME
 from ..utils.strict_json import DamagedFileError, expect, read_json
+from .examples import EXAMPLES_NAME, Examples
 from .figure import plot_robustness
 from .outcomes import Outcomes, explained, load_outcomes, save_outcomes
 from .profiles import Profile
 from .report_markdown import aggregates_over, report_sections, row_warnings
+from .report_page import robustness_page
 from .scoring import aggregate_columns, score_columns, summarize_columns
 
 
@@ -48,6 +51,7 @@ class RobustnessReport:
             each dataset among how many of the model's `logits` a prediction is made, and the places of `skipped_images`.
         seconds (`dict[str, float]`, *optional*): Time of each column, summed over processes.
         outcomes (`dict[str, Outcomes]`, *optional*): What happened to each image.
+        examples ([`Examples`], *optional*): Some of the pictures, for the page.
     """
 
     model_name: str
@@ -59,6 +63,7 @@ class RobustnessReport:
     run: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     outcomes: dict[str, Outcomes] | None = field(default=None, compare=False, repr=False)
+    examples: Examples | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -69,12 +74,13 @@ class RobustnessReport:
         not_measured: dict[str, str],
         run: dict[str, Any],
         seconds: dict[str, float],
+        examples: Examples | None = None,
     ) -> RobustnessReport:
         """The report whose numbers follow from the outcomes of the images; the arguments are those of the class."""
         rows = score_columns(profile.columns, outcomes)
         bars = summarize_columns(profile.columns, rows, outcomes)
         means = aggregate_columns(profile.columns, rows, bars)
-        return cls(model_name, profile, rows, bars, not_measured, means, run, seconds, outcomes)
+        return cls(model_name, profile, rows, bars, not_measured, means, run, seconds, outcomes, examples)
 
     @property
     def warnings(self) -> list[str]:
@@ -127,10 +133,14 @@ class RobustnessReport:
         parts = (self.columns, self.not_measured, self.aggregates, self.run, self.warnings)
         return "\n\n".join(report_sections(self.model_name, self.profile, *parts))
 
+    def to_html(self) -> str:
+        """The report as a page that needs nothing but itself, without timing."""
+        return robustness_page(self)
+
     def save(self, directory: str | os.PathLike) -> None:
         """
-        Writes `robustness.json`, `robustness.md`, `outcomes.safetensors` (what happened to each image) and, where
-        matplotlib is installed, `robustness.png`.
+        Writes `robustness.json`, `robustness.md`, `report.html`, `outcomes.safetensors` (what happened to each image),
+        `examples.safetensors` (some of the pictures) and, where matplotlib is installed, `robustness.png`.
 
         Args:
             directory (`str` or `os.PathLike`): The folder; made if need be.
@@ -142,13 +152,16 @@ class RobustnessReport:
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         with explained(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            for name in (OUTCOMES_NAME, MARKDOWN_NAME, REPORT_NAME):
+            for name in (OUTCOMES_NAME, EXAMPLES_NAME, MARKDOWN_NAME, PAGE_NAME, REPORT_NAME):
                 for leftover in directory.glob(f"{name}.tmp*"):  # of a run that was killed here
                     leftover.unlink()
             if self.outcomes is not None:
                 save_outcomes(self.outcomes, directory / OUTCOMES_NAME)
+            if self.examples is not None:
+                self.examples.save(directory / EXAMPLES_NAME)
             write_text(directory / MARKDOWN_NAME, self.to_markdown() + "\n")
             draw_figure([self], directory / FIGURE_NAME)
+            write_text(directory / PAGE_NAME, self.to_html())
             write_text(directory / REPORT_NAME, text)  # last: it says all is there
 
     @classmethod
@@ -166,6 +179,8 @@ class RobustnessReport:
         report = cls.from_dict(read_json(path))
         outcomes = path.with_name(OUTCOMES_NAME)
         report.outcomes = load_outcomes(outcomes) if outcomes.is_file() else None
+        examples = path.with_name(EXAMPLES_NAME)
+        report.examples = Examples.load(examples) if examples.is_file() else None
         return report
 
 

@@ -94,15 +94,24 @@ def accuracy_text(row: dict[str, Any]) -> str:
 
 def _column_row(column: Column, row: dict[str, Any]) -> dict[str, str]:
     cells = {"column": column.name, "accuracy": accuracy_text(row), "right": f"{row['correct']} of {row['count']}"}
-    named = {"ece": "ECE (%)", "success_rate": "attack success (%)", "mean_l2": "mean L2", "mean_linf": "mean Linf"}
-    for key, title in named.items():
-        if row.get(key) is not None:
-            cells[title] = f"{row[key]:.4f}" if key.startswith("mean") else f"{row[key]:.2f}"
+    if row.get("ece") is not None:
+        cells["ECE (%)"] = f"{row['ece']:.2f}"
+    cells |= attack_fields(row)
     if column.attack is not None:
         cells |= {markdown_text(title): text for title, text in ATTACKS[column.attack].cells(row).items()}
     if column.settings:
         cells["settings"] = markdown_text(", ".join(f"{name} {value}" for name, value in column.settings.items()))
     return cells
+
+
+def attack_fields(row: dict[str, Any]) -> dict[str, str]:
+    """Success and distances of an attack, by title."""
+    named = {"success_rate": "attack success (%)", "mean_l2": "mean L2", "mean_linf": "mean Linf"}
+    return {
+        title: f"{row[key]:.2f}" if key == "success_rate" else f"{row[key]:.4f}"
+        for key, title in named.items()
+        if row.get(key) is not None
+    }
 
 
 def aggregates_over(profile: Profile, aggregates: dict[str, float]) -> dict[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -20,6 +21,7 @@ from ..utils.processes import on_main_process
 from ..utils.random import keyed_generator
 from .attacks import ATTACKS
 from .attacks.search import is_right
+from .examples import PICTURES, PLACES, Examples, choose_examples, thumbnails
 from .outcomes import KINDS, NO_ANSWER, Outcomes, ShardStore
 from .profiles import Column, Profile
 from .sources import ColumnBatch, ColumnImages, ImageSource, column_loader
@@ -138,7 +140,7 @@ class ShardRunner:
 
     def run(
         self, shards: Sequence[Shard], store: ShardStore | None, manifest: dict[str, Any]
-    ) -> tuple[dict[str, Outcomes], torch.Tensor]:
+    ) -> tuple[dict[str, Outcomes], torch.Tensor, Examples]:
         """
         Measures the shards that `store` does not hold yet.
 
@@ -148,8 +150,8 @@ class ShardRunner:
             manifest (`dict`): Says what is evaluated; one that differs from that of `store` is refused.
 
         Returns:
-            `tuple[dict[str, Outcomes], torch.Tensor]`: The outcomes of each column, and the seconds that each shard took,
-            of shape `(num_shards,)`; the same on every process.
+            `tuple[dict[str, Outcomes], torch.Tensor, Examples]`: The outcomes of each column, the seconds that each shard
+            took, of shape `(num_shards,)`, and some pictures; the same on every process.
         """
         finished = set()
         if store is not None:
@@ -158,9 +160,13 @@ class ShardRunner:
         table = {name: torch.zeros(count) for shard in shards for name in outcome_names(shard.column)}
         seconds = torch.zeros(len(shards))
         places = {shard.name: place for place, shard in enumerate(shards)}
+        shown = choose_examples(shards)
+        examples = Examples()
 
         def insert(shard: Shard, named: Mapping[str, torch.Tensor], elapsed: float) -> None:
-            for name, value in named.items():
+            examples.add(shard.column.name, named)
+            for name in named.keys() - {PICTURES, PLACES}:
+                value = named[name]
                 table[name][shard.first : shard.first + len(value)] = value.float()
             seconds[places[shard.name]] = elapsed
 
@@ -173,20 +179,31 @@ class ShardRunner:
             logger.info(f"Measuring {columns} column{'s' * (columns > 1)}, {count} images in all{kept} ...")
         remaining = [shard for shard in shards if shard.name not in finished]
         mine = remaining[self.accelerator.process_index :: self.accelerator.num_processes]
-        for shard, named, elapsed in self._measured(mine):
+        for shard, named, elapsed in self._measured(mine, shown):
             insert(shard, named, elapsed)
             if store is not None:
                 store.save(shard.name, named, elapsed)
         # Each row was filled by one process and is zero on the others, so the sum is exact.
         seconds = self._summed(seconds)
         table = {name: self._summed(value) for name, value in table.items()}
-        return outcomes_by_column(shards, table), seconds
+        return outcomes_by_column(shards, table), seconds, self._gathered(examples)
+
+    def _gathered(self, examples: Examples) -> Examples:
+        """The pictures of all processes."""
+        gathered = Examples()
+        for column, places, pictures in gather_object(
+            [(column, examples.places[column], pictures) for column, pictures in examples.pictures.items()]
+        ):
+            gathered.add(column, {PLACES: places, PICTURES: pictures})
+        return gathered
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, on the CPU."""
         return self.accelerator.reduce(values.to(self.accelerator.device), "sum").cpu()
 
-    def _measured(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, dict[str, torch.Tensor], float]]:
+    def _measured(
+        self, shards: Sequence[Shard], shown: Mapping[str, Collection[int]]
+    ) -> Iterator[tuple[Shard, dict[str, torch.Tensor], float]]:
         """The outcomes of the images of each shard, and the seconds that it took, as they are finished."""
         batches = [ColumnBatch(shard.column, indices) for shard in shards for indices in shard.batches]
         loaded = iter(column_loader(self.images, batches, self.num_workers))
@@ -198,19 +215,22 @@ class ShardRunner:
         with tqdm(total=total, unit="pass", unit_scale=True, disable=disable) as progress:
             for shard in shards:
                 begun = time.perf_counter()
-                named = self._measure_shard(shard, loaded, progress)
+                named = self._measure_shard(shard, loaded, progress, shown.get(shard.column.name, ()))
                 yield shard, named, time.perf_counter() - begun
 
-    def _measure_shard(self, shard: Shard, loaded: Iterator, progress: tqdm) -> dict[str, torch.Tensor]:
+    def _measure_shard(
+        self, shard: Shard, loaded: Iterator, progress: tqdm, shown: Collection[int]
+    ) -> dict[str, torch.Tensor]:
         progress.set_description(shard.column.name)
         parts = []
         passes = passes_per_image(shard.column)
         for indices in shard.batches:
             pixels, labels = next(loaded)
-            parts.append(self.measure(shard.column, pixels, labels, indices))
+            parts.append(self.measure(shard.column, pixels, labels, indices, shown))
             progress.update(len(indices) * passes)
             self._estimate(len(indices) * passes)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
     def _estimate(self, passes: int) -> None:
         """Once some seconds have passed, says how long the rest takes at the pace so far."""
@@ -224,16 +244,23 @@ class ShardRunner:
             logger.info(f"Measuring: about {in_words((self._passes - self._passes_done) * pace)} left.")
 
     def measure(
-        self, column: Column, pixels: torch.Tensor, labels: torch.Tensor, indices: Sequence[int]
+        self,
+        column: Column,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        indices: Sequence[int],
+        shown: Collection[int] = (),
     ) -> dict[str, torch.Tensor]:
         """
-        The outcomes of the images of one batch by name, each of shape `(batch_size,)`, on the CPU.
+        The outcomes of the images of one batch by name, each of shape `(batch_size,)`, on the CPU; and of those at `shown`
+        the pictures, with their places.
 
         Args:
             column ([`Column`]): Names the attack.
             pixels (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Pictures in [0, 1].
             labels (`torch.Tensor` of shape `(batch_size,)`): Their classes.
             indices (`Sequence[int]`): Their places in the dataset.
+            shown (`Collection[int]`, *optional*): Places of pictures to keep.
         """
         classes = self.images.sources[column.name].class_indices
         self.model.class_indices = classes
@@ -267,6 +294,8 @@ class ShardRunner:
             "linf": change.abs().amax(1),
             **others,
         }
+        if rows := [row for row, index in enumerate(indices) if index in shown]:
+            named |= {PICTURES: thumbnails(attacked[rows]), PLACES: torch.tensor([indices[row] for row in rows])}
         return {name: value.detach().cpu() for name, value in named.items()}
 
 

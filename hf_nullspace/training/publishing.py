@@ -15,7 +15,7 @@ from transformers.utils.hub import PushInProgress
 from ..hub.publishing import CARD_NAME, Publisher
 from ..hub.training_facts import FIGURES
 from ..noise.nullspace_noise import NOISE_CONFIG_NAME, NOISE_TENSOR_NAME
-from ..robustness.report import MARKDOWN_NAME, OUTCOMES_NAME, REPORT_NAME
+from ..robustness.report import EXAMPLES_NAME, MARKDOWN_NAME, OUTCOMES_NAME, PAGE_NAME, REPORT_NAME
 from ..utils.hub_upload import answered
 
 
@@ -24,7 +24,10 @@ logger = logging.get_logger(__name__)
 # Placeholder for an unknown license. Without one `Trainer` would ask the Hub for it, without a timeout.
 UNKNOWN_LICENSE = "unknown"
 # Files that a run publishes beside its weights. They are stale when a new run starts in the same folder.
-RESULTS = (NOISE_TENSOR_NAME, NOISE_CONFIG_NAME, REPORT_NAME, MARKDOWN_NAME, OUTCOMES_NAME, *FIGURES)
+RESULTS = (
+    *(NOISE_TENSOR_NAME, NOISE_CONFIG_NAME, REPORT_NAME, MARKDOWN_NAME, PAGE_NAME, OUTCOMES_NAME, EXAMPLES_NAME),
+    *FIGURES,
+)
 
 
 class PublishingTrainer(Trainer):

@@ -1,10 +1,13 @@
-"""Colours and error handling of figures."""
+"""Colours, files and error handling of figures."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers.utils import logging
 
@@ -36,9 +39,29 @@ def finish(*panels) -> None:
         axes.grid(alpha=0.3)
 
 
-def save_figure(plt, figure, path: str | os.PathLike) -> None:
-    figure.savefig(path, dpi=150)
+def save_figure(plt, figure, path: Any) -> None:
+    """Writes a figure as its path ends; into an open file as SVG, always the same bytes for the same figure."""
+    if isinstance(path, io.IOBase):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    else:
+        figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def svg_text(draw: Callable[[Any], None], name: str) -> str:
+    """
+    A figure as an `<svg>` element for a page.
+
+    Args:
+        draw (`Callable`): Writes the figure into the open file that it is called with.
+        name (`str`): Keeps its ids apart from those of other figures of the page.
+    """
+    buffer = io.BytesIO()
+    with pyplot().rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        draw(buffer)
+    text = buffer.getvalue().decode("utf-8")
+    # Groups are named alike in every figure, and nothing refers to them.
+    return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
 
 
 def pyplot():

@@ -220,13 +220,15 @@ def test_killed_three_times_and_resumed_is_the_uninterrupted_run(run, model, dat
     assert shards[0] < shards[1] < shards[2], "each run went on where the one before it was"
     resumed = run(model, output_dir=tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "examples.safetensors",
         "outcomes.safetensors",
+        "report.html",
         "robustness.json",
         "robustness.md",
         "robustness.png",
     ]
     assert resumed == run(model, output_dir=tmp_path / "straight")
-    for name in ("robustness.md", "outcomes.safetensors"):
+    for name in ("robustness.md", "report.html", "outcomes.safetensors", "examples.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 

@@ -238,7 +238,9 @@ def test_leftovers_of_a_kill_do_not_end_a_resumed_run(begun):
     report = begun()
     assert report == begun.straight()
     assert sorted(path.name for path in begun.parts.parent.iterdir()) == [
+        "examples.safetensors",
         "outcomes.safetensors",
+        "report.html",
         "robustness.json",
         "robustness.md",
         "robustness.png",
@@ -311,7 +313,7 @@ def test_damaged_reports_are_named(run, tmp_path, name, damage):
 
 @pytest.mark.parametrize("limit", [0, 200, None])
 def test_a_full_disk_loses_nothing_and_says_so(run, tmp_path, limit):
-    """From the manifest on, from the parts on, and at the report, the largest file but for the figure."""
+    """From the manifest on, from the parts on, and at the files of the report."""
     straight = run(output_dir=tmp_path / "straight")
     limit = (tmp_path / "straight" / "robustness.json").stat().st_size - 300 if limit is None else limit
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -325,7 +327,7 @@ def test_a_full_disk_loses_nothing_and_says_so(run, tmp_path, limit):
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     assert not (tmp_path / "out" / "robustness.json").exists()
     assert run(output_dir=tmp_path / "out") == straight
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 6
 
 
 # ---- Answers that are no numbers ----

@@ -74,6 +74,8 @@ def test_robustness_is_exactly_that_of_one_process(runs):
     for column, outcomes in one.outcomes.items():
         for name, values in two.outcomes[column].named.items():
             assert torch.equal(outcomes.named[name], values)
+    pages = [(runs[processes][2] / "report" / "report.html").read_text() for processes in (1, 2)]
+    assert pages[0] == pages[1] and pages[0].count("data:image/jpeg") == 3 * len(one.columns)
     (alone,), (first, second) = runs[1][1]["accuracies"], runs[2][1]["accuracies"]
     assert alone == first == second
 

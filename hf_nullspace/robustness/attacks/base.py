@@ -12,7 +12,7 @@ import torch
 
 from ...models.pixel_model import PixelModel
 from ...utils.registry import Registry
-from ..outcomes import KINDS, SECONDS, TABLE
+from ..outcomes import KINDS, LABEL, SECONDS, TABLE
 from .epsilon import parse_epsilon
 from .search import watched_gradients
 
@@ -22,7 +22,7 @@ GIVEN = ("model", "pixels", "labels", "seed", "indices")
 # The outcome that says of an image that the attack found no gradient for it.
 ZERO_GRADIENTS = "has_zero_gradients"
 # Names that a file of outcomes has already.
-RESERVED = (*KINDS, TABLE, "indices", SECONDS, ZERO_GRADIENTS)
+RESERVED = (*KINDS, LABEL, TABLE, "indices", SECONDS, ZERO_GRADIENTS)
 
 
 @dataclass(frozen=True)

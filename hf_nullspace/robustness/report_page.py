@@ -1,0 +1,293 @@
+"""A robustness report as a page: summary, table, figures, pictures, classes and calibration, from saved results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..utils.page import (
+    Cell,
+    PageFigure,
+    PagePicture,
+    PageTable,
+    Section,
+    data_uri,
+    drawn,
+    number_cell,
+    render_report_page,
+)
+from .attacks import ATTACKS
+from .figure import plot_reliability, plot_robustness
+from .metrics import calibration_bins, calibration_error, wilson_interval
+from .outcomes import NO_ANSWER, Outcomes
+from .report_markdown import AGGREGATE_NAMES, accuracy_text, attack_fields, competition
+from .scoring import GENERATED
+
+
+if TYPE_CHECKING:
+    from .profiles import Column
+    from .report import RobustnessReport
+
+NUM_WORST = 5
+# Among fewer pictures than this the accuracy of a class says little.
+FEW_PICTURES = 5
+
+
+def robustness_page(report: RobustnessReport) -> str:
+    """
+    The page of a report, without timing: equal reports have equal pages.
+
+    Args:
+        report ([`RobustnessReport`]): The report. Without outcomes, as where only `robustness.json` was kept, the page
+            leaves out what follows from single images.
+    """
+    outcomes = report.outcomes or {}
+    clean = next((column for column in _measured(report) if not column.corruption and not column.attack), None)
+    sections = [
+        Section("Warnings", lines=report.warnings),
+        Section("Accuracy by column", figures=[_bars(report)], tables=[_columns_table(report), *_means(report)]),
+        _pictures(report),
+        _classes(report, clean),
+        _calibration(report, outcomes, clean),
+        _not_measured(report),
+        *_protocol(report),
+    ]
+    return render_report_page(f"Robustness of {report.model_name}", finding(report), _tiles(report, clean), sections)
+
+
+def finding(report: RobustnessReport) -> str:
+    """The result in a sentence: clean accuracy, and what corruptions and the strongest attack leave of it."""
+    parts = []
+    if "clean" in report.summary:
+        parts.append(f"{report.summary['clean']['accuracy']:.1f} % of clean pictures are classified correctly")
+    if GENERATED in report.summary:
+        parts.append(f"{report.summary[GENERATED]['accuracy']:.1f} % under corruptions")
+    if worst := _worst_attack(report):
+        parts.append(f"{report.columns[worst]['accuracy']:.1f} % under {worst}")
+    return ", ".join(parts) + "." if parts else f"{len(report.columns)} columns were measured."
+
+
+def _measured(report: RobustnessReport) -> list[Column]:
+    return [column for column in report.profile.columns if column.name in report.columns]
+
+
+def _worst_attack(report: RobustnessReport) -> str | None:
+    attacked = [column.name for column in _measured(report) if column.attack]
+    return min(attacked, key=lambda name: report.columns[name]["accuracy"], default=None)
+
+
+def _tiles(report: RobustnessReport, clean: Column | None) -> dict[str, tuple[str, str]]:
+    tiles = {}
+    shown = [name for name in ("clean", GENERATED, _worst_attack(report)) if name in report.summary]
+    for name in shown or list(report.summary)[:3]:
+        bar = report.summary[name]
+        count = f" of {report.columns[name]['count']} pictures" if name in report.columns else ", all of them together"
+        interval = "" if bar["low"] is None else f", 95 % interval {bar['low']:.1f} to {bar['high']:.1f}"
+        tiles[name] = (f"{bar['accuracy']:.1f} %", f"accuracy{count}{interval}")
+    if clean is not None and clean.name in (report.outcomes or {}):
+        value = _ece(report.outcomes[clean.name])
+        tiles["calibration error"] = (f"{value:.1f} %", f"ECE of {clean.name}: mean gap of confidence and accuracy")
+    tiles["profile"] = (report.profile.name, f"{len(report.columns)} columns, seed {report.profile.seed}")
+    return tiles
+
+
+def _bars(report: RobustnessReport) -> PageFigure:
+    counts = sorted({row["count"] for row in report.columns.values()})
+    pictures = f"{counts[0]} to {counts[-1]} pictures" if len(counts) > 1 else f"{counts[0]} pictures"
+    caption = f"Accuracy by column, each of {pictures}; whiskers are 95 % intervals."
+    alt = "Accuracy in per cent: " + ", ".join(f"{name} {bar['accuracy']:.1f}" for name, bar in report.summary.items())
+    return drawn("robustness.svg", alt, caption, plot_robustness, {report.model_name: report.summary})
+
+
+def _columns_table(report: RobustnessReport) -> PageTable:
+    rows = []
+    datasets = {column.dataset for column in _measured(report)}
+    for column in _measured(report):
+        row = report.columns[column.name]
+        cells: dict[str, Any] = {"column": column.name}
+        if len(datasets) > 1:
+            cells["images"] = column.dataset
+        cells["corruption"] = f"{column.corruption} {column.severity}" if column.corruption else ""
+        cells["attack"] = column.attack or ""
+        cells["accuracy (%)"] = Cell(accuracy_text(row), row["accuracy"])
+        cells["right"] = Cell(f"{row['correct']} of {row['count']}", row["correct"])
+        if column.name in (report.outcomes or {}):
+            value = _ece(report.outcomes[column.name])
+            cells["ECE (%)"] = Cell(f"{value:.2f}", value)
+        own = ATTACKS[column.attack].cells(row) if column.attack else {}
+        for title, text in (attack_fields(row) | own).items():
+            cells[title] = number_cell(text)
+        if column.settings:
+            cells["settings"] = ", ".join(f"{name} {value}" for name, value in column.settings.items())
+        rows.append(cells)
+    return PageTable("All columns. A click on a heading sorts.", rows)
+
+
+def _means(report: RobustnessReport) -> list[PageTable]:
+    over = report.to_dict()["aggregates_over"]
+    rows = [
+        {"mean": AGGREGATE_NAMES[name], "%": Cell(f"{value:.2f}", value), "over": over.get(name, "")}
+        for name, value in report.aggregates.items()
+    ]
+    return [PageTable("Means over columns", rows)] if rows else []
+
+
+def _pictures(report: RobustnessReport) -> Section:
+    examples = report.examples
+    if examples is None or not examples.pictures or report.outcomes is None:
+        reason = "The results hold no pictures: an earlier version wrote them, or they were left behind."
+        return Section("Pictures that were measured", [reason])
+    rows = {}
+    for column in _measured(report):
+        if column.name in examples.pictures and column.name in report.outcomes:
+            rows[_named(column)] = _row(column, examples, report.outcomes[column.name])
+    text = (
+        "The same pictures in each column of a dataset, as the model saw them, made smaller; under each the model's class "
+        "and its probability. Of a corruption the strongest severity is shown."
+    )
+    return Section("Pictures that were measured", [text], pictures=rows)
+
+
+def _named(column: Column) -> str:
+    parts = [column.name]
+    parts += [f"{column.corruption}, severity {column.severity}"] if column.corruption else []
+    parts += [f"attack {column.attack}"] if column.attack and column.attack != column.name else []
+    return ": ".join([parts[0], ", ".join(parts[1:])]) if len(parts) > 1 else parts[0]
+
+
+def _row(column: Column, examples, outcomes: Outcomes) -> list[PagePicture]:
+    found = {index: place for place, index in enumerate(outcomes.indices.tolist())}
+    pictures = []
+    for index, picture in zip(examples.places[column.name].tolist(), examples.pictures[column.name], strict=True):
+        if index not in found:
+            continue
+        place = found[index]
+        prediction = int(outcomes.prediction[place])
+        is_right = bool(outcomes.correct[place])
+        said = "no answer" if prediction == NO_ANSWER else _class_name(examples.classes, prediction)
+        label = prediction if is_right else None
+        label = int(outcomes.label[place]) if outcomes.label is not None else label
+        name = "" if label is None else f" of {_class_name(examples.classes, label)}"
+        pictures.append(
+            PagePicture(
+                data_uri(picture.permute(1, 2, 0).numpy()),
+                f"picture {index}{name} in column {column.name}",
+                f"{said}, {100 * float(outcomes.confidence[place]):.0f} %",
+                is_right,
+            )
+        )
+    return pictures
+
+
+def _class_name(classes: Sequence[str], index: int) -> str:
+    return classes[index] if index < len(classes) else f"class {index}"
+
+
+def _classes(report: RobustnessReport, clean: Column | None) -> Section:
+    title = "Accuracy by class"
+    outcomes = report.outcomes or {}
+    if clean is None or clean.name not in outcomes or outcomes[clean.name].label is None:
+        return Section(
+            title, ["The results do not say which class each picture is of: an earlier version wrote them."]
+        )
+    names = report.examples.classes if report.examples is not None else []
+    columns = [column for column in _measured(report) if column.dataset == clean.dataset]
+    groups = {
+        f"{clean.name} (%)": [outcomes[clean.name]],
+        "corruptions, mean (%)": [outcomes[column.name] for column in columns if column.corruption],
+        **{f"{column.name} (%)": [outcomes[column.name]] for column in columns if column.attack},
+    }
+    measured = outcomes[clean.name]
+    rows = []
+    for index in sorted(set(measured.label.tolist())):
+        count = int((measured.label == index).sum())
+        row: dict[str, Any] = {"class": _class_name(names, index), "pictures": count}
+        for group, parts in groups.items():
+            hits = [images.correct[images.label == index].double() for images in parts]
+            shares = [float(each.mean()) for each in hits if len(each)]
+            if shares:
+                value = 100 * sum(shares) / len(shares)
+                row[group] = Cell(f"{value:.1f}", value)
+        correct = int(measured.correct[measured.label == index].sum())
+        low, high = wilson_interval(correct, count)
+        row["95 % interval"] = Cell(f"{low:.1f} to {high:.1f}", low)
+        rows.append(row)
+    worst = sorted(rows, key=lambda row: (row[f"{clean.name} (%)"].value, row["pictures"]))[:NUM_WORST]
+    texts = []
+    if min(row["pictures"] for row in rows) < FEW_PICTURES:
+        texts.append(f"Some classes have fewer than {FEW_PICTURES} pictures here: their accuracy says little.")
+    caption = f"The {len(worst)} classes with the lowest accuracy on {clean.name}; the interval is of that accuracy"
+    return Section(title, texts, tables=[PageTable(caption, worst), PageTable("All classes", rows)])
+
+
+def _calibration(report: RobustnessReport, outcomes: Mapping[str, Outcomes], clean: Column | None) -> Section:
+    title = "Calibration"
+    if clean is None or clean.name not in outcomes:
+        return Section(title, ["The results hold no probabilities of single pictures, so there is no diagram."])
+    images = outcomes[clean.name]
+    bins = calibration_bins(images.confidence.double().numpy(), images.correct.numpy())
+    value = _ece(images)
+    caption = (
+        f"{len(images)} pictures of {clean.name} in 15 equal bins of confidence: a calibrated model lies on the diagonal. "
+        f"ECE, the mean gap weighted by the pictures of a bin, is {value:.2f} %. Whiskers are 95 % intervals."
+    )
+    shown = [row for row in bins if row["count"]]
+    alt = "Accuracy by confidence: " + ", ".join(
+        f"{row['accuracy']:.0f} % right at {row['confidence']:.0f} % confidence" for row in shown
+    )
+    figure = drawn("reliability.svg", alt, caption, plot_reliability, bins)
+    rows = [
+        {
+            "confidence": Cell(f"{row['from']:.0f} to {row['to']:.0f} %", row["from"]),
+            "pictures": row["count"],
+            "mean confidence (%)": Cell(f"{row['confidence']:.1f}", row["confidence"]),
+            "accuracy (%)": Cell(f"{row['accuracy']:.1f}", row["accuracy"]),
+        }
+        for row in shown
+    ]
+    return Section(title, figures=[figure], tables=[PageTable(f"The bins of {clean.name}", rows)])
+
+
+def _ece(images: Outcomes) -> float:
+    return calibration_error(images.confidence.double().numpy(), images.correct.numpy().astype(np.float64))
+
+
+def _not_measured(report: RobustnessReport) -> Section:
+    rows = [{"column": name, "reason": reason} for name, reason in report.not_measured.items()]
+    return Section("Not measured", tables=[PageTable("Columns without a result", rows)] if rows else [])
+
+
+def _protocol(report: RobustnessReport) -> list[Section]:
+    """How the numbers came about: what competes, preprocessing, settings, hashes and the command."""
+    run = report.run
+    settings = dict(run.get("preprocessing", {}))
+    resizing = [f"{', '.join(names)}: {protocol}" for protocol, names in settings.pop("resizing", {}).items()]
+    competing = [
+        f"{', '.join(names)}: a prediction is the largest of {text}." for text, names in competition(run).items()
+    ]
+    competing += [f"{name} of the model's numbers: {value}" for name, value in run.get("precision", {}).items()]
+    competing += [
+        f"{name}: {len(places)} pictures that cannot be read were left out."
+        for name, places in run.get("skipped_images", {}).items()
+    ]
+    hashes = [("profile", report.profile.hash), ("weights of the model", run.get("model", ""))]
+    hashes += [(f"images of {name}", value) for name, value in run.get("datasets", {}).items()]
+    others = [{"what": "seed", "value": str(report.profile.seed)}]
+    others += [
+        {"what": f"pictures of {name}", "value": str(count)} for name, count in run.get("num_images", {}).items()
+    ]
+    others += [{"what": "batch size", "value": str(run["batch_size"])}] if "batch_size" in run else []
+    others += [{"what": f"version of {name}", "value": value} for name, value in run.get("versions", {}).items()]
+    others += [{"what": f"SHA-256 of {name}", "value": value} for name, value in hashes if value]
+    command = None if report.examples is None else report.examples.command
+    made = "Python called evaluate_robustness." if command is None else "The command:"
+    lines = [*resizing, *(f"{name}: {value}" for name, value in settings.items())]
+    note = [report.profile.note] if report.profile.note else []
+    return [
+        Section("What competes", lines=competing),
+        Section("Preprocessing", lines=lines),
+        Section("Settings and hashes", note, tables=[PageTable("Settings, versions and hashes", others)]),
+        Section("Made by", [made], code=command),
+    ]
