@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,10 +14,8 @@ from safetensors.torch import save
 from ..utils.escaping import plain_text
 from ..utils.files import replaced
 from ..utils.strict_json import DamagedFileError
+from .profiles import Column
 
-
-if TYPE_CHECKING:
-    from .shards import Shard
 
 EXAMPLES_NAME = "examples.safetensors"
 # Pictures of a column, the longer side of each in pixels, and columns with pictures: a page of them stays under 2 MB.
@@ -91,16 +88,15 @@ class Examples:
         return examples
 
 
-def choose_examples(shards: Sequence[Shard]) -> dict[str, list[int]]:
+def choose_examples(columns: Mapping[str, Column], measured: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     """
     Places of the pictures to keep, by column: the same ones in all columns of a dataset that have them, evenly spaced.
     Of the severities of a corruption the strongest is shown.
+
+    Args:
+        columns (`Mapping[str, Column]`): The columns that are measured.
+        measured (`Mapping[str, Sequence[int]]`): Places of the pictures that are measured in each.
     """
-    measured: dict[str, list[int]] = {}
-    columns = {}
-    for shard in shards:
-        measured.setdefault(shard.column.name, []).extend(shard.indices)
-        columns[shard.column.name] = shard.column
     strongest: dict[tuple, int] = {}
     for column in columns.values():
         key = (column.dataset, column.corruption, column.attack)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,20 +22,19 @@ from .attacks import ATTACKS
 from .figure import plot_reliability, plot_robustness
 from .metrics import calibration_bins, calibration_error, wilson_interval
 from .outcomes import NO_ANSWER, Outcomes
+from .profiles import Column
 from .report_markdown import AGGREGATE_NAMES, accuracy_text, attack_fields, competition
 from .scoring import GENERATED
 
 
-if TYPE_CHECKING:
-    from .profiles import Column
-    from .report import RobustnessReport
-
+# `RobustnessReport`, whose module imports this one.
+Report = Any
 NUM_WORST = 5
 # Among fewer pictures than this the accuracy of a class says little.
 FEW_PICTURES = 5
 
 
-def robustness_page(report: RobustnessReport) -> str:
+def robustness_page(report: Report) -> str:
     """
     The page of a report, without timing: equal reports have equal pages.
 
@@ -57,7 +56,7 @@ def robustness_page(report: RobustnessReport) -> str:
     return render_report_page(f"Robustness of {report.model_name}", finding(report), _tiles(report, clean), sections)
 
 
-def finding(report: RobustnessReport) -> str:
+def finding(report: Report) -> str:
     """The result in a sentence: clean accuracy, and what corruptions and the strongest attack leave of it."""
     parts = []
     if "clean" in report.summary:
@@ -69,16 +68,16 @@ def finding(report: RobustnessReport) -> str:
     return ", ".join(parts) + "." if parts else f"{len(report.columns)} columns were measured."
 
 
-def _measured(report: RobustnessReport) -> list[Column]:
+def _measured(report: Report) -> list[Column]:
     return [column for column in report.profile.columns if column.name in report.columns]
 
 
-def _worst_attack(report: RobustnessReport) -> str | None:
+def _worst_attack(report: Report) -> str | None:
     attacked = [column.name for column in _measured(report) if column.attack]
     return min(attacked, key=lambda name: report.columns[name]["accuracy"], default=None)
 
 
-def _tiles(report: RobustnessReport, clean: Column | None) -> dict[str, tuple[str, str]]:
+def _tiles(report: Report, clean: Column | None) -> dict[str, tuple[str, str]]:
     tiles = {}
     shown = [name for name in ("clean", GENERATED, _worst_attack(report)) if name in report.summary]
     for name in shown or list(report.summary)[:3]:
@@ -93,7 +92,7 @@ def _tiles(report: RobustnessReport, clean: Column | None) -> dict[str, tuple[st
     return tiles
 
 
-def _bars(report: RobustnessReport) -> PageFigure:
+def _bars(report: Report) -> PageFigure:
     counts = sorted({row["count"] for row in report.columns.values()})
     pictures = f"{counts[0]} to {counts[-1]} pictures" if len(counts) > 1 else f"{counts[0]} pictures"
     caption = f"Accuracy by column, each of {pictures}; whiskers are 95 % intervals."
@@ -101,7 +100,7 @@ def _bars(report: RobustnessReport) -> PageFigure:
     return drawn("robustness.svg", alt, caption, plot_robustness, {report.model_name: report.summary})
 
 
-def _columns_table(report: RobustnessReport) -> PageTable:
+def _columns_table(report: Report) -> PageTable:
     rows = []
     datasets = {column.dataset for column in _measured(report)}
     for column in _measured(report):
@@ -125,7 +124,7 @@ def _columns_table(report: RobustnessReport) -> PageTable:
     return PageTable("All columns. A click on a heading sorts.", rows)
 
 
-def _means(report: RobustnessReport) -> list[PageTable]:
+def _means(report: Report) -> list[PageTable]:
     over = report.to_dict()["aggregates_over"]
     rows = [
         {"mean": AGGREGATE_NAMES[name], "%": Cell(f"{value:.2f}", value), "over": over.get(name, "")}
@@ -134,7 +133,7 @@ def _means(report: RobustnessReport) -> list[PageTable]:
     return [PageTable("Means over columns", rows)] if rows else []
 
 
-def _pictures(report: RobustnessReport) -> Section:
+def _pictures(report: Report) -> Section:
     examples = report.examples
     if examples is None or not examples.pictures or report.outcomes is None:
         reason = "The results hold no pictures: an earlier version wrote them, or they were left behind."
@@ -185,7 +184,7 @@ def _class_name(classes: Sequence[str], index: int) -> str:
     return classes[index] if index < len(classes) else f"class {index}"
 
 
-def _classes(report: RobustnessReport, clean: Column | None) -> Section:
+def _classes(report: Report, clean: Column | None) -> Section:
     title = "Accuracy by class"
     outcomes = report.outcomes or {}
     if clean is None or clean.name not in outcomes or outcomes[clean.name].label is None:
@@ -222,7 +221,7 @@ def _classes(report: RobustnessReport, clean: Column | None) -> Section:
     return Section(title, texts, tables=[PageTable(caption, worst), PageTable("All classes", rows)])
 
 
-def _calibration(report: RobustnessReport, outcomes: Mapping[str, Outcomes], clean: Column | None) -> Section:
+def _calibration(report: Report, outcomes: Mapping[str, Outcomes], clean: Column | None) -> Section:
     title = "Calibration"
     if clean is None or clean.name not in outcomes:
         return Section(title, ["The results hold no probabilities of single pictures, so there is no diagram."])
@@ -254,12 +253,12 @@ def _ece(images: Outcomes) -> float:
     return calibration_error(images.confidence.double().numpy(), images.correct.numpy().astype(np.float64))
 
 
-def _not_measured(report: RobustnessReport) -> Section:
+def _not_measured(report: Report) -> Section:
     rows = [{"column": name, "reason": reason} for name, reason in report.not_measured.items()]
     return Section("Not measured", tables=[PageTable("Columns without a result", rows)] if rows else [])
 
 
-def _protocol(report: RobustnessReport) -> list[Section]:
+def _protocol(report: Report) -> list[Section]:
     """How the numbers came about: what competes, preprocessing, settings, hashes and the command."""
     run = report.run
     settings = dict(run.get("preprocessing", {}))

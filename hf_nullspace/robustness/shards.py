@@ -160,7 +160,10 @@ class ShardRunner:
         table = {name: torch.zeros(count) for shard in shards for name in outcome_names(shard.column)}
         seconds = torch.zeros(len(shards))
         places = {shard.name: place for place, shard in enumerate(shards)}
-        shown = choose_examples(shards)
+        measured: dict[str, list[int]] = {}
+        for shard in shards:
+            measured.setdefault(shard.column.name, []).extend(shard.indices)
+        shown = choose_examples({shard.column.name: shard.column for shard in shards}, measured)
         examples = Examples()
 
         def insert(shard: Shard, named: Mapping[str, torch.Tensor], elapsed: float) -> None:
