@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainingArguments
 
 from ..data.loading import DATA_RULES, SOURCES
 from ..models.loading import DEFAULT_MODEL
@@ -78,9 +81,21 @@ def parse_arguments(
     parser = CommandParser(dataclass_types, prog or Path(sys.argv[0]).name, words, defaults, rules)
     parsed = parser.parse(argv)
     model_args, data_args = parsed[:2]
+    _check_length(parsed[-1])
     if data_args.source is not None and model_args.model_name_or_path is None:
         model_args.model_name_or_path = DEFAULT_MODEL
     return parsed
+
+
+def _check_length(args: TrainingArguments) -> None:
+    """`Trainer` takes a step for `max_steps` 0, and reads other numbers that are no length as if they were not given."""
+    if args.max_steps != -1 and args.max_steps < 1:
+        raise ValueError(
+            f"`max_steps` must be at least 1, or -1 for `num_train_epochs`, but got {args.max_steps}. To measure a model "
+            "without training it, use `hf-nullspace evaluate`."
+        )
+    if not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(f"`num_train_epochs` must be a positive number, but got {args.num_train_epochs}.")
 
 
 DIGITS_STEPS = FlagRule("digits_max_steps", "the named model is not trained here", excludes=("model_name_or_path",))

@@ -6,6 +6,7 @@ import difflib
 import json
 import types
 import typing
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ def read_settings(
         `ValueError`: If there is no such file, it holds no JSON object, or a setting is unknown or of another type.
     """
     try:
-        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path!r}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"the file {path!r} is not JSON: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"the file {path!r} is nested too deeply") from None
+    except (OSError, ValueError) as error:  # of the file, of UTF-8, and of a name that is there twice
         raise ValueError(f"the file {path!r} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the file {path!r} must hold one object of settings by name, but holds a {_kind(values)}")
@@ -55,6 +58,13 @@ def read_settings(
             )
         _check_choice(name, path, value, choices.get(name))
     return values
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"it has {twice!r} twice")
+    return dict(pairs)
 
 
 def _check_choice(name: str, path: str, value: Any, choices: Collection[Any] | None) -> None:

@@ -14,10 +14,13 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from ..utils.flags import FlagRule
+from ..utils.flags import FlagRule, check_seed
 from .command_line import FLAG_NAMES
 from .field_help import TRAINER_GROUP, field_descriptions, group_of
 from .json_settings import read_settings
+
+
+SEEDS = {"seed", "data_seed"}
 
 
 class CommandParser(HfArgumentParser):
@@ -106,7 +109,7 @@ class CommandParser(HfArgumentParser):
 
         Raises:
             `SystemExit`: With code 2 and a line on stderr if a flag is unknown, missing or has a wrong value.
-            `ValueError`: If a dataclass refuses its values, or flags do not fit together.
+            `ValueError`: If a dataclass refuses its values, a seed is out of range, or flags do not fit together.
         """
         argv = list(argv)
         given = set()
@@ -115,7 +118,11 @@ class CommandParser(HfArgumentParser):
             given |= {name for name, value in values.items() if value != self.get_default(name)}
             self._set_defaults(values)
         argv = self._name_words(argv)
-        given |= {self._flags[flag].dest for flag in map(_flag, argv) if flag in self._flags}
+        flags = [self._flags[flag].dest for flag in map(_flag, argv) if flag in self._flags]
+        twice = next((name for name in flags if flags.count(name) > 1), None)
+        if twice is not None:  # argparse would drop all values but the last without a word
+            self.error(f"--{twice} is given more than once; give it once, with all of its values")
+        given |= set(flags)
         if self.find_defaults is not None and not {"-h", "--help"} & set(argv):  # help shows the general ones
             own = {name: value for name, value in self.find_defaults(given).items() if name not in given}
             self._set_defaults(own)
@@ -124,6 +131,8 @@ class CommandParser(HfArgumentParser):
             self.error(self._explain(unknown))
         parsed = self.parse_args_into_dataclasses(argv)
         values = {name: value for part in parsed for name, value in vars(part).items()}
+        for name in SEEDS & set(values):
+            check_seed(name, values[name])
         for rule in self.rules:
             rule.check(given, values)
         return parsed

@@ -169,7 +169,7 @@ def model_labels(names: Sequence[str], needed: Collection[int], id2label: Mappin
         id2label (`Mapping[int, str]`): The model's classes.
 
     Raises:
-        `ValueError`: If a name matches none of the model's classes, or several.
+        `ValueError`: If a name matches none of the model's classes, or several, or two names match one.
     """
     own = [str(label) for label in id2label.values()]
     if [folded(label) for label in names] == [folded(label) for label in own]:
@@ -195,7 +195,15 @@ def model_labels(names: Sequence[str], needed: Collection[int], id2label: Mappin
             f"There are pictures of {list(ambiguous)[:5]}, but the model has two classes by the name "
             f"{str(id2label[places[0]])!r} (logits {places}). Rename one in `id2label`, or leave these pictures out."
         )
-    return {label: places[0] for label, places in found.items()}
+    logits = {label: places[0] for label, places in found.items()}
+    counts = Counter(logits.values())
+    alike = [names[label] for label, logit in logits.items() if counts[logit] > 1]
+    if alike:
+        raise ValueError(
+            f"Several classes of the pictures, {alike[:5]}, are one class of the model by their names; give each class "
+            "once."
+        )
+    return logits
 
 
 def _as_imagenet(

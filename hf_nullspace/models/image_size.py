@@ -21,16 +21,23 @@ def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedMode
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Its config must have `image_size`, and a square patch grid.
-        image_size (`int`): Height and width of the new images, in pixels.
+        image_size (`int`): Height and width of the new images, in pixels, a multiple of the patches' side.
 
     Raises:
-        `ValueError`: If the model has no image size, or another weight than a position embedding depends on it.
+        `ValueError`: If the model has no image size, its patches do not fill the new one, or another weight than a position embedding depends on it.
     """
     config = copy.deepcopy(model.config)
     if getattr(config, "image_size", None) is None:
         raise ValueError(f"{type(model).__name__} has no `image_size` in its config, so it cannot be changed.")
     if image_size < 1:
         raise ValueError(f"`image_size` must be a positive number of pixels, but got {image_size}.")
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int) and image_size % patch:  # the last pixels of each side would reach no patch, or half a patch
+        near = max(image_size // patch, 1) * patch
+        raise ValueError(
+            f"`image_size` must be a multiple of {patch} pixels, the side of the patches of {type(model).__name__}, but "
+            f"got {image_size}. Give {near} or {near + patch}."
+        )
     config.image_size = image_size
     with preserved_random_state():  # every weight drawn here is replaced below
         resized = type(model)(config).to(model.device, model.dtype)

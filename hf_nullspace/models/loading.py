@@ -25,7 +25,7 @@ from .digits_vit import build_digits_model
 from .image_size import change_image_size
 from .patch_projection import channels_of
 from .preprocessing import Preprocessing
-from .trained_head import follow_names
+from .trained_head import check_rows_named, check_trained_head, follow_names
 
 
 logger = logging.get_logger(__name__)
@@ -109,7 +109,8 @@ def load_classifier(args: ModelArguments, labels: list[str] | None = None) -> Lo
 
     Raises:
         `RuntimeError`: If the head has another number of labels and `ignore_mismatched_sizes` is not set.
-        `ValueError`: If the head was trained on other classes and `ignore_mismatched_sizes` is not set.
+        `ValueError`: If the head was trained on other classes and `ignore_mismatched_sizes` is not set, if its classes
+            are not numbered row by row, or without `labels`, if there is no trained head.
         `ImportError`: If it is an adapter, and PEFT is not installed.
     """
     if args.model_name_or_path is None:
@@ -144,11 +145,14 @@ def load_classifier(args: ModelArguments, labels: list[str] | None = None) -> Lo
         **hub,
     )
     has_new_head = False
-    if labels is not None:
+    if labels is None:
+        check_trained_head(args.model_name_or_path, model, loaded["missing_keys"])
+    else:
         location, revision = (
             (args.config_name or args.model_name_or_path, {}) if base is None else (base, {"revision": "main"})
         )
         own = AutoConfig.from_pretrained(location, **hub | revision).id2label
+        check_rows_named(location, own)
         new_keys = {
             *loaded["missing_keys"],
             *(key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"]),

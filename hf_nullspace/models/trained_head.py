@@ -1,4 +1,4 @@
-"""Reorders the rows of a trained head by the names of the classes, or refuses the head."""
+"""Reorders the rows of a trained head by the names of the classes, or refuses a head that is not trained or not known."""
 
 from __future__ import annotations
 
@@ -35,6 +35,39 @@ def head_rows(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         for name, weight in model.named_parameters()
         if name in larger and weight.dim() and larger[name].shape[0] == weight.shape[0] + 1
     }
+
+
+def check_rows_named(name: str, id2label: Mapping[int, str]) -> None:
+    """
+    Raises:
+        `ValueError`: If the classes of a checkpoint are not numbered 0, 1, ..., so that a class' row is not known.
+    """
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ValueError(
+            f"The `id2label` of {name!r} numbers its {len(id2label)} classes {sorted(id2label)[:5]}, so which row of the "
+            f"head is whose is not known. Number them 0 to {len(id2label) - 1} in its config.json, one for each row."
+        )
+
+
+def check_trained_head(name: str, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """
+    Makes sure that a model which is to be measured as it is has a head from its checkpoint.
+
+    Args:
+        name (`str`): Hub id or folder of the model, for errors.
+        model ([`~transformers.PreTrainedModel`]): The model.
+        missing (`Collection[str]`): Parameters that the checkpoint did not hold.
+
+    Raises:
+        `ValueError`: If a row for each label was drawn anew, or the classes are not numbered row by row.
+    """
+    check_rows_named(name, model.config.id2label)
+    drawn = sorted(set(head_rows(model)) & set(missing))
+    if drawn:
+        raise ValueError(
+            f"{name!r} is no trained classifier: it holds no {' and no '.join(drawn)}, so its answers would be random. "
+            "Finetune it first (`hf-nullspace finetune`), or name a checkpoint with a head."
+        )
 
 
 def row_order(own: Mapping[int, str], labels: Sequence[str]) -> list[int] | None:

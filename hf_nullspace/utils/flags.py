@@ -71,6 +71,15 @@ def check_at_least(settings: Any, **bounds: int) -> None:
             raise ValueError(f"`--{name}` must be at least {bound}, but got {value!r}.")
 
 
+def check_seed(name: str, value: int | None) -> None:
+    """
+    Raises:
+        `ValueError`: If a seed is one that NumPy's generators do not take; the message names the flag.
+    """
+    if value is not None and not 0 <= value < 2**32:
+        raise ValueError(f"`--{name}` must lie between 0 and {2**32 - 1}, but got {value!r}.")
+
+
 def check_output_dir(path: str, **sources: str | None) -> None:
     """
     Args:

@@ -98,3 +98,9 @@ def test_debug_adds_the_traceback(capsys):
         assert err.startswith("Traceback") and err.splitlines()[-1].startswith(
             "hf-nullspace probe: error: There is no"
         )
+
+
+def test_synthesize_takes_fewer_images_than_a_batch(tmp_path):
+    argv = ["synthesize", *QUICK, "--max_train_samples", "12", "--output_dir", str(tmp_path), "--batch_size", "999"]
+    main(argv)
+    assert NullspaceNoise.from_pretrained(tmp_path).certificate.num_images == 16

@@ -154,6 +154,7 @@ def test_flags_after_a_json_file_go_before_it(tmp_path):
         ('{"names": "x"}', "'names' in the file {path!r} must be a list, but is the text \"x\""),
         ('{"names": [1]}', "'names' in the file {path!r} must be a list, but is the list [1]"),
         ('{"kind": "c"}', "'kind' in the file {path!r} must be one of ['a', 'b'], but is 'c'"),
+        ('{"rate": 1, "last": 2, "rate": 3}', "the file {path!r} cannot be read: it has 'rate' twice"),
         ('{"rate": 1', "the file {path!r} is not JSON: Expecting ',' delimiter"),
         ("[1]", "the file {path!r} must hold one object of settings by name, but holds a list"),
         (None, "there is no file {path!r}"),
@@ -164,6 +165,18 @@ def test_a_bad_json_file_is_one_line(text, message, tmp_path, capsys):
     if text is not None:
         path.write_text(text)
     assert message.format(path=str(path)) in error_of(capsys, str(path))
+
+
+def test_a_json_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text('{"last": 7}', encoding="utf-8-sig")
+    assert parse(str(path)).last == 7
+
+
+@pytest.mark.parametrize("argv", ["--last 1 --last 2", "--names a --flag --names b", "--last=1 --rate 2 --last 1"])
+def test_a_flag_is_given_once(argv, capsys):
+    name = argv.split()[0][2:].split("=")[0]
+    assert f"--{name} is given more than once" in error_of(capsys, *argv.split())
 
 
 def test_first_words_fill_their_flags(capsys):

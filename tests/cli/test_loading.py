@@ -23,7 +23,8 @@ PARSERS = {
 
 def parse(command, flags, folder):
     argv = [flag.replace("OUT", str(folder)) for flag in flags.split()]
-    return PARSERS[command]([*argv, "--output_dir", str(folder / "out")], command)
+    output_dir = [] if "--output_dir" in argv else ["--output_dir", str(folder / "out")]
+    return PARSERS[command]([*argv, *output_dir], command)
 
 
 UNFIT = [
@@ -109,6 +110,12 @@ UNFIT = [
     ("finetune", "m --per_device_eval_batch_size 0", "`--per_device_eval_batch_size` must be at least 1, but got 0"),
     ("finetune", "m --gradient_accumulation_steps 0", "`--gradient_accumulation_steps` must be at least 1, but got 0"),
     ("finetune", "m --dataloader_num_workers -1", "`--dataloader_num_workers` must be at least 0, but got -1"),
+    *((name, "m --seed -1", "`--seed` must lie between 0 and 4294967295, but got -1") for name in PARSERS),
+    ("finetune", "m --data_seed 4294967296", "`--data_seed` must lie between 0 and 4294967295, but got 4294967296"),
+    ("finetune", "m --max_steps 0", "`max_steps` must be at least 1, or -1 for `num_train_epochs`, but got 0"),
+    ("finetune", "m --max_steps -5", "`max_steps` must be at least 1, or -1 for `num_train_epochs`, but got -5"),
+    ("finetune", "m --num_train_epochs -3", "`num_train_epochs` must be a positive number, but got -3"),
+    ("finetune", "m --num_train_epochs nan", "`num_train_epochs` must be a positive number, but got nan"),
     ("finetune", "m --learning_rate nan", "`learning_rate` must be at least 0, but got nan"),
     (
         "finetune",

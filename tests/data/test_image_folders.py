@@ -103,6 +103,14 @@ def test_hidden_files_are_no_pictures_and_others_are_named(tmp_path, caplog):
     assert "{'.heic': 1, '.txt': 1}" in caplog.text
 
 
+def test_sub_folders_without_pictures_are_no_classes_and_named(tmp_path, caplog):
+    class_folders(tmp_path, cat=1, dog=1)
+    for name in ("fox", "owl", ".git", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    assert read_folder(str(tmp_path), "train_dir").features["label"].names == ["cat", "dog"]
+    assert "without pictures are no classes: ['fox', 'owl']." in caplog.text
+
+
 def test_one_class_alone_keeps_its_name(tmp_path):
     splits = load_image_splits(
         train_dir=str(class_folders(tmp_path / "t", cat=1, dog=1)),

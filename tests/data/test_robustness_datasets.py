@@ -369,6 +369,9 @@ def test_letter_case_tells_classes_apart_where_it_has_to():
     assert dataset_for_model(make_dataset(["DOG"], [0]), id2label).dataset["label"][:] == [1]
     with pytest.raises(ValueError, match=r"pictures of \['Dog'\].*two classes by the name 'dog'"):
         dataset_for_model(make_dataset(["Dog"], [0]), id2label)
+    assert dataset_for_model(make_dataset(["Cat", "cat"], [1]), {0: "dog", 1: "cat"}).dataset["label"][:] == [1]
+    with pytest.raises(ValueError, match=r"Several classes of the pictures, \['Cat', 'cat'\], are one class"):
+        dataset_for_model(make_dataset(["Cat", "cat"], [0, 1]), {0: "dog", 1: "cat"})
 
 
 def imagenet_names():

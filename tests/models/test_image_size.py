@@ -77,6 +77,12 @@ def test_bad_size_is_refused(model, size):
         change_image_size(model, size)
 
 
+@pytest.mark.parametrize(("size", "near"), [(20, "16 or 24"), (4, "8 or 16"), (31, "24 or 32")])
+def test_sizes_that_patches_do_not_fill_are_refused(model, size, near):
+    with pytest.raises(ValueError, match=f"must be a multiple of 8 pixels.*got {size}. Give {near}"):
+        change_image_size(model, size)
+
+
 def test_model_without_image_size_is_refused():
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=2)
     with torch.random.fork_rng():

@@ -109,3 +109,23 @@ def test_wordnet_ids_match_synonyms():
     wnids = imagenet_wnids()
     assert row_order({0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus"}, [wnids[1], wnids[0]]) == [1, 0]
     assert row_order({0: "ant", 1: "bee"}, ["bee", "wasp"]) is None
+
+
+def test_a_checkpoint_without_a_head_is_measured_by_no_one(tmp_path, make_vit):
+    backbone = ViTModel(make_vit().config)
+    backbone.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no trained classifier: it holds no classifier.bias and no classifier.weight"):
+        load_model(ModelArguments(model_name_or_path=str(tmp_path)))
+    assert loaded(tmp_path, NAMES).config.num_labels == 5  # what is finetuned starts with a new head
+
+
+def test_classes_with_gaps_in_their_numbers_are_refused(tmp_path, make_vit):
+    model = make_vit(num_labels=3)
+    model.config.id2label = {0: "ant", 2: "bee", 5: "cat"}
+    model.config.label2id = {"ant": 0, "bee": 2, "cat": 5}
+    model.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    for labels in (None, ["ant", "bee", "cat"]):
+        with pytest.raises(ValueError, match=r"numbers its 3 classes \[0, 2, 5\].*Number them 0 to 2"):
+            load_model(ModelArguments(model_name_or_path=str(tmp_path)), labels)

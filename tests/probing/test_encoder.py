@@ -95,6 +95,7 @@ def test_largest_agreeing_noise_is_taken_on(caplog):
         ({"lambdas": ()}, "`lambdas`"),
         ({"lambdas": (0.2, 0.1)}, "`lambdas`.*ascending"),
         ({"lambdas": (0.0, 0.1)}, "`lambdas` must be positive"),
+        ({"lambdas": (0.1, float("inf"))}, "`lambdas` must be positive numbers"),
         ({"scales": (-1.0,)}, "`scales`"),
         ({"learning_rate": 0.0}, "`learning_rate`"),
         ({"max_token_ratio": 0.5}, "`max_token_ratio`"),

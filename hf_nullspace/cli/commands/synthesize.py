@@ -47,7 +47,7 @@ def run(argv: list[str]) -> None:
     searched, measured = (
         DataLoader(
             splits[name].with_transform(transform).shuffle(seed=config.seed),
-            batch_size=output.batch_size,
+            batch_size=min(output.batch_size, len(splits[name])),  # a search takes whole batches
             collate_fn=NullspaceDataCollator(),
         )
         for name in ("train", "validation")
