@@ -82,6 +82,12 @@ def has_metadata(files: list[tuple[str, ...]]) -> bool:
     return any(file[-1] in METADATA_NAMES or file[-1].lower().endswith(".zip") for file in files)
 
 
+def has_labels(folder: Path) -> bool:
+    """Whether the pictures of a folder have classes: by their sub-folders, or perhaps by its metadata."""
+    files = list_files(folder)
+    return has_metadata(files) or all(len(file) > 1 for file in files if is_picture(file[-1]))
+
+
 def needs_datasets(files: list[tuple[str, ...]]) -> bool:
     """Whether a folder is more than pictures: metadata with labels, archives, tables or a dataset card."""
     suffixes = (".zip", ".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".tar", ".gz", ".py", ".md")
@@ -147,7 +153,9 @@ def read_class_folders(
     empty = sorted(
         entry.name
         for entry in root.iterdir()
-        if entry.is_dir() and not entry.name.startswith((".", "__")) and entry.name not in {file[0] for file in pictures}
+        if entry.is_dir()
+        and not entry.name.startswith((".", "__"))
+        and entry.name not in {file[0] for file in pictures}
     )
     if empty:
         logger.warning(f"Sub-folders of {folder!r} without pictures are no classes: {empty[:5]}.")

@@ -71,7 +71,8 @@ def _compare_standard_errors(claimed: Certificate, measured: Certificate) -> Cla
     if math.isinf(claimed.standard_error):
         return Claim(name, None, reason="another version wrote the certificate, without it")
     expected = measured.standard_error * math.sqrt(measured.num_images / claimed.num_images)
-    return _compare_factors(name, claimed.standard_error, expected, measured.num_images, BOUND_FACTOR)
+    count = min(claimed.num_images, measured.num_images)
+    return _compare_factors(name, claimed.standard_error, expected, count, BOUND_FACTOR)
 
 
 def _compare_exchanged(claimed: Certificate, measured: Certificate) -> Claim:
@@ -99,7 +100,7 @@ def _compare_needed(claimed: Certificate, measured: Certificate) -> Claim:
 
 def _compare_means(name: str, claimed: Certificate, measured: Certificate) -> Claim:
     values = (getattr(claimed, name), getattr(measured, name))
-    return _compare_factors(name, *values, measured.num_images, CONTROL_FACTOR)
+    return _compare_factors(name, *values, min(claimed.num_images, measured.num_images), CONTROL_FACTOR)
 
 
 def _compare_factors(name: str, claimed: float, measured: float, num_images: int, factor: float) -> Claim:

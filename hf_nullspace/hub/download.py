@@ -39,12 +39,17 @@ def download(
         `tuple[Path, str or None]`: The folder, and the commit if it was downloaded from a repository.
 
     Raises:
+        `ValueError`: If it is a file, a folder that holds pipes or devices, or a folder and a `revision` is given.
         `OSError`: If there is no such folder, repository or revision, access is denied, or the Hub cannot be reached
             and the cache does not have it.
     """
-    if Path(repo_or_folder).is_dir():
-        return Path(repo_or_folder), None
     name = str(repo_or_folder)
+    if Path(repo_or_folder).is_dir():
+        if revision is not None:
+            raise ValueError(f"`revision={revision}` chooses a commit of a Hub repository, but {name!r} is a folder.")
+        return check_regular(Path(repo_or_folder)), None
+    if Path(repo_or_folder).exists():
+        raise ValueError(f"{name!r} is a file. Name the folder that it lies in, or a repository.")
     patterns = [f"*{suffix}" for suffix in PUBLISHED_SUFFIXES]
     options = {"revision": revision, "token": token, "cache_dir": cache_dir}
     try:
@@ -74,3 +79,18 @@ def download(
         reason = f"{plain_text(error, 200)} ({type(error).__name__})"
         raise OSError(f"Downloading {name!r} failed: {reason}. Try again later.") from error
     return folder, folder.name
+
+
+def check_regular(folder: Path) -> Path:
+    """
+    Makes sure that reading a folder ends.
+
+    Raises:
+        `ValueError`: If it holds a pipe or a device, which libraries would wait for or read without an end.
+    """
+    strange = [
+        path.name for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())
+    ]
+    if strange:
+        raise ValueError(f"{str(folder)!r} holds pipes or devices where files should be: {strange[:5]}. Remove them.")
+    return folder

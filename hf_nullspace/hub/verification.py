@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..data.image_folders import check_path
 from ..utils.escaping import plain_text
 from .checkpoint import Checkpoint
 from .claims import Claim, claims_table
@@ -124,8 +124,7 @@ def verify(
             raise ValueError(f"`{name}` must be positive, but got {value}.")
     folders = folders_of(images)
     for each in folders:
-        if not Path(each).is_dir():
-            raise FileNotFoundError(f"There is no folder {str(each)!r}. Name a folder that holds pictures.")
+        check_path(str(each), "images")
     folder, commit = download(repo_or_folder, revision=revision, token=token, cache_dir=cache_dir)
     if not any((folder / name).is_file() for name in (MANIFEST_NAME, TRAINING_NAME)):
         raise ValueError(

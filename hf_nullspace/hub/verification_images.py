@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import nn
 
 from ..data.digits import DIGITS_NAME, load_digits_splits
+from ..data.image_folders import has_labels
+from ..data.image_tables import read_folder
 from ..data.pictures import read_pictures
-from ..data.splits import draw_images
+from ..data.splits import draw_images, drop_unreadable_images
 from ..robustness.profiles import EVALUATION_SET
 from ..robustness.sources import ImageSource, image_source
 
@@ -94,10 +96,13 @@ class PublishedImages:
         if not self.folders:
             splits = _digits(self.seed)
             return [splits["test"], splits["validation"]]
-        from datasets import concatenate_datasets, load_dataset
+        from datasets import concatenate_datasets
 
+        if not all(has_labels(Path(folder)) for folder in self.folders):
+            return None
+        # As the commands that claim read them; pictures that cannot be read had to be left out there, too.
         parts = [
-            load_dataset("imagefolder", data_files={"test": f"{glob.escape(str(folder))}/**"}, split="test")
+            drop_unreadable_images(read_folder(str(folder), "images"), "image", skip_bad_images=True)
             for folder in self.folders
         ]
         if not all("label" in part.column_names for part in parts):

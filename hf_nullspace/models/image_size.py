@@ -32,7 +32,9 @@ def change_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedMode
     if image_size < 1:
         raise ValueError(f"`image_size` must be a positive number of pixels, but got {image_size}.")
     patch = getattr(config, "patch_size", None)
-    if isinstance(patch, int) and image_size % patch:  # the last pixels of each side would reach no patch, or half a patch
+    if (
+        isinstance(patch, int) and image_size % patch
+    ):  # the last pixels of each side would reach no patch, or half a patch
         near = max(image_size // patch, 1) * patch
         raise ValueError(
             f"`image_size` must be a multiple of {patch} pixels, the side of the patches of {type(model).__name__}, but "

@@ -70,7 +70,11 @@ class EncoderProbeConfig:
     seed: int = 42
 
     def __post_init__(self):
-        if not self.lambdas or list(self.lambdas) != sorted(set(self.lambdas)) or not 0 < self.lambdas[0] <= self.lambdas[-1] < math.inf:
+        if (
+            not self.lambdas
+            or list(self.lambdas) != sorted(set(self.lambdas))
+            or not 0 < self.lambdas[0] <= self.lambdas[-1] < math.inf
+        ):
             raise ValueError(f"`lambdas` must be positive numbers, ascending, but got {self.lambdas!r}.")
         if not self.scales or not min(self.scales) >= 0:
             raise ValueError(f"`scales` must be numbers of at least 0, but got {self.scales!r}.")

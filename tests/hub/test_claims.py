@@ -149,3 +149,17 @@ def test_table_tells_failed_from_unchecked():
         "| b |  |  | FAILS: wrong |",
         "| c |  |  | not checked: no labels |",
     ]
+
+
+def test_means_that_few_images_were_claimed_of_refute_nothing(make_certificate):
+    def make(**fields):
+        return make_certificate(**{"num_images": 1000, **NEW_FIELDS, **fields})
+
+    means = ["permuted_probability_mse", "logit_distance", "standard_error"]
+    few = make(num_images=MIN_IMAGES - 1, permuted_probability_mse=0.16, logit_distance=0.5)
+    measured = make(permuted_probability_mse=0.07, logit_distance=0.2)
+    found = {claim.name: claim.holds for claim in compare_certificates(few, measured)}
+    assert [found[name] for name in means] == [None, None, None]
+    assert {"permuted_probability_mse", "logit_distance"} <= set(
+        failing(make(permuted_probability_mse=0.16, logit_distance=0.5), measured)
+    )

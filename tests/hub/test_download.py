@@ -1,5 +1,7 @@
 """What the Hub answered is said, not that it cannot be reached."""
 
+import os
+
 import pytest
 
 from hf_nullspace.hub.download import download
@@ -52,3 +54,16 @@ def test_failures_of_the_hub_and_no_answer_at_all():
     assert hub_meaning(error(status=503))[0] == "the Hub itself fails (503)"
     assert hub_meaning(error(error()))[0] == "the Hub cannot be reached"
     assert hub_meaning(error(error(kind=type("ReadTimeout", (OSError,), {}))))[0] == "the Hub did not answer in time"
+
+
+def test_what_is_no_folder_of_files_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert download(tmp_path) == (tmp_path, None)
+    with pytest.raises(ValueError, match="`revision=main` chooses a commit .* is a folder"):
+        download(tmp_path, revision="main")
+    with pytest.raises(ValueError, match="config.json' is a file. Name the folder"):
+        download(tmp_path / "config.json")
+    os.mkfifo(tmp_path / "README.md")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"pipes or devices where files should be: \['README.md', 'zeros'\]"):
+        download(tmp_path)

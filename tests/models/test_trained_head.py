@@ -115,7 +115,9 @@ def test_a_checkpoint_without_a_head_is_measured_by_no_one(tmp_path, make_vit):
     backbone = ViTModel(make_vit().config)
     backbone.save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no trained classifier: it holds no classifier.bias and no classifier.weight"):
+    with pytest.raises(
+        ValueError, match="is no trained classifier: it holds no classifier.bias and no classifier.weight"
+    ):
         load_model(ModelArguments(model_name_or_path=str(tmp_path)))
     assert loaded(tmp_path, NAMES).config.num_labels == 5  # what is finetuned starts with a new head
 
