@@ -13,12 +13,15 @@ from types import MappingProxyType
 from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from ..utils.flags import FlagRule, check_seed
 from .command_line import FLAG_NAMES
 from .field_help import TRAINER_GROUP, field_descriptions, group_of
 from .json_settings import read_settings
 
+
+logger = logging.get_logger(__name__)
 
 SEEDS = {"seed", "data_seed"}
 
@@ -118,11 +121,12 @@ class CommandParser(HfArgumentParser):
             given |= {name for name, value in values.items() if value != self.get_default(name)}
             self._set_defaults(values)
         argv = self._name_words(argv)
-        flags = [self._flags[flag].dest for flag in map(_flag, argv) if flag in self._flags]
-        twice = next((name for name in flags if flags.count(name) > 1), None)
-        if twice is not None:  # argparse would drop all values but the last without a word
-            self.error(f"--{twice} is given more than once; give it once, with all of its values")
-        given |= set(flags)
+        actions = [self._flags[flag] for flag in map(_flag, argv) if flag in self._flags]
+        for action in {action.dest: action for action in actions if actions.count(action) > 1}.values():
+            if action.nargs == "+":  # argparse would drop all values but the last without a word
+                self.error(f"--{action.dest} is given more than once; give it once, with all of its values")
+            logger.warning(f"`--{action.dest}` is given more than once; the last one counts.")
+        given |= {action.dest for action in actions}
         if self.find_defaults is not None and not {"-h", "--help"} & set(argv):  # help shows the general ones
             own = {name: value for name, value in self.find_defaults(given).items() if name not in given}
             self._set_defaults(own)
