@@ -23,7 +23,7 @@ from .json_settings import read_settings
 
 logger = logging.get_logger(__name__)
 
-SEEDS = {"seed", "data_seed"}
+SEEDS = ("seed", "data_seed")
 
 
 class CommandParser(HfArgumentParser):
@@ -135,8 +135,8 @@ class CommandParser(HfArgumentParser):
             self.error(self._explain(unknown))
         parsed = self.parse_args_into_dataclasses(argv)
         values = {name: value for part in parsed for name, value in vars(part).items()}
-        for name in SEEDS & set(values):
-            check_seed(name, values[name])
+        for name in SEEDS:
+            check_seed(name, values.get(name))
         for rule in self.rules:
             rule.check(given, values)
         return parsed
