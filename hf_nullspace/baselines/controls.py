@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -90,9 +91,8 @@ class NoiseControlTrainer(NullspaceTrainer):
             patch_projection=self.args.patch_projection,
         )
 
-    def _refresh_noise(self, model: nn.Module) -> None:
-        super()._refresh_noise(model)
-        self.noise_history[-1].update(self._source_row)
+    def _facts_of_round(self) -> dict[str, Any]:
+        return self._source_row
 
     def _method_in_words(self) -> str | None:
         if not self.args.noise_weight:

@@ -4,5 +4,5 @@ from ..training.trainer import NullspaceTrainer
 from .way import Way
 
 
-# Clean images, the same under noise, and the pass that moves each image's noise up its loss.
-NULLSPACE = Way("nullspace", "clean images, and the same under nullspace noise", 3.0, NullspaceTrainer)
+# Clean images, and the same under noise, which moves along the gradient of the clean ones.
+NULLSPACE = Way("nullspace", "clean images, and the same under nullspace noise", 2.0, NullspaceTrainer)

@@ -133,11 +133,7 @@ class NoiseInjector:
         self.noise: torch.Tensor | None = None
         self.resize = False
         self.grid: tuple[int, int] | None = None
-        self.is_twofold = False
-        self._handles = [
-            projection.module.register_forward_pre_hook(self._halve),
-            projection.module.register_forward_hook(self),
-        ]
+        self._handle = projection.module.register_forward_hook(self)
 
     @classmethod
     def attach(cls, model: nn.Module, patch_projection: str | None = None) -> NoiseInjector:
@@ -169,8 +165,6 @@ class NoiseInjector:
         if self.noise is None:
             return output
         noise = self.noise(len(output)) if callable(self.noise) else self.noise
-        if self.is_twofold:
-            return torch.cat([output, add_noise(output, noise)])
         grid = grid_of(output)
         if self.resize:
             noise = self._resized(noise, output)
@@ -201,17 +195,10 @@ class NoiseInjector:
             )
         return resize_noise(noise, grid, self.grid)
 
-    def _halve(self, module: nn.Module, args: tuple) -> tuple:
-        """Keeps the first half of a batch that holds every image twice: the projection runs once per image."""
-        if self.noise is None or not self.is_twofold:
-            return args
-        return args[0].chunk(2)[0], *args[1:]
-
     @contextmanager
     def inject(
         self,
         noise: torch.Tensor | Callable[[int], torch.Tensor],
-        is_twofold: bool = False,
         resize: bool = False,
         grid: tuple[int, int] | None = None,
     ) -> Iterator[None]:
@@ -220,21 +207,17 @@ class NoiseInjector:
 
         Args:
             noise (`torch.Tensor` or `Callable`): As in [`add_noise`], or a function from a number of images to it.
-            is_twofold (`bool`, *optional*, defaults to `False`): The batch is some images followed by the same images
-                again; the second half gets the noise, and both share one pass through the projection.
             resize, grid: As in [`inject_noise`].
         """
-        outer = self.noise, self.is_twofold, self.resize, self.grid
+        outer = self.noise, self.resize, self.grid
         self.noise = noise
-        self.is_twofold = is_twofold
         self.resize = resize
         self.grid = grid
         try:
             yield
         finally:
-            self.noise, self.is_twofold, self.resize, self.grid = outer
+            self.noise, self.resize, self.grid = outer
 
     def remove(self) -> None:
-        """Removes the hooks from the model."""
-        for handle in self._handles:
-            handle.remove()
+        """Removes the hook from the model."""
+        self._handle.remove()

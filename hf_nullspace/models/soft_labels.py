@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,3 +111,26 @@ def _are_rows(labels: Any, num_labels: int) -> bool:
 def are_distributions(labels: torch.Tensor) -> bool:
     """Whether each row is a distribution over the classes, as from Mixup, and not a multi-label target."""
     return bool(((labels >= 0).all() & ((labels.float().sum(-1) - 1).abs() <= SUM_TOLERANCE).all()).item())
+
+
+@contextmanager
+def loss_function_replaced(model: nn.Module, replacement: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """
+    Inside the `with` block a model's forward pass calls `replacement` where it would have called its `loss_function`.
+
+    Args:
+        model (`nn.Module`): A Transformers model, or a PEFT model around one.
+        replacement (`Callable`): Takes what the `loss_function` takes.
+    """
+    model = without_adapters(model)
+    # The library's property reads `_loss_function`. A class with a `loss_function` method is shadowed by an attribute.
+    name = "_loss_function" if isinstance(getattr(type(model), "loss_function", None), property) else "loss_function"
+    own = vars(model).get(name)
+    setattr(model, name, replacement)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(model, name)
+        else:
+            setattr(model, name, own)

@@ -215,12 +215,12 @@ def draw_in_axes(
         count (`int`): How many.
         num_patches (`int`): Tokens of each, drawn independently.
         norm (`float`): Norm of each.
-        generator (`torch.Generator`): A CPU generator.
+        generator (`torch.Generator`): Of the CPU, or of the device of `axes`; the numbers are drawn where it is.
 
     Returns:
         `torch.Tensor` of shape `(count, num_patches, hidden_size)` on the device of `axes`.
     """
-    coordinates = torch.randn(count, num_patches, len(axes), generator=generator)
+    coordinates = torch.randn(count, num_patches, len(axes), generator=generator, device=generator.device)
     noise = coordinates.to(axes) @ axes
     return noise * (norm / noise.flatten(1).norm(dim=1).clamp_min(torch.finfo(noise.dtype).tiny)).view(-1, 1, 1)
 

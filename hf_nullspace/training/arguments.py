@@ -16,7 +16,7 @@ from ..utils.wording import renamed
 from .removed_arguments import REMOVED_ARGUMENTS
 
 
-NOISE_FORWARDS = ("concatenated", "sequential")
+ASCENT_GRADIENTS = ("clean", "noisy")
 
 
 @functools.cache
@@ -79,16 +79,19 @@ class NullspaceTrainingArguments(TrainingArguments):
         noise_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss under noise: `loss = CE(clean) + noise_weight * CE(noisy)` (paper, algorithm 1). At 0 no
             noise is made and training is that of `Trainer`.
+        noise_share (`float`, *optional*, defaults to 1.0):
+            Share of the images of a batch that get a noisy copy, at least one; which, is drawn at each step. The loss under
+            noise is the mean over these, so that its weight does not change. A step costs `1 + noise_share` plain ones.
         noise_refresh_steps (`int`, *optional*, defaults to 40):
             Optimizer steps between two syntheses.
         noise_ascent (`float`, *optional*):
-            Where `noise_method` draws a noise for every image: standard deviations that each image's draw moves up its
-            loss, at the same norm and in the same axes; 3 makes it about as hard as the worst of 700 draws. Takes one
-            more pass forward and back; 0 takes none. The certificate is of draws that did not move. Defaults to the
-            method's own.
-        noise_forward (`str`, *optional*, defaults to `"concatenated"`):
-            `"concatenated"` runs the clean and the noisy images of a step in one forward pass, `"sequential"` in two;
-            the loss is the same. Models that mix the images of a batch (BatchNorm) always run two.
+            Where `noise_method` draws a noise for every image: how hard it is made, at the same norm and in the same
+            axes. A draw that moves 3 standard deviations up its own loss is about as hard as the worst of 700; 0 leaves
+            it as it is. The certificate is of draws that did not move. Defaults to the method's own.
+        noise_ascent_gradient (`str`, *optional*, defaults to `"clean"`):
+            Whose gradient the draws move along. That of the `"clean"` images costs nothing; how far they move along it to
+            be as hard is measured in each round, and logged as `noise/ascent`. That of the `"noisy"` ones is exact, and
+            takes a further pass forward and back of the images with noise.
 
     <Tip>
 
@@ -118,7 +121,9 @@ class NullspaceTrainingArguments(TrainingArguments):
             *("noise_max_token_ratio", "noise_num_images", "noise_batch_size", "patch_projection"),
         ),
         "Certifying noise": ("noise_num_certificate_images", "noise_on_failure"),
-        "Training on noise": ("noise_weight", "noise_refresh_steps", "noise_ascent", "noise_forward"),
+        "Training on noise": (
+            *("noise_weight", "noise_share", "noise_refresh_steps", "noise_ascent", "noise_ascent_gradient"),
+        ),
     }
 
     # ---- Finding noise --------------------------------------------------------------------------------------------
@@ -163,16 +168,19 @@ class NullspaceTrainingArguments(TrainingArguments):
     # ---- Training on noise ----------------------------------------------------------------------------------------
 
     noise_weight: float = field(default=1.0, metadata={"help": "Weight of the loss under noise; 0 turns noise off."})
+    noise_share: float = field(default=1.0, metadata={"help": "Share of a batch's images that get a noisy copy."})
     noise_refresh_steps: int = field(default=40, metadata={"help": "Optimizer steps between two syntheses."})
     noise_ascent: float | None = field(
         default=None,
-        metadata=method_metadata("ascent", "Standard deviations that each image's draw moves up its loss."),
+        metadata=method_metadata(
+            "ascent", "Standard deviations up its own loss that each image's draw is as hard as."
+        ),
     )
-    noise_forward: str = field(
-        default="concatenated",
+    noise_ascent_gradient: str = field(
+        default="clean",
         metadata={
-            "help": "Clean and noisy images in one forward pass, or in two.",
-            "choices": list(NOISE_FORWARDS),
+            "help": "Whose gradient the draws move along: that of the clean images, which costs nothing, or their own.",
+            "choices": list(ASCENT_GRADIENTS),
         },
     )
 
@@ -218,12 +226,19 @@ class NullspaceTrainingArguments(TrainingArguments):
             )
         if self.noise_batch_size is not None and self.noise_batch_size < 1:
             raise ValueError(f"`noise_batch_size` must be at least 1, but got {self.noise_batch_size!r}.")
-        if self.noise_forward not in NOISE_FORWARDS:
-            raise ValueError(f"`noise_forward` must be one of {list(NOISE_FORWARDS)}, but got {self.noise_forward!r}.")
+        share = self.noise_share
+        if isinstance(share, bool) or not (isinstance(share, (int, float)) and 0 < share <= 1):
+            raise ValueError(
+                f"`noise_share` must lie in (0, 1], but got {share!r}. To train without noise, set `noise_weight=0`."
+            )
+        if self.noise_ascent_gradient not in ASCENT_GRADIENTS:
+            raise ValueError(
+                f"`noise_ascent_gradient` must be one of {list(ASCENT_GRADIENTS)}, but got {self.noise_ascent_gradient!r}."
+            )
 
     def nullspace_schedule(self) -> dict[str, float]:
         """How the noise is used, beside how it is made."""
-        names = ("noise_weight", "noise_refresh_steps", "noise_ascent")
+        names = ("noise_weight", "noise_share", "noise_refresh_steps", "noise_ascent", "noise_ascent_gradient")
         return {name: getattr(self, name) for name in names}
 
     def nullspace_config(self) -> NullspaceConfig:

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_peft_available
 
 from ..models.adapters import without_adapters
 from ..models.frozen import frozen
 from ..models.model_inputs import LABEL_NAMES, accepted_inputs
+from ..models.objectives import read_logits
 from ..models.patch_projection import PatchProjection, name_candidates, patch_projections
 from ..utils.random import preserved_random_state
+from .batch_rows import is_batched, select_rows
 from .images import is_stream
-from .noise_forward import is_batched, part_of
 
 
 # How far the mean of two images may be from an affine map's, as a share of the distance of the two: half precision rounds.
@@ -132,7 +134,7 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
     if not pixels.is_floating_point() or len(pixels) < 2:
         return
     # Two images and their mean: an affine map sends the mean to the mean of the two outputs.
-    first_of_each = {name: part_of(value, 0, 1, len(pixels)) for name, value in batch.items()}
+    first_of_each = {name: select_rows(value, slice(1), len(pixels)) for name, value in batch.items()}
     inputs = {
         name: value.expand(3, *value.shape[1:]).to(device) if is_batched(value, 1) else value
         for name, value in first_of_each.items()
@@ -181,6 +183,68 @@ def check_projection(model: nn.Module, projection: PatchProjection, batch: dict[
         f"{given} of {type(model).__name__} is no patch projection: {reason}. Expected is the layer that turns pixels into "
         f"patch embeddings. {name_candidates(would_do)}"
     )
+
+
+def check_not_checkpointed(model: nn.Module, projection: PatchProjection, will_be_on: bool = False) -> None:
+    """
+    Makes sure that activation checkpointing does not run the projection again without its noise.
+
+    Args:
+        model (`nn.Module`): The classifier, unwrapped.
+        projection ([`PatchProjection`]): Where the noise is added.
+        will_be_on (`bool`, *optional*, defaults to `False`): Whether activation checkpointing is turned on later, in
+            every layer that supports it. Otherwise only layers that have it on count.
+
+    Raises:
+        `ValueError`: If the patch projection lies inside a layer that activation checkpointing recomputes.
+    """
+    for name, layer in model.named_modules():
+        is_on = isinstance(layer, GradientCheckpointingLayer) and (will_be_on or layer.gradient_checkpointing)
+        if is_on and projection.name.startswith(f"{name}."):
+            raise ValueError(
+                f"Activation checkpointing runs {name} again in the backward pass, and with it the patch projection "
+                f"{projection.name}, without its noise: the gradients would be wrong. Train "
+                f"{type(model).__name__} without `activation_checkpointing`."
+            )
+
+
+def check_gradient(model: nn.Module, projection: PatchProjection, batch: dict[str, Any]) -> None:
+    """
+    Makes sure that a gradient reaches the patch embeddings, along which each image's noise can move up its loss.
+
+    Args:
+        model (`nn.Module`): The classifier, unwrapped.
+        projection ([`PatchProjection`]): The module that embeds patches.
+        batch (`dict`): A collated batch.
+
+    Raises:
+        `ValueError`: If the logits do not depend on the patch embeddings in a way that can be differentiated.
+    """
+    found: list[torch.Tensor] = []
+
+    def replace(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        found.append(output.detach().requires_grad_())
+        return found[-1]
+
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    handle = projection.module.register_forward_hook(replace)
+    try:
+        with preserved_random_state(), frozen(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            logits = read_logits(model(**accepted_inputs(model, inputs)))
+            gradient = (
+                torch.autograd.grad(logits.sum(), found, allow_unused=True)[-1] if logits.requires_grad else None
+            )
+    except Exception:  # training reports why the forward pass fails
+        return
+    finally:
+        handle.remove()
+    if gradient is None:
+        raise ValueError(
+            f"No gradient of the loss of {type(model).__name__} reaches its patch embeddings ({projection.name}), along "
+            "which `noise_ascent` moves each image's noise: the forward pass detaches them. Set `noise_ascent=0`, or let "
+            "the gradient pass."
+        )
 
 
 def check_neftune(model: nn.Module, example: dict[str, torch.Tensor]) -> None:

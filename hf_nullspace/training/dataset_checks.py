@@ -14,7 +14,7 @@ from ..models.soft_labels import settle_problem_type
 from ..noise.certify import check_epsilon
 from ..utils.random import preserved_random_state
 from .augmented_images import without_augmentation
-from .checks import check_columns, check_neftune, check_projection
+from .checks import check_columns, check_gradient, check_neftune, check_projection
 from .images import check_enough, check_example, is_stream
 
 
@@ -58,6 +58,8 @@ class DatasetChecks(Trainer):
             is_named = self.args.patch_projection is not None
             with self.accelerator.autocast():
                 check_projection(unwrapped, self.injector.projection, unlabelled, is_named)
+                if self.args.noise_ascent:
+                    check_gradient(unwrapped, self.injector.projection, unlabelled)
         if self.args.neftune_noise_alpha is not None:
             check_neftune(self.model, batch)
             if self.args.noise_weight:

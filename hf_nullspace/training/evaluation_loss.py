@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size
 
-from .noise_forward import is_batched
+from .batch_rows import is_batched
 
 
 def exact_loss(

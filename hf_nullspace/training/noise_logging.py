@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -16,25 +18,41 @@ class NoiseLogging(Trainer):
     _noisy_loss: torch.Tensor | None
     _noisy_error: torch.Tensor | None
     _noisy_loss_since: int
+    _kept_logits: list[torch.Tensor] | None
 
-    def _buffer_noisy_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
-        """Adds one micro-batch to the sum for the next `log`, scaled like the loss, without a device sync."""
-        is_scaled = self.loss_is_scaled_for_ga
-        if is_scaled is None:
-            is_scaled = self.compute_loss_func is not None
-            is_scaled = is_scaled or (self.model_accepts_loss_kwargs and num_items_in_batch is not None)
-        if not is_scaled:
-            loss = loss / self.current_gradient_accumulation_steps
+    def _reset_noise_logs(self, step: int) -> None:
+        """Forgets what was summed for the next `log`; its means are over the steps from `step` on."""
+        self._noisy_loss = None
+        self._noisy_error = None
+        self._noisy_loss_since = step
+        self._kept_logits = None
+
+    @contextmanager
+    def _logits_kept(self) -> Iterator[list[torch.Tensor]]:
+        """Yields a list that gets the logits of the loss that is computed inside the `with` block, if it has any."""
+        self._kept_logits = []
+        try:
+            yield self._kept_logits
+        finally:
+            self._kept_logits = None
+
+    def _keep_logits(self, outputs: Any) -> None:
+        if self._kept_logits is not None:
+            with suppress(ValueError):  # outputs without logits
+                self._kept_logits.append(read_logits(outputs).detach())
+
+    def _buffer_noisy_loss(self, loss: torch.Tensor) -> None:
+        """Adds the loss of one micro-batch, scaled for accumulation, to the sum for the next `log`."""
         self._noisy_loss = loss if self._noisy_loss is None else self._noisy_loss + loss
 
-    def _buffer_noisy_error(self, outputs: Any, noisy_outputs: Any, labels: torch.Tensor | None) -> None:
+    def _buffer_noisy_error(
+        self, clean_logits: list[torch.Tensor], noisy_logits: list[torch.Tensor], labels: torch.Tensor | None
+    ) -> None:
         """Adds the `probability_mse` of a micro-batch under the noise that was trained on, after any ascent."""
-        try:
-            clean, noisy = (read_logits(each).detach().float() for each in (outputs, noisy_outputs))
-        except ValueError:  # an overridden `compute_loss` may return no outputs, or outputs without logits
+        if not (clean_logits and noisy_logits):  # an overridden `compute_loss` may ask the model in another way
             return
-        multi_label = is_multi_label(self.model, labels, clean)
-        error = probability_mse(clean, noisy, multi_label)
+        clean, noisy = clean_logits[-1].float(), noisy_logits[-1].float()
+        error = probability_mse(clean, noisy, is_multi_label(self.model, labels, clean))
         sums = torch.stack([error.sum(), error.new_tensor(len(error))])
         self._noisy_error = sums if self._noisy_error is None else self._noisy_error + sums
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ..noise.config import NullspaceConfig
+from ..noise.kinds import Noise
 from ..noise.nullspace_noise import NullspaceNoise
 from ..utils.files import write_text
 from ..utils.random import keyed_generator
@@ -30,6 +32,8 @@ LOGGED_FIELDS = (
     "converged",
     "steps",
     "seconds",
+    "ascent",
+    "ascent_rise",
 )
 
 
@@ -52,6 +56,7 @@ class NoiseSchedule:
         self.noise: NullspaceNoise | None = None
         self.history: list[dict[str, Any]] = []
         self._places = (-1, 0)
+        self._on_device: tuple[NullspaceNoise, Noise] | None = None
 
     def round_of(self, step: int) -> int:
         """The round that optimizer step `step` belongs to."""
@@ -61,11 +66,22 @@ class NoiseSchedule:
         """Whether `step` begins a round whose noise is not there yet."""
         return self.noise is None or self.noise.round_index != self.round_of(step)
 
-    def update(self, noise: NullspaceNoise, step: int) -> None:
-        """Makes `noise` the current one and adds its row to the history."""
+    def update(self, noise: NullspaceNoise, step: int, **facts: Any) -> None:
+        """Makes `noise` the current one and adds its row, with further `facts`, to the history."""
         self.noise = noise
         row = {"round": noise.round_index, "step": step, **noise.certificate.to_dict()}
-        self.history.append({**row, "in_use": noise.is_usable})
+        self.history.append({**row, "in_use": noise.is_usable, **facts})
+
+    def ascend(self, noise: torch.Tensor, gradient: torch.Tensor, deviations: float) -> torch.Tensor:
+        """
+        Draws of this round moved along the gradient of the clean images, as far as was measured.
+
+        Args:
+            noise (`torch.Tensor` of shape `(num_rows, num_patches, hidden_size)`): The draws.
+            gradient (`torch.Tensor` of the same shape): The gradient of each image's loss at its patch embeddings.
+            deviations (`float`): How far, in a round where it was not measured.
+        """
+        return self.noise_on(noise.device).ascend(noise, gradient, self.history[-1].get("ascent", deviations))
 
     def go_back_to(self, noise: NullspaceNoise) -> None:
         """Makes the noise of an earlier round the current one and drops the later rounds from the history."""
@@ -75,7 +91,7 @@ class NoiseSchedule:
     def logs(self) -> dict[str, float]:
         """What is logged of the current round, under `noise/`."""
         row = self.history[-1]
-        return {f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row[name] is not None}
+        return {f"noise/{name}": float(row[name]) for name in LOGGED_FIELDS if row.get(name) is not None}
 
     @property
     def is_in_use(self) -> bool:
@@ -88,18 +104,38 @@ class NoiseSchedule:
         return self._places
 
     def draw(
-        self, step: int, batch_size: int, process_index: int, device: torch.device | str = "cpu"
-    ) -> torch.Tensor | None:
+        self, step: int, batch_size: int, share: float, process_index: int, device: torch.device | str = "cpu"
+    ) -> tuple[torch.Tensor | slice, torch.Tensor]:
         """
-        The noise of each image of one micro-batch, or `None` in a round without noise to train on.
+        Which images of a micro-batch get a noisy copy, and the noise of each.
 
-        The draw depends only on the seed, the step, the index of the micro-batch in the step and the process. A resumed
-        run therefore draws the same noise as an uninterrupted one.
+        Both depend only on the seed, the step, the index of the micro-batch in the step, the process and the kind of
+        device. A resumed run therefore draws the same noise as an uninterrupted one.
+
+        Args:
+            step (`int`): The optimizer step.
+            batch_size (`int`): Images of the micro-batch.
+            share (`float`): Share of them that get a noisy copy, rounded, and at least one.
+            process_index (`int`): Which process this is.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the noise is drawn.
+
+        Returns:
+            Tuple of the rows, a `slice` or a `torch.Tensor` of shape `(num_rows,)`, and the noise, a `torch.Tensor` of
+            shape `(1 or num_rows, num_patches, hidden_size)`.
         """
-        if not self.is_in_use:
-            return None
-        generator = keyed_generator("draw", self.seed, *self.next_place(step), process_index)
-        return self.noise.draw(batch_size, generator, device=device)
+        key = (self.seed, *self.next_place(step), process_index)
+        count = max(1, math.floor(share * batch_size + 0.5))
+        rows: torch.Tensor | slice = slice(None)
+        if count < batch_size:
+            order = torch.randperm(batch_size, generator=keyed_generator("noisy rows", *key))
+            rows = order[:count].sort().values.to(device, non_blocking=True)
+        return rows, self.noise_on(device).draw(count, keyed_generator("draw", *key, device=device))
+
+    def noise_on(self, device: torch.device | str) -> Noise:
+        """The current noise on a device; it is moved there once a round."""
+        if self._on_device is None or self._on_device[0] is not self.noise:
+            self._on_device = (self.noise, self.noise.noise.to(device))
+        return self._on_device[1]
 
     def save(self, directory: str) -> None:
         """Writes the history into a checkpoint, beside the noise, which is saved with every model."""

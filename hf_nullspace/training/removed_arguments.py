@@ -40,6 +40,10 @@ REMOVED_ARGUMENTS = {
         "each image (five at random scale lost 3.78 points [1.54, 6.05]). Leave it out; the default "
         "`noise_method='sample'` draws another noise for every image."
     ),
+    "noise_forward": (
+        "`noise_forward` was removed: clean and noisy images run one after the other, since one pass over both held twice "
+        "the activations. Leave it out."
+    ),
     "ema_decay": (
         "`ema_decay` was removed: 0.98 gained +1.06 points [+0.04, +2.17], and plain finetuning gained +1.61 from it, so "
         "that it is a callback for any `Trainer`. Use `callbacks=[WeightAverageCallback(decay=...)]` from "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,18 +13,24 @@ from transformers.utils import logging
 
 from ..models.frozen import frozen
 from ..models.injection import NoiseInjector
-from ..models.soft_labels import SoftLabelSmoother, classification_loss, knows_no_soft_labels
+from ..models.soft_labels import (
+    SoftLabelSmoother,
+    classification_loss,
+    knows_no_soft_labels,
+    loss_function_replaced,
+)
 from ..noise.nullspace_noise import NullspaceNoise
 from .arguments import NullspaceTrainingArguments
+from .batch_rows import select_rows
 from .card import NoiseCard
 from .checkpointing_trainer import CheckpointingTrainer
 from .checkpoints import check_writable, report_lost_loss
-from .checks import check_saved_with_adapters, weights_lost_with_adapters
+from .checks import check_not_checkpointed, check_saved_with_adapters, weights_lost_with_adapters
 from .dataset_checks import DatasetChecks
 from .distributed import check_backend
 from .images import StreamReader
+from .noise_ascent import loss_gradient
 from .noise_evaluation import NoiseEvaluation
-from .noise_forward import ForwardPlan, check_not_checkpointed, loss_function_replaced
 from .noise_logging import NoiseLogging
 from .noise_rounds import NoiseRounds
 from .noise_schedule import NoiseSchedule
@@ -116,11 +121,7 @@ class NullspaceTrainer(
         self.noise_schedule = NoiseSchedule(args.noise_refresh_steps, args.seed)
         self.card_extras: dict[str, Any] = {}
         self.card_settings: dict[str, Any] = {}
-        self._noisy_loss: torch.Tensor | None = None
-        self._noisy_error: torch.Tensor | None = None
-        self._noisy_loss_since = 0
-        self._is_in_own_loss = False
-        self._forward_plan: ForwardPlan | None = None
+        self._reset_noise_logs(0)
         self.current_gradient_accumulation_steps = 1  # set by `train`, read by a `compute_loss` called without it
         if args.should_save:
             check_writable(args.output_dir)
@@ -175,11 +176,50 @@ class NullspaceTrainer(
     ) -> torch.Tensor:
         if self.args.noise_weight and self.noise_schedule.is_due(self.state.global_step):
             self._refresh_noise(model)
-        with self._own_loss_of_both():
+        if self.args.noise_weight and self.noise_schedule.is_in_use:
+            loss = self._clean_and_noisy_step(super().training_step, model, inputs, num_items_in_batch)
+        else:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             report_lost_loss(loss.item(), self.state.global_step, self.args, self.accelerator.scaler)
         return loss
+
+    def _clean_and_noisy_step(
+        self,
+        step_on: Callable[..., torch.Tensor],
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """
+        One training step of algorithm 1: the clean images there and back, then `noise_share` of them under noise.
+
+        The noise of each image moves up its loss, along the gradient that the clean images' pass back leaves at the patch
+        embeddings. `step_on` runs one batch there and back, as `Trainer.training_step` does.
+        """
+        args = self.args
+        inputs = self._prepare_inputs(inputs)
+        batch_size = len(inputs["pixel_values"])
+        rows, noise = self.noise_schedule.draw(
+            self.state.global_step, batch_size, args.noise_share, args.process_index, args.device
+        )
+        noisy_inputs = select_rows(inputs, rows, batch_size)
+        follows_clean = args.noise_ascent and args.noise_ascent_gradient == "clean"
+        # A noise of zero changes nothing, and has a gradient where the weights of the projection are frozen, too.
+        zero = noise.new_zeros(batch_size, *noise.shape[1:]).requires_grad_() if follows_clean else None
+        with self._deferred_synchronisation(model), self.injector.inject(zero), self._logits_kept() as clean_logits:
+            loss = step_on(model, copy(inputs), num_items_in_batch)  # labels are popped from what is given
+        if follows_clean:
+            noise = self.noise_schedule.ascend(noise, self._gradient_of(zero)[rows], args.noise_ascent)
+        elif args.noise_ascent:
+            noise = self._own_ascent(model, noisy_inputs, noise, num_items_in_batch)
+        if num_items_in_batch is not None:
+            num_items_in_batch = num_items_in_batch * (len(noisy_inputs["pixel_values"]) / batch_size)
+        with self._weighted_loss(), self.injector.inject(noise), self._logits_kept() as noisy_logits:
+            noisy_loss = step_on(model, noisy_inputs, num_items_in_batch)
+        self._buffer_noisy_loss(noisy_loss / args.noise_weight)
+        self._buffer_noisy_error(select_rows(clean_logits, rows, batch_size), noisy_logits, self._labels_of(inputs))
+        return loss + noisy_loss
 
     def compute_loss(
         self,
@@ -188,63 +228,65 @@ class NullspaceTrainer(
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        parent = super().compute_loss
-        if self._is_in_own_loss or not model.training:
-            # The parent pops `labels` from what it is given.
-            return parent(model, copy(inputs), return_outputs, num_items_in_batch)
-        return self._loss_of_both(parent, model, inputs, return_outputs, num_items_in_batch)
-
-    def _loss_of_both(
-        self,
-        own: Callable[..., Any],
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The clean loss plus the weighted noisy loss; `own` computes the loss of one batch, as `compute_loss` does."""
-        noise = self._draw_noise(inputs)
-        options: dict[str, Any] = {"num_items_in_batch": num_items_in_batch}
-        if return_outputs or (noise is not None and not self._has_own_loss()):
-            options["return_outputs"] = True
-        if noise is None:
-            return own(model, copy(inputs), **options)
-
-        def loss_of(model: nn.Module) -> tuple[torch.Tensor, Any]:
-            result = own(model, copy(inputs), **options)  # labels are popped from what is given
-            return result if "return_outputs" in options else (result, None)
-
-        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        with self._inside_own_loss():
-            if self.args.noise_ascent:
-                noise = self._ascend(unwrapped, noise, lambda model: loss_of(model)[0])
-            clean, noisy = self._forward_plan.losses(loss_of, model, unwrapped, self.injector, noise)
-        loss, outputs = clean
-        noisy_loss, noisy_outputs = noisy
-        self._buffer_noisy_loss(noisy_loss.detach(), num_items_in_batch)
-        self._buffer_noisy_error(outputs, noisy_outputs, self._labels_of(inputs))
-        loss = loss + self.args.noise_weight * noisy_loss
+        # The parent pops `labels` from what it is given.
+        loss, outputs = super().compute_loss(model, copy(inputs), True, num_items_in_batch)
+        self._keep_logits(outputs)
         return (loss, outputs) if return_outputs else loss
 
-    def _draw_noise(self, inputs: dict[str, torch.Tensor | Any]) -> torch.Tensor | None:
-        """Noise for each image of a micro-batch; `None` without noise training, in this round or at all."""
-        args = self.args
-        if not args.noise_weight:
-            return None
-        batch_size = len(inputs["pixel_values"])
-        return self.noise_schedule.draw(self.state.global_step, batch_size, args.process_index, args.device)
+    @contextmanager
+    def _deferred_synchronisation(self, model: nn.Module) -> Iterator[None]:
+        """
+        Inside the `with` block a pass back only adds to the gradients: DDP averages them once, with those of the noisy
+        images, and DeepSpeed takes no step. FSDP2 averages both times, since its gradients would else be whole ones.
+        """
+        state = self.accelerator.gradient_state
+        synchronises = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with nullcontext() if self.accelerator.is_fsdp2 else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(synchronises)
 
-    def _ascend(
-        self, unwrapped: nn.Module, noise: torch.Tensor, loss_of: Callable[[nn.Module], torch.Tensor]
+    @contextmanager
+    def _weighted_loss(self) -> Iterator[None]:
+        """Inside the `with` block `compute_loss`, whoever overrides it, gives `noise_weight` times the loss."""
+        own = self.compute_loss
+        was_set = "compute_loss" in vars(self)
+
+        def weighted(*args: Any, **kwargs: Any) -> torch.Tensor:
+            return self.args.noise_weight * own(*args, **kwargs)
+
+        self.compute_loss = weighted  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            if was_set:
+                self.compute_loss = own  # type: ignore[method-assign]
+            else:
+                del self.compute_loss
+
+    def _gradient_of(self, variable: torch.Tensor) -> torch.Tensor:
+        if variable.grad is None:
+            raise RuntimeError(
+                f"No gradient of the loss of {type(self.model).__name__} reached its patch embeddings "
+                f"({self.injector.projection.name}), along which `noise_ascent` moves each image's noise. Set "
+                "`noise_ascent=0`, or let the gradient pass."
+            )
+        return variable.grad
+
+    def _own_ascent(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        noise: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
-        """Noise moved up the loss. The gradient is taken on the unwrapped model, so DDP does not synchronise this pass."""
-        variable = noise.detach().requires_grad_()
-        with frozen(unwrapped), torch.enable_grad(), self.injector.inject(variable), self.accelerator.autocast():
-            loss = loss_of(unwrapped)
-            # Without its scale, the gradient of a small loss is lost in fp16.
-            loss = loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
-            (gradient,) = torch.autograd.grad(loss, variable)
-        return self.noise.noise.ascend(noise, gradient, self.args.noise_ascent)
+        """Noise moved along its own gradient, in a further pass."""
+        loss_of = self._loss_under_noise(model, inputs, num_items_in_batch)
+        with frozen(self.accelerator.unwrap_model(model, keep_torch_compile=False)):
+            gradient = loss_gradient(loss_of, noise, self._scale_of_loss)[1]
+        return self.noise_schedule.noise_on(noise.device).ascend(noise, gradient, self.args.noise_ascent)
 
     # ---- Whose loss it is ---------------------------------------------------------------------------------------
 
@@ -256,38 +298,6 @@ class NullspaceTrainer(
         """Whether `compute_loss` is overridden, in a subclass or on this instance."""
         return type(self).compute_loss is not NullspaceTrainer.compute_loss or "compute_loss" in vars(self)
 
-    @contextmanager
-    def _own_loss_of_both(self) -> Iterator[None]:
-        """
-        Inside the `with` block an overridden `compute_loss` is called for the clean and for the noisy images.
-
-        The override would otherwise hide this class's `compute_loss`. If it calls `super().compute_loss`, it gets the
-        loss of the images it passes, and no second loss is added.
-        """
-        if not (self.args.noise_weight and self._has_own_loss()):
-            yield
-            return
-        own = self.compute_loss
-        was_set = "compute_loss" in vars(self)
-        self.compute_loss = partial(self._loss_of_both, own)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            if was_set:
-                self.compute_loss = own  # type: ignore[method-assign]
-            else:
-                del self.compute_loss
-
-    @contextmanager
-    def _inside_own_loss(self) -> Iterator[None]:
-        """Inside the `with` block `compute_loss` returns the loss of the images it is given, without a noisy loss."""
-        outer = self._is_in_own_loss
-        self._is_in_own_loss = True
-        try:
-            yield
-        finally:
-            self._is_in_own_loss = outer
-
     # ---- The settings, and the model they are of ----------------------------------------------------------------
 
     def _read_settings(self) -> None:
@@ -298,13 +308,8 @@ class NullspaceTrainer(
             self._attach_noise(self.model)
 
     def _attach_noise(self, model: nn.Module) -> None:
-        """Attaches the injector to a model and plans its clean and noisy forward passes."""
+        """Attaches the injector to a model."""
         self.injector = NoiseInjector.attach(model, self.args.patch_projection)
-        reason = None
-        if self._has_own_loss():
-            reason = f"`compute_loss` of {type(self).__name__} may run the model in any way"
-        told = self._forward_plan.reason if self._forward_plan is not None else None
-        self._forward_plan = ForwardPlan(self.args.noise_forward, model, reason, told)
         check_not_checkpointed(model, self.injector.projection, self._checkpoints_activations())
 
     def _checkpoints_activations(self) -> bool:
@@ -336,9 +341,7 @@ class NullspaceTrainer(
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self._noisy_loss = None
-        self._noisy_loss_since = self.state.global_step
-        self._noisy_error = None
+        self._reset_noise_logs(self.state.global_step)
         if resume_from_checkpoint is not None and self.args.noise_weight:
             self.noise_schedule.load(resume_from_checkpoint, self.args.nullspace_config())
         return progress

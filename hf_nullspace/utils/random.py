@@ -11,16 +11,18 @@ import numpy as np
 import torch
 
 
-def keyed_generator(name: str, *keys: int) -> torch.Generator:
+def keyed_generator(name: str, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
     """
-    A CPU generator whose stream depends on `name` and `keys` alone.
+    A generator whose stream depends on `name`, `keys` and the kind of `device` alone.
 
     Args:
         name (`str`): What the numbers are for; two purposes never share a stream.
         keys (`int`): Usually the seed and the round.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the numbers are drawn. Kinds of devices
+            draw different numbers from one seed.
     """
     digest = hashlib.sha256(":".join([name, *map(str, keys)]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 @contextmanager

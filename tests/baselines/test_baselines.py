@@ -62,10 +62,10 @@ def test_loss_is_clean_plus_that_under_the_control(model, examples, tmp_path, tr
     trainer._refresh_noise(trainer.model)
     assert not trainer.noise.converged
     batch, model = batch_of(examples), trainer.model.train()
-    loss = trainer.compute_loss(model, batch)
     clean = model(**batch).loss
     with inject_noise(model, trainer.noise.tensor):
         noisy = model(**batch).loss
+    loss = trainer.training_step(model, batch)
     torch.testing.assert_close(loss, clean + 0.5 * noisy, rtol=0, atol=1e-6)
     assert abs(noisy - clean) > 1e-3
 

@@ -105,7 +105,7 @@ def test_flags_with_few_values_name_them(capsys):
         ("synthesize", "--on_failure"),
         ("finetune", "--noise_method"),
         ("finetune", "--noise_on_failure"),
-        ("finetune", "--noise_forward"),
+        ("finetune", "--noise_ascent_gradient"),
         ("finetune", "--lr_scheduler_type"),
         ("compare", "--methods"),
     ):

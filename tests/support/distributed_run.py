@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tiny_model import TINY_RUN, seeded_model_and_examples
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from transformers import TrainerCallback
 
 from hf_nullspace import (
     NullspaceConfig,
@@ -96,11 +98,30 @@ def _ascending_ranks_agree(folder: str, processes: int) -> bool:
     )
     trainer = NullspaceTrainer(model, args, NullspaceDataCollator(), examples)
     before = [weight.detach().clone() for weight in model.parameters()]
+    reductions = CountedReductions(trainer)
+    trainer.add_callback(reductions)
     trainer.train()
+    assert reductions.count == (0 if processes == 1 else trainer.state.global_step), reductions.count
     weights = trainer.accelerator.unwrap_model(trainer.model).parameters()
     assert any(not torch.equal(old, new) for old, new in zip(before, weights, strict=True))
     weights = torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])[None]
     return all(torch.equal(rank, weights[0]) for rank in trainer.accelerator.gather(weights))
+
+
+class CountedReductions(TrainerCallback):
+    """Counts how often DDP averages gradients over the processes; a tiny model has one bucket of them."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.count = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.accelerator.num_processes > 1:
+            self.trainer.model_wrapped.register_comm_hook(None, self._reduce)
+
+    def _reduce(self, state, bucket):
+        self.count += bucket.is_last()
+        return allreduce_hook(None, bucket)
 
 
 def _evaluations(trainer, examples) -> dict[str, dict[str, float]]:

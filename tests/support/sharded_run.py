@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from hf_nullspace import NullspaceConfig, NullspaceDataCollator, synthesize_noise
 from hf_nullspace.models.injection import NoiseInjector
-from hf_nullspace.training.noise_forward import TwofoldForward
 
 
 def synthesize(model, examples, accelerator):
@@ -24,16 +23,20 @@ def synthesize(model, examples, accelerator):
 
 
 def train(model, optimizer, examples, noise):
-    """Two steps on the clean and the noisy half, the same batch on every process; returns the losses."""
-    losses = []
+    """Two steps on clean and noisy images, the same batch on every process; returns the losses."""
+    injector, losses = NoiseInjector.attach(model), []
     for _ in range(2):
-        halves = TwofoldForward(model, model, NoiseInjector.attach(model), noise)
         batch = NullspaceDataCollator()(examples[:8])
-        loss = halves(**batch)["loss"] + halves(**batch)["loss"]
-        loss.backward()
+        zero = torch.zeros(8, *noise.shape[1:]).requires_grad_()
+        with injector.inject(zero):
+            clean = model(**batch)["loss"]
+            clean.backward()
+        with injector.inject(noise + zero.grad):
+            noisy = model(**batch)["loss"]
+            noisy.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append((clean + noisy).item())
     return losses
 
 

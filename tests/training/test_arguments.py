@@ -27,7 +27,7 @@ def test_the_docstring_has_the_same_groups_in_the_same_order():
 def test_each_has_help_and_the_choices_that_it_takes():
     assert all(item.metadata["help"].endswith(".") for item in OWN)
     chosen = {item.name: item.metadata["choices"] for item in OWN if "choices" in item.metadata}
-    assert chosen.keys() == {"noise_method", "noise_on_failure", "noise_forward"}
+    assert chosen.keys() == {"noise_method", "noise_on_failure", "noise_ascent_gradient"}
     for name, choices in chosen.items():
         for choice in choices:
             assert getattr(NullspaceTrainingArguments("out", use_cpu=True, **{name: choice}), name) == choice
