@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -26,6 +25,7 @@ from ..hub.model_card import count_used, markdown_table
 from ..models.loading import ModelArguments, load_classifier
 from ..models.patch_projection import channels_of
 from ..models.preprocessing import Preprocessing, image_transform
+from ..robustness.evaluate_metrics import Accuracy
 from ..robustness.evaluation import evaluate_robustness
 from ..robustness.outcomes import model_fingerprint
 from ..robustness.report import RobustnessReport
@@ -342,5 +342,7 @@ def predicted_classes(logits: torch.Tensor | tuple, labels: torch.Tensor) -> tor
 
 
 def accuracy(output: EvalPrediction) -> dict[str, float]:
-    """Share of correct predictions."""
-    return {"accuracy": float(np.mean(output.predictions == output.label_ids))}
+    """Share of correct predictions, by the metric of this package, which gives per cent."""
+    metric = Accuracy(keep_in_memory=True)  # each process computes its own, and none waits for a file
+    percent = metric.compute(predictions=output.predictions, references=output.label_ids)["accuracy"]
+    return {"accuracy": percent / 100}
