@@ -14,7 +14,7 @@ from ..data.loading import DATA_RULES, SOURCES
 from ..models.loading import DEFAULT_MODEL
 from ..noise.methods import BoundaryMethod
 from ..noise.methods.base import OPTIONAL_SETTINGS, methods_reading
-from ..utils.flags import FlagRule
+from ..utils.flags import FlagRule, check_at_least, check_output_dir
 from .parser import CommandParser
 
 
@@ -81,14 +81,21 @@ def parse_arguments(
     parser = CommandParser(dataclass_types, prog or Path(sys.argv[0]).name, words, defaults, rules)
     parsed = parser.parse(argv)
     model_args, data_args = parsed[:2]
-    _check_length(parsed[-1])
+    check_output_dir(parsed[-1].output_dir, **data_args.folders)
+    _check_training(parsed[-1])
     if data_args.source is not None and model_args.model_name_or_path is None:
         model_args.model_name_or_path = DEFAULT_MODEL
     return parsed
 
 
-def _check_length(args: TrainingArguments) -> None:
-    """`Trainer` takes a step for `max_steps` 0, and reads other numbers that are no length as if they were not given."""
+def _check_training(args: TrainingArguments) -> None:
+    """
+    Refuses numbers that `Trainer` fails on late, or reads as if they were not given; for `max_steps` 0 it takes a step.
+    """
+    check_at_least(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
+    check_at_least(args, dataloader_num_workers=0)
+    if not args.learning_rate >= 0:
+        raise ValueError(f"`learning_rate` must be at least 0, but got {args.learning_rate!r}.")
     if args.max_steps != -1 and args.max_steps < 1:
         raise ValueError(
             f"`max_steps` must be at least 1, or -1 for `num_train_epochs`, but got {args.max_steps}. To measure a model "

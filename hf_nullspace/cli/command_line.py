@@ -42,7 +42,8 @@ def run_command(prog: str, command: Callable[[list[str]], Any], argv: Sequence[s
     try:
         with worded(lambda text: as_flags(text, FLAG_NAMES)), made_by([*prog.split(), *argv]):
             command(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a shell may start a command with its output closed
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

@@ -15,7 +15,7 @@ from ..training.arguments import NullspaceTrainingArguments
 from ..training.augmentation import check_package
 from ..training.recipe import RECIPE_RULES, RecipeArguments
 from ..training.weight_average import WeightAverageCallback
-from ..utils.flags import FlagRule, check_at_least, check_output_dir
+from ..utils.flags import FlagRule, check_at_least
 from .arguments import DIGITS_BASE, DIGITS_TRAINING, method_rules, parse_arguments
 
 
@@ -90,11 +90,6 @@ def parse_finetune_arguments(
     rules.append(FlagRule("base_max_steps", "it is of the digits model", excludes=("model_name_or_path", *SOURCES)))
     parsed = parse_arguments(ARGUMENT_TYPES, argv, DIGITS_DEFAULTS, prog, ["model_name_or_path"], rules)
     model_args, data_args, finetune_args, args = parsed
-    check_output_dir(args.output_dir, **data_args.folders)
-    check_at_least(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
-    check_at_least(args, dataloader_num_workers=0)
-    if not args.learning_rate >= 0:
-        raise ValueError(f"`learning_rate` must be at least 0, but got {args.learning_rate!r}.")
     metric = str(args.metric_for_best_model or "loss").removeprefix("eval_")
     if (args.load_best_model_at_end or args.save_strategy == "best") and metric not in EVALUATED:
         raise ValueError(

@@ -267,6 +267,13 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
         assert process.stderr.read() == b"" and process.wait() == 141
 
 
+def test_an_output_that_was_closed_from_the_start_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    ran = []
+    run_command("test", ran.append, ["x"])
+    assert ran == [["x"]]
+
+
 def test_messages_name_settings_as_flags(capsys, caplog):
     def command(argv):
         parse(*argv)

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import pytest
 from PIL import Image
 
+from hf_nullspace.cli.commands.compare import parse_compare_arguments
 from hf_nullspace.cli.commands.evaluate import parse_evaluate_arguments
 from hf_nullspace.cli.commands.probe import parse_probe_arguments
 from hf_nullspace.cli.commands.synthesize import parse_synthesize_arguments
@@ -14,6 +15,7 @@ from hf_nullspace.models.loading import DEFAULT_MODEL, ModelArguments, check_mod
 
 
 PARSERS = {
+    "compare": parse_compare_arguments,
     "finetune": parse_finetune_arguments,
     "synthesize": parse_synthesize_arguments,
     "evaluate": parse_evaluate_arguments,
@@ -110,7 +112,20 @@ UNFIT = [
     ("finetune", "m --per_device_eval_batch_size 0", "`--per_device_eval_batch_size` must be at least 1, but got 0"),
     ("finetune", "m --gradient_accumulation_steps 0", "`--gradient_accumulation_steps` must be at least 1, but got 0"),
     ("finetune", "m --dataloader_num_workers -1", "`--dataloader_num_workers` must be at least 0, but got -1"),
-    *((name, "m --seed -1", "`--seed` must lie between 0 and 4294967295, but got -1") for name in PARSERS),
+    ("compare", "--model_name_or_path m --max_steps 0", "`max_steps` must be at least 1"),
+    ("compare", "--per_device_train_batch_size 0", "`--per_device_train_batch_size` must be at least 1, but got 0"),
+    ("compare", "--learning_rate nan", "`learning_rate` must be at least 0, but got nan"),
+    ("compare", "--output_dir OUT/file", "`--output_dir` takes a folder, but '.*/file' is a file"),
+    (
+        "compare",
+        "--model_name_or_path m --train_dir OUT --output_dir OUT/sub/x",
+        "lies in the pictures of `--train_dir .*Name a folder outside",
+    ),
+    *(
+        (name, "m --seed -1", "`--seed` must lie between 0 and 4294967295, but got -1")
+        for name in PARSERS
+        if name != "compare"
+    ),
     ("finetune", "m --data_seed 4294967296", "`--data_seed` must lie between 0 and 4294967295, but got 4294967296"),
     ("finetune", "m --max_steps 0", "`max_steps` must be at least 1, or -1 for `num_train_epochs`, but got 0"),
     ("finetune", "m --max_steps -5", "`max_steps` must be at least 1, or -1 for `num_train_epochs`, but got -5"),
