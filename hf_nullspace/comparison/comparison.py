@@ -13,7 +13,7 @@ from ..utils.figures import optional_figure
 from ..utils.files import write_text
 from .figure import plot_rows
 from .plan import BASE, Row, plan_rows, read_variants
-from .report import EQUAL_TIME, VARIANT, WAY, comparison_markdown, norm_growth, summarize_rows
+from .report import EQUAL_TIME, VARIANT, WAY, comparison_markdown, figure_note, norm_growth, summarize_rows
 from .runner import Runner
 from .statistics import CONFIDENCE
 
@@ -166,5 +166,5 @@ def save_comparison(results: dict[str, Any], folder: Path) -> None:
         differences = {name: results["methods"][name]["minus"][PLAIN.name] for name in shown}
         costs = {name: results["training"][name]["relative_cost"] for name in shown}
         with optional_figure(FIGURE_NAME):
-            plot_rows(differences, costs, folder / FIGURE_NAME)
+            plot_rows(differences, costs, folder / FIGURE_NAME, figure_note(results))
     print(f"\n{tables}\n\nEverything is in {folder}")

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.figures import MARKERS, MODEL_COLORS, finish, pyplot, save_figure
+from ..utils.figures import MARKERS, MODEL_COLORS, explain, finish, pyplot, save_figure
 
 
 def plot_rows(
-    differences: dict[str, dict[str, dict[str, Any]]], costs: dict[str, float], path: str | os.PathLike
+    differences: dict[str, dict[str, dict[str, Any]]], costs: dict[str, float], path: str | os.PathLike, note: str = ""
 ) -> None:
     """
     Writes how far each row is from plain finetuning, by group of columns with intervals, and the mean
@@ -22,6 +22,7 @@ def plot_rows(
             groups are those of the first, of which the first is the mean.
         costs (`dict[str, float]`): Training time of each row in units of plain finetuning's.
         path (`str` or `os.PathLike`): The picture to write.
+        note (`str`, *optional*): What stands under it: of how many images and seeds, and what the intervals are.
 
     Raises:
         `ImportError`: If matplotlib is missing.
@@ -54,4 +55,15 @@ def plot_rows(
     right.set(xlabel="training time / that of plain finetuning", ylabel=f"{groups[0]}, minus plain (points)")
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     finish(left, right)
+    explain(figure, difference_finding(differences), note)
     save_figure(plt, figure, path)
+
+
+def difference_finding(differences: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Which row gains most over plain finetuning in the first group, and whether its interval leaves that open."""
+    group = next(iter(next(iter(differences.values()))))
+    best = max(differences, key=lambda name: differences[name][group]["difference"])
+    row = differences[best][group]
+    ends = f"[{row['low']:+.1f}, {row['high']:+.1f}]"
+    said = f"{best}, {row['difference']:+.1f} points {ends} against plain finetuning ({group})"
+    return f"Most gained {said}" if row["low"] > 0 else f"No sure gain: at best {said}"

@@ -99,6 +99,15 @@ def difference_text(values: Mapping[str, Any]) -> str:
     return text
 
 
+def figure_note(results: Mapping[str, Any]) -> str:
+    """Of how many images and seeds the figure is, and what its intervals are."""
+    return (
+        f"n = {results['evaluation']['num_images']} images, {len(results['seeds'])} seed"
+        f"{'s' * (len(results['seeds']) > 1)}; intervals of {100 * results['confidence']:.0f} % by bootstrap over seeds "
+        "and images; the zero line is plain finetuning"
+    )
+
+
 def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
     """
     Steps and seconds of the rows.

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..utils.figures import BLUE, ORANGE, finish, pyplot, save_figure
+from ..utils.figures import BLUE, ORANGE, explain, finish, pyplot, save_figure
 from .noisy_pictures import NoisyPictures
+
+
+# Share of unchanged predictions from which a noise counts as harmless in a title.
+HARMLESS = 0.98
 
 
 def plot_noisy_pictures(rows: Sequence[NoisyPictures], path: str | os.PathLike) -> None:
@@ -95,6 +99,7 @@ def plot_lambda_sweep(rows: list[dict[str, float]], path: str | os.PathLike) -> 
         axes.set_xticks(lambdas, [f"{value:g}" for value in lambdas])
         axes.minorticks_off()
     finish(left, middle, right)
+    explain(figure, sweep_finding(rows), _note(rows))
     save_figure(plt, figure, path)
 
 
@@ -113,12 +118,16 @@ def plot_dose_response(rows: list[dict[str, float]], path: str | os.PathLike) ->
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     norms = _column(rows, "norm")
-    _with_control(left, norms, rows, "probability_mse", "probability_mse", percent=False)
+    _with_control(left, norms, rows, "probability_mse", "probability_mse (of 2 at most)", percent=False)
     _with_control(right, norms, rows, "agreement", "unchanged predictions (%)")
     for axes in (left, right):
         axes.set(xlabel="norm of the scaled noise (embedding units)")
     left.set_ylim(0, None)
     finish(left, right)
+    largest = max(rows, key=lambda row: row["norm"])
+    smallest = min(rows, key=lambda row: row["norm"])
+    finding = f"{_kept(largest)} at norm {largest['norm']:.3g}; {_kept(smallest)} at {smallest['norm']:.3g}"
+    explain(figure, finding, _note(rows))
     save_figure(plt, figure, path)
 
 
@@ -144,7 +153,26 @@ def plot_token_norms(rows: list[dict[str, float]], path: str | os.PathLike) -> N
     axes.set(xlabel="patch column", ylabel="patch row")
     axes.locator_params(integer=True)
     figure.colorbar(image, label="norm of a patch's noise (embedding units)")
+    spread = norms.max() / np.median(norms) if np.median(norms) else np.inf
+    explain(figure, f"The largest patch has {spread:.1f} times the median's noise", f"{norms.size} patches")
     save_figure(plt, figure, path)
+
+
+def sweep_finding(rows: list[dict[str, float]]) -> str:
+    """What the largest noise of a sweep that leaves at least 98 % of predictions unchanged does, beside its control."""
+    harmless = [row for row in rows if row["agreement"] >= HARMLESS]
+    row = max(harmless, key=lambda row: row["norm"]) if harmless else max(rows, key=lambda row: row["agreement"])
+    return f"Noise of norm {row['norm']:.3g} (lambda {row['lambda']:g}): {_kept(row)}"
+
+
+def _kept(row: dict[str, float]) -> str:
+    return f"{100 * row['agreement']:.0f} % unchanged, permuted {100 * row['permuted_agreement']:.0f} %"
+
+
+def _note(rows: list[dict[str, float]]) -> str:
+    counts = sorted({row["num_images"] for row in rows if "num_images" in row})
+    known = f"n = {' to '.join(f'{count:g}' for count in counts)} pictures; " if counts else ""
+    return f"{known}the control has the same elements in another order"
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..utils.figures import BLUE, GREY, MODEL_COLORS, finish, pyplot, save_figure
+from ..utils.figures import BLUE, GREY, MODEL_COLORS, explain, finish, pyplot, save_figure
 
 
-def plot_robustness(bars: dict[str, dict[str, dict[str, float | None]]], path: str | os.PathLike) -> None:
+def plot_robustness(
+    bars: dict[str, dict[str, dict[str, float | None]]], path: str | os.PathLike, note: str = ""
+) -> None:
     """
     Writes the accuracy of one or several models by column, with 95 % intervals, as horizontal bars in a PNG.
 
     Args:
         bars (`dict[str, dict[str, dict]]`): `RobustnessReport.summary` by model; columns are those of the first.
         path (`str` or `os.PathLike`): The picture to write.
+        note (`str`, *optional*): What stands under it: of how many pictures, and what the whiskers are.
 
     Raises:
         `ImportError`: If matplotlib is missing.
@@ -38,12 +41,12 @@ def plot_robustness(bars: dict[str, dict[str, dict[str, float | None]]], path: s
         color = MODEL_COLORS[number % len(MODEL_COLORS)]
         axes.barh(places, accuracies, height, xerr=whiskers, color=color, label=model, ecolor="black", capsize=2)
     axes.set_yticks(range(len(columns)), columns)
-    axes.set(xlabel="accuracy (%), with its 95 % interval", xlim=(0, 100))
+    axes.set(xlabel="accuracy (%)", xlim=(0, 100))
     axes.invert_yaxis()
     if len(bars) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(bars)))
-    figure.suptitle(_finding(bars), fontsize=11)
     finish(axes)
+    explain(figure, _finding(bars), note)
     save_figure(plt, figure, path)
 
 
@@ -53,8 +56,8 @@ def _finding(bars: dict[str, dict[str, dict[str, float | None]]]) -> str:
         [(model, row)] = bars.items()
         first = next(iter(row))
         lowest = min(row, key=lambda name: row[name]["accuracy"])
-        said = [f"{row[name]['accuracy']:.1f} % right, {name}" for name in dict.fromkeys((first, lowest))]
-        return f"{model}: {'; '.join(said)}"
+        said = f"{model} is right on {row[first]['accuracy']:.1f} % ({first})"
+        return said if lowest == first else f"{said}, down to {row[lowest]['accuracy']:.1f} % ({lowest})"
     shared = set.intersection(*(set(row) for row in bars.values()))
     means = {model: sum(row[name]["accuracy"] for name in shared) / max(1, len(shared)) for model, row in bars.items()}
     ranked = sorted(means, key=lambda model: -means[model])
@@ -92,10 +95,11 @@ def plot_reliability(bins: Sequence[dict[str, float]], path: str | os.PathLike) 
     upper.errorbar(confidences, values, yerr=whiskers, fmt="o-", color=BLUE, capsize=2, label="this model")
     upper.set(ylabel="accuracy (%)", ylim=(-2, 102), xlim=(0, 100))
     kind = "more" if above > 0 else "less"
-    upper.set_title(f"{abs(above):.1f} points {kind} confident than right on average\n(ECE {ece:.1f} %, n = {total})")
     upper.legend(frameon=False)
     width = shown[0]["to"] - shown[0]["from"]
     lower.bar([row["from"] for row in shown], [row["count"] for row in shown], width, align="edge", color=BLUE)
     lower.set(xlabel="confidence (%)", ylabel="pictures")
     finish(upper, lower)
+    finding = f"{abs(above):.1f} points {kind} confident than right\non average (ECE {ece:.1f} %)"
+    explain(figure, finding, f"n = {total} pictures; whiskers are 95 % Wilson intervals")
     save_figure(plt, figure, path)

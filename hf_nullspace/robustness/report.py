@@ -19,7 +19,7 @@ from .figure import plot_robustness
 from .outcomes import Outcomes, explained, load_outcomes, save_outcomes
 from .profiles import Profile
 from .report_markdown import aggregates_over, report_sections, row_warnings
-from .report_page import robustness_page
+from .report_page import figure_note, robustness_page
 from .scoring import aggregate_columns, score_columns, summarize_columns
 
 
@@ -233,4 +233,5 @@ def _expect(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
 def draw_figure(reports: Sequence[RobustnessReport], path: str | os.PathLike) -> None:
     """Draws the bars of one or several reports; a warning where matplotlib is missing."""
     with optional_figure(path):
-        plot_robustness({report.model_name: report.summary for report in reports}, path)
+        counts = [row["count"] for report in reports for row in report.columns.values()]
+        plot_robustness({report.model_name: report.summary for report in reports}, path, figure_note(counts))

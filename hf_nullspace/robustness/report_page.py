@@ -92,12 +92,20 @@ def _tiles(report: Report, clean: Column | None) -> dict[str, tuple[str, str]]:
     return tiles
 
 
+def figure_note(counts: Sequence[int]) -> str:
+    """Of how many pictures the bars of the figure are, and what their whiskers are."""
+    ends = dict.fromkeys((min(counts), max(counts)))
+    return f"n = {' to '.join(map(str, ends))} pictures a column; whiskers are 95 % intervals"
+
+
 def _bars(report: Report) -> PageFigure:
-    counts = sorted({row["count"] for row in report.columns.values()})
-    pictures = f"{counts[0]} to {counts[-1]} pictures" if len(counts) > 1 else f"{counts[0]} pictures"
-    caption = f"Accuracy by column, each of {pictures}; whiskers are 95 % intervals."
+    note = figure_note([row["count"] for row in report.columns.values()])
     alt = "Accuracy in per cent: " + ", ".join(f"{name} {bar['accuracy']:.1f}" for name, bar in report.summary.items())
-    return drawn("robustness.svg", alt, caption, plot_robustness, {report.model_name: report.summary})
+    caption = (
+        "Accuracy by column; all corruptions of a dataset are one bar, as one picture is right or wrong under all."
+    )
+    bars = {report.model_name: report.summary}
+    return drawn("robustness.svg", alt, caption, plot_robustness, bars, note=note)
 
 
 def _columns_table(report: Report) -> PageTable:

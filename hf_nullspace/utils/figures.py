@@ -19,6 +19,7 @@ BLUE = "#0072B2"
 ORANGE = "#D55E00"
 GREEN = "#009E73"
 GREY = "#7F7F7F"
+NOTE = "#4D4D4D"  # dark enough for small letters
 MODEL_COLORS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")  # six of seven colours, so that few pairs repeat
 
@@ -37,6 +38,21 @@ def finish(*panels) -> None:
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
+
+
+def explain(figure, finding: str, note: str = "") -> None:
+    """
+    What a figure says, as its title, and what it is of, under it.
+
+    Args:
+        figure: The figure, whose layout is constrained.
+        finding (`str`): The result in a sentence, computed from what is drawn.
+        note (`str`, *optional*): Number of pictures, kind of interval, and what the control is.
+    """
+    # Names of models and rows are anybody's: no formulas.
+    figure.suptitle(finding, fontsize=11, parse_math=False)
+    if note:
+        figure.supxlabel(note, fontsize=8, color=NOTE, parse_math=False)
 
 
 def save_figure(plt, figure, path: Any) -> None:

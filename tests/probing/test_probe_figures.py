@@ -12,6 +12,7 @@ from hf_nullspace.probing.figures import (
     plot_token_norms,
 )
 from hf_nullspace.probing.noisy_pictures import NoisyPictures
+from hf_nullspace.utils.figures import svg_text
 
 
 @pytest.mark.parametrize("plot", [plot_lambda_sweep, plot_dose_response, plot_token_norms])
@@ -47,3 +48,20 @@ def test_noisy_pictures_are_drawn_on_white_with_their_classes(tmp_path):
         assert bars[2][1] > bars[2][0] > 0, "the first class is none of the picture's own, the second is"
     with pytest.raises(ValueError, match="`rows` is empty"):
         plot_noisy_pictures([], tmp_path / "none.png")
+
+
+def test_titles_say_what_the_noise_does_beside_its_control():
+    known = {"num_images": 24, "confidence_change": 0.0, "permuted_confidence_change": 0.5, "probability_mse": 0.01}
+    known["permuted_probability_mse"] = 0.9
+    rows = [
+        {"lambda": 0.1, "norm": 2.0, "agreement": 1.0, "permuted_agreement": 0.6, **known},
+        {"lambda": 0.4, "norm": 5.0, "agreement": 0.99, "permuted_agreement": 0.25, **known},
+        {"lambda": 0.8, "norm": 9.0, "agreement": 0.9, "permuted_agreement": 0.1, **known},
+    ]
+    sweep = svg_text(lambda path: plot_lambda_sweep(rows, path), "sweep")
+    assert "Noise of norm 5 (lambda 0.4): 99 % unchanged, permuted 25 %" in sweep, "the largest that is harmless"
+    assert "n = 24 pictures; the control has the same elements in another order" in sweep
+    dose = svg_text(lambda path: plot_dose_response(rows, path), "dose")
+    assert "90 % unchanged, permuted 10 % at norm 9; 100 % unchanged, permuted 60 % at 2" in dose
+    harmful = svg_text(lambda path: plot_lambda_sweep(rows[2:], path), "sweep")
+    assert "Noise of norm 9 (lambda 0.8): 90 % unchanged, permuted 10 %" in harmful

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from hf_nullspace.robustness.figure import plot_robustness
+from hf_nullspace.utils.figures import svg_text
 
 
 BARS = {
@@ -28,3 +29,13 @@ def test_bars_are_as_long_as_the_accuracies(tmp_path, models, colours):
 def test_no_bars_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`bars` is empty"):
         plot_robustness({}, tmp_path / "bars.png")
+
+
+def test_title_says_the_finding_and_the_note_of_how_many(tmp_path):
+    bar = {"low": None, "high": None}
+    row = {"clean": {"accuracy": 90.0, **bar}, "fog": {"accuracy": 70.0, **bar}, "pgd": {"accuracy": 3.0, **bar}}
+    one = svg_text(lambda path: plot_robustness({"a$b$": row}, path, "n = 50 pictures a column"), "bars")
+    assert "a$b$ is right on 90.0 % (clean), down to 3.0 % (pgd)" in one and "n = 50 pictures a column" in one
+    better = {name: {**values, "accuracy": 95.0} for name, values in row.items()}
+    two = svg_text(lambda path: plot_robustness({"before": row, "after": better}, path), "bars")
+    assert "Mean accuracy: after 95.0 %, before 54.3 %" in two

@@ -6,7 +6,7 @@ from PIL import Image
 
 from hf_nullspace.comparison.figure import plot_rows
 from hf_nullspace.training.figure import plot_noise_history
-from hf_nullspace.utils.figures import optional_figure
+from hf_nullspace.utils.figures import optional_figure, svg_text
 
 
 @pytest.fixture
@@ -24,6 +24,31 @@ def test_writes_a_png_of_the_promised_size(history, tmp_path, rounds):
         assert (picture.format, picture.size) == ("PNG", (1350, 480))
         colours = set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3)))
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= colours
+
+
+def test_title_says_what_came_of_the_noise(history):
+    text = svg_text(lambda path: plot_noise_history(history, path), "noise")
+    last = history[-1]
+    kept, permuted = (f"{100 * last[name]:.0f} %" for name in ("agreement", "permuted_agreement"))
+    assert f"Noise 1.2 times as large as at first keeps {kept} of predictions, permuted {permuted}" in text
+    assert f"n = {last['num_images']} pictures at each round" in text and "(embedding units)" in text
+    assert text == svg_text(lambda path: plot_noise_history(history, path), "noise"), "the same bytes each time"
+
+
+@pytest.mark.parametrize(
+    ("low", "title"),
+    [
+        (0.5, "Most gained nullspace, +1.0 points [+0.5, +2.0] against plain finetuning (mean)"),
+        (-0.5, "No sure gain: at best nullspace, +1.0 points [-0.5, +2.0] against plain finetuning (mean)"),
+    ],
+)
+def test_title_says_whether_a_gain_is_sure(low, title):
+    row = {"mean": {"difference": 1.0, "low": low, "high": 2.0}}
+    worse = {"mean": {"difference": -3.0, "low": -4.0, "high": -2.0}}
+    differences = {"pgd": worse, "nullspace": row}
+    costs = {"nullspace": 2.0, "pgd": 4.0}
+    text = svg_text(lambda path: plot_rows(differences, costs, path, "n = 360 images, 3 seeds"), "rows")
+    assert title in text and "n = 360 images, 3 seeds" in text
 
 
 def test_figure_is_closed(history, tmp_path):
