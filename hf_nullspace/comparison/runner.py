@@ -24,7 +24,7 @@ from ..robustness.profiles import resolve_profile
 from ..robustness.report import REPORT_NAME, RobustnessReport
 from ..training.arguments import NullspaceTrainingArguments
 from ..training.augmentation import check_package
-from ..training.augmented_images import without_augmentation
+from ..training.augmented_images import AugmentedImages, without_augmentation
 from ..training.data_collator import NullspaceDataCollator
 from ..training.recipe import head_trained_first, training_images
 from ..utils.files import json_hash
@@ -134,15 +134,18 @@ class Runner:
             train_dataset=train,
             processing_class=processor,
         )
+        head_first = None
         if start is None:
             parts = (without_augmentation(train), trainer.data_collator, args, trainer.accelerator)
-            head_trained_first(trainer.model, self.compare_args, has_new_head, *parts)
+            head_first = head_trained_first(trainer.model, self.compare_args, has_new_head, *parts)
         begin = time.perf_counter()
         if is_trained:
             trainer.train()
         facts = {"seconds": time.perf_counter() - begin, "steps": trainer.state.global_step}
         facts["synthesis_seconds"] = sum(entry["seconds"] for entry in trainer.noise_history)
         facts["noise_history"] = trainer.noise_history
+        facts["augmentation"] = str(train.augmentation) if isinstance(train, AugmentedImages) else None
+        facts["head_first"] = head_first
         trainer.save_model()
         if self.accelerator.is_main_process:
             write_run(folder, settings, facts)
