@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """
-Measures a nullspace training step against plain `Trainer`'s on the same model, and a whole run with its syntheses.
+Measures training steps against plain `Trainer`'s on the same model: seconds, passes, memory, and the share of synthesis.
 
-    python examples/benchmark_training.py
-    python examples/benchmark_training.py --model vit_small
+    python examples/benchmark_training.py --model vit_small_112
+    python examples/benchmark_training.py --model vit_tiny_224 --bf16
 
 Every repeat times each kind of training once, one after the other, so that a busy machine slows all of them; the ratios
-are medians over the repeats. A plain step sees the clean images; a nullspace step sees them clean and again with noise,
-and with ascent, the default, an additional pass first moves the per-image noise up its loss.
+are medians over the repeats. Passes are counted by image: forward 1, back to the weights 2, back to the noise or the pixels
+alone 1; a plain step is 3 for each image. Memory is the most that is allocated at once in a step, with weights, gradients
+and optimizer. On a GPU the images a second and the share of the time in which kernels run are printed, too.
 """
 
 import json
@@ -19,22 +20,43 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    set_seed,
+)
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace import NullspaceDataCollator
+from hf_nullspace.baselines import WAYS
 from hf_nullspace.cli.command_line import run_command
 from hf_nullspace.cli.parser import CommandParser
 from hf_nullspace.models.digits_vit import build_digits_model
+from hf_nullspace.utils.random import keyed_generator
 
 
-# Kinds of training step, with the settings that differ from the defaults.
+# Kinds of training step: the way of finetuning, and what differs from its defaults.
 KINDS = {
-    "plain": {"noise_weight": 0.0},
-    "sequential": {"noise_forward": "sequential", "noise_ascent": 0.0},
-    "concatenated": {"noise_ascent": 0.0},
-    "concatenated, ascent": {},
+    "plain": ("plain", {}),
+    "share 1": ("nullspace", {"noise_share": 1.0}),
+    "share 1/4": ("nullspace", {"noise_share": 0.25}),
+    "share 1, own gradient": ("nullspace", {"noise_share": 1.0, "noise_ascent_gradient": "noisy"}),
+    "N-FGSM": ("nfgsm", {}),
 }
+# Hidden size, side of the images and of the patches in pixels.
+MODELS = {
+    "vit_tiny_224": (192, 224, 16),
+    "vit_small_112": (384, 112, 16),
+    "vit_small_224": (384, 224, 16),
+    "vit_base_224": (768, 224, 16),
+}
+# Steps of the run whose share of synthesis is printed.
+RUN_STEPS = 1000
 
 
 @dataclass
@@ -44,27 +66,24 @@ class BenchmarkArguments:
     output_dir: str = field(default="outputs/benchmark_training", metadata={"help": "Folder for the JSON."})
     model: str = field(
         default="digits",
-        metadata={
-            "help": "Which architecture; its weights are random.",
-            "choices": ["digits", "vit_small", "vit_base"],
-        },
+        metadata={"help": "Which architecture; its weights are random.", "choices": ["digits", *MODELS]},
     )
     batch_size: int = field(default=32, metadata={"help": "Clean images of a step."})
-    num_steps: int = field(default=20, metadata={"help": "Steps of a repeat, after three that warm up."})
+    num_steps: int = field(default=10, metadata={"help": "Steps of a repeat, after two that warm up."})
     num_repeats: int = field(default=5, metadata={"help": "Interleaved repeats."})
-    num_run_steps: int = field(
-        default=80, metadata={"help": "Steps of the whole runs, syntheses included; 0 leaves them out."}
+    num_synthesis_images: int = field(
+        default=1024, metadata={"help": "Images of the training set, from which a synthesis reads."}
     )
     bf16: bool = field(default=False, metadata={"help": "Train under bfloat16 autocast."})
     torch_compile: bool = field(default=False, metadata={"help": "Compile the model."})
 
 
 class RandomImages(Dataset):
-    """Random images, generated in advance: reading data is not measured."""
+    """Random pictures, generated in advance: reading data is not measured."""
 
     def __init__(self, count: int, size: int, num_labels: int):
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(count, 3, size, size, generator=generator)
+        generator = keyed_generator("random images", 0)
+        self.images = 2 * torch.rand(count, 3, size, size, generator=generator) - 1
         self.num_labels = num_labels
 
     def __len__(self) -> int:
@@ -74,37 +93,104 @@ class RandomImages(Dataset):
         return {"pixel_values": self.images[index], "label": index % self.num_labels}
 
 
-class StepTimes(TrainerCallback):
-    """Seconds between the ends of the steps."""
+class Measurements(TrainerCallback):
+    """Seconds between the ends of the steps, and what the last step allocates."""
 
-    def __init__(self):
-        self.stamps = []
+    def __init__(self, num_steps: int, memory: bool):
+        self.num_steps = num_steps
+        self.memory = memory
+        self.stamps = [time.perf_counter()]
+        self.peak_bytes = 0
+        self.kernel_share = None
+        self._profiler = None
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if not self.memory or state.global_step + 1 != self.num_steps:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._profiler = profile(activities=list(_activities()), profile_memory=True)
+        self._profiler.start()
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.stamps.append(time.perf_counter())
+        if self._profiler is None:
+            return
+        self._profiler.stop()
+        if torch.cuda.is_available():
+            self.peak_bytes = torch.cuda.max_memory_allocated()
+            busy = sum(event.self_device_time_total for event in self._profiler.key_averages()) / 1e6
+            self.kernel_share = busy / (self.stamps[-1] - self._start)
+        else:
+            self.peak_bytes = _bytes_before(model, optimizer) + _most_allocated(self._profiler)
 
     def seconds_per_step(self) -> float:
-        steps = [after - before for before, after in zip(self.stamps[2:], self.stamps[3:], strict=False)]
-        return statistics.median(steps)
+        """The median, without the first two steps."""
+        return statistics.median(
+            after - before for before, after in zip(self.stamps[2:], self.stamps[3:], strict=False)
+        )
+
+    def seconds_of_first_step(self) -> float:
+        return self.stamps[1] - self.stamps[0]
 
 
-def build_model(name: str) -> ViTForImageClassification:
+def _activities():
+    yield ProfilerActivity.CPU
+    if torch.cuda.is_available():
+        yield ProfilerActivity.CUDA
+
+
+def _bytes_before(model, optimizer) -> int:
+    """Bytes of weights and optimizer at the start of a step, when there are no gradients."""
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    tensors = [*model.parameters(), *(value for value in states if isinstance(value, torch.Tensor))]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _most_allocated(profiler) -> int:
+    """The largest sum of what was allocated and not freed again, in bytes."""
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocated = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(allocated.cumsum(0).max())
+
+
+class PassCounter:
+    """Counts the passes of a model, by image."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.units = 0
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs):
+        trains = module.training
+        self.units += len(kwargs["pixel_values"]) * (3 if trains else 2 if torch.is_grad_enabled() else 1)
+
+
+def build_model(name: str) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
     set_seed(0)
     if name == "digits":
-        return build_digits_model([str(digit) for digit in range(10)])[0]
-    width = {"vit_small": 384, "vit_base": 768}[name]
-    return ViTForImageClassification(
-        ViTConfig(hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width, num_labels=100)
-    )
+        model = build_digits_model([str(digit) for digit in range(10)])[0]
+    else:
+        width, image_size, patch_size = MODELS[name]
+        size = {"num_attention_heads": width // 64, "intermediate_size": 4 * width, "num_labels": 100}
+        model = ViTForImageClassification(
+            ViTConfig(hidden_size=width, image_size=image_size, patch_size=patch_size, **size)
+        )
+    side = model.config.image_size
+    half = [0.5] * 3
+    return model, ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=half, image_std=half)
 
 
-def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int, **changes) -> tuple[StepTimes, float]:
-    """Trains from the start; returns the times of the steps and the total seconds."""
-    times = StepTimes()
+def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int, memory: bool = False, **changes):
+    """Trains from the start; returns what was measured, and the passes of the last step by image of a batch."""
+    way, settings = WAYS[KINDS[kind][0]], KINDS[kind][1]
+    measured = Measurements(num_steps, memory)
+    model, processor = build_model(args.model)
     with tempfile.TemporaryDirectory() as folder:
-        training_args = NullspaceTrainingArguments(
+        training_args = way.arguments(
             folder,
             max_steps=num_steps,
             per_device_train_batch_size=args.batch_size,
@@ -115,39 +201,64 @@ def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int,
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            **{**KINDS[kind], **changes},
+            **{**settings, **(changes if way.name == "nullspace" else {})},
         )
-        trainer_class = Trainer if kind == "plain" else NullspaceTrainer
+        trainer_class = Trainer if kind == "plain" else way.trainer_class
         trainer = trainer_class(
-            build_model(args.model), training_args, NullspaceDataCollator(), dataset, callbacks=[times]
+            model,
+            training_args,
+            NullspaceDataCollator(),
+            dataset,
+            processing_class=processor,
+            callbacks=[measured],
         )
         trainer.remove_callback(PrinterCallback)
-        start = time.perf_counter()
+        counter = PassCounter(model) if not args.torch_compile else None
+        marks = [0]
+        if counter is not None:
+            trainer.add_callback(_OnStepEnd(lambda: marks.append(counter.units)))
         trainer.train()
-        return times, time.perf_counter() - start
+    passes = (marks[-1] - marks[-2]) / args.batch_size if counter is not None else None
+    return measured, passes
+
+
+class _OnStepEnd(TrainerCallback):
+    def __init__(self, call):
+        self.call = call
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.call()
 
 
 def measure(args: BenchmarkArguments) -> dict:
-    config = build_model(args.model).config
-    dataset = RandomImages(max(512, 4 * args.batch_size), config.image_size, config.num_labels)
+    config = build_model(args.model)[0].config
+    dataset = RandomImages(args.num_synthesis_images, config.image_size, config.num_labels)
     # One cheap synthesis, before the steps that are timed.
-    short = {"noise_refresh_steps": 10**6, "noise_max_steps": 1, "noise_num_images": 2 * args.batch_size}
+    short = {"noise_max_steps": 1, "noise_num_images": 2 * args.batch_size}
     short["noise_num_certificate_images"] = args.batch_size
-    steps = {kind: [] for kind in KINDS}
-    runs = {"plain": [], "concatenated, ascent": []}
+    rows = {kind: {"seconds": [], "passes": None, "peak_bytes": None, "kernel_share": None} for kind in KINDS}
+    syntheses = []
     for _ in range(args.num_repeats):
-        for kind, seconds in steps.items():
-            seconds.append(train(kind, args, dataset, 3 + args.num_steps, **short)[0].seconds_per_step())
-    for _ in range(min(args.num_repeats, 3) if args.num_run_steps else 0):
-        for kind, seconds in runs.items():
-            seconds.append(train(kind, args, dataset, args.num_run_steps)[1])
-    results = {"settings": asdict(args), "torch": torch.__version__, "seconds_per_step": steps}
+        for kind, row in rows.items():
+            row["seconds"].append(train(kind, args, dataset, 2 + args.num_steps, **short)[0].seconds_per_step())
+        first = train("share 1", args, dataset, 1)[0].seconds_of_first_step()  # with a synthesis by the defaults
+        syntheses.append(first - rows["share 1"]["seconds"][-1])
+    for kind, row in rows.items():
+        measured, row["passes"] = train(kind, args, dataset, 3, memory=True, **short)
+        row["peak_bytes"], row["kernel_share"] = measured.peak_bytes, measured.kernel_share
+    results = {"settings": asdict(args), "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
     results["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    results["step_ratio"] = {kind: ratio(steps[kind], steps["plain"]) for kind in KINDS if kind != "plain"}
-    images = {kind: args.batch_size / statistics.median(seconds) for kind, seconds in steps.items()}
-    results["images_per_second"] = images
-    if args.num_run_steps:
-        results |= {"seconds_of_run": runs, "run_ratio": ratio(runs["concatenated, ascent"], runs["plain"])}
+    results["seconds_per_synthesis"] = syntheses
+    for row in rows.values():
+        row["step_ratio"] = ratio(row["seconds"], rows["plain"]["seconds"])
+        row["images_per_second"] = args.batch_size / statistics.median(row["seconds"])
+        row["memory_ratio"] = row["peak_bytes"] / rows["plain"]["peak_bytes"]
+        row["passes_ratio"] = row["passes"] / rows["plain"]["passes"] if row["passes"] is not None else None
+    for kind in ("share 1", "share 1/4"):
+        shares = [
+            once / (once + RUN_STEPS * step) for once, step in zip(syntheses, rows[kind]["seconds"], strict=True)
+        ]
+        rows[kind]["synthesis_share"] = statistics.median(shares)
     return results
 
 
@@ -157,15 +268,21 @@ def ratio(seconds: list[float], plain: list[float]) -> float:
 
 
 def table(results: dict) -> str:
-    lines = ["| training step | seconds | clean images per second | / plain |", "|---|---:|---:|---:|"]
-    for kind, seconds in results["seconds_per_step"].items():
-        relative = results["step_ratio"].get(kind, 1.0)
-        rate = results["images_per_second"][kind]
-        lines.append(f"| {kind} | {statistics.median(seconds):.4g} | {rate:.4g} | {relative:.2f} |")
-    if "run_ratio" in results:
-        settings = results["settings"]
-        lines += ["", f"A default run of {settings['num_run_steps']} steps, syntheses included, takes"]
-        lines[-1] += f" {results['run_ratio']:.2f} times as long as plain finetuning for as many steps."
+    lines = [
+        "| training step | seconds | / plain | passes / plain | peak memory (MB) | / plain | clean images a second | kernels run |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for kind, row in results["rows"].items():
+        passes = f"{row['passes_ratio']:.2f}" if row["passes_ratio"] is not None else ""
+        kernels = f"{row['kernel_share']:.0%}" if row["kernel_share"] is not None else ""
+        lines.append(
+            f"| {kind} | {statistics.median(row['seconds']):.4g} | {row['step_ratio']:.2f} | {passes} | "
+            f"{row['peak_bytes'] / 1e6:.0f} | {row['memory_ratio']:.2f} | {row['images_per_second']:.4g} | {kernels} |"
+        )
+    shares = [
+        f"{row['synthesis_share']:.1%} ({kind})" for kind, row in results["rows"].items() if "synthesis_share" in row
+    ]
+    lines += ["", f"Synthesis takes {' and '.join(shares)} of a run of {RUN_STEPS} steps with the defaults."]
     return "\n".join(lines)
 
 

@@ -21,6 +21,8 @@ from .parser import CommandParser
 # Settings that finetune the digits model in a minute, used if neither a model nor a dataset is given.
 DIGITS_TRAINING = {
     "augmentation": "none",  # so that they need no further package; and no digit is another one in the mirror
+    "noise_refresh_steps": 40,
+    "noise_num_images": 256,
     "noise_method": BoundaryMethod.name,  # per-image noise harms a model this small; one shared noise shows the idea
     "learning_rate": 3e-4,
     "lr_scheduler_type": "cosine",

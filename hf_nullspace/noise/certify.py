@@ -124,6 +124,7 @@ def certify(
     generator: torch.Generator,
     steps: int = 0,
     seconds: float = 0.0,
+    measured: Outcomes | None = None,
 ) -> Certificate:
     """
     The certificate of a noise on the given images.
@@ -136,13 +137,14 @@ def certify(
         generator (`torch.Generator`): Draws the permuted control.
         steps (`int`, *optional*, defaults to 0): Optimizer steps that made the noise.
         seconds (`float`, *optional*, defaults to 0.0): Time that took.
+        measured ([`Outcomes`], *optional*): What the noise does to the images, where that has been measured.
     """
 
     def permuted(positions: torch.Tensor) -> torch.Tensor:
         # The same order for every batch.
         return permuted_control(noise.at(positions), generator.clone_state())
 
-    measured = measure_outcomes(classifier, images, noise.at)
+    measured = measure_outcomes(classifier, images, noise.at) if measured is None else measured
     control = measure_outcomes(classifier, images, permuted)
     spread = token_norms(noise.tensor)
     certificate = Certificate(

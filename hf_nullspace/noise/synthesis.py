@@ -15,7 +15,7 @@ from ..models.frozen import FrozenClassifier, frozen_classifier
 from ..models.objectives import Objective
 from ..utils.random import keyed_generator, preserved_random_state
 from .certificate import Certificate
-from .certify import certify, check_config, check_epsilon, measure_errors
+from .certify import Outcomes, certify, check_config, check_epsilon, measure_outcomes
 from .confidence import betting_upper_bound
 from .config import NullspaceConfig
 from .images import FrozenImages, read_images
@@ -31,7 +31,7 @@ logger = logging.get_logger(__name__)
 # Relative precision of the largest certified scale. Halving it costs another pass over the held-out images.
 SCALE_TOLERANCE = 0.05
 # Held-out images of a first, coarse search for the scale, before all of them are measured.
-COARSE_IMAGES = 128
+COARSE_IMAGES = 64
 # Share of epsilon that the coarse search brings the mean error to. The upper bound over all held-out images is then
 # about epsilon.
 COARSE_SHARE = 0.5
@@ -121,9 +121,10 @@ def synthesize_noise(
             inputs = SearchInputs(classifier, searched, config, generator, progress.update)
             noise, steps = method.search(inputs)
             noise = noise.keyed(config.seed, round_index)
+            measured = None
             if method.scales_up or config.on_failure == "shrink":
-                noise = noise.scaled(_largest_scale(classifier, held_out, noise, config))
-            certificate = certify(classifier, held_out, noise, config, generator, steps)
+                noise, measured = _scaled_to_certificate(classifier, held_out, noise, config)
+            certificate = certify(classifier, held_out, noise, config, generator, steps, measured=measured)
             certificate = dataclasses.replace(certificate, seconds=time.perf_counter() - start)
             _report(certificate, config, round_index)
             progress.update(config.max_steps - steps)
@@ -171,14 +172,14 @@ def num_held_out(total: int, batch_size: int, config: NullspaceConfig, largest: 
     return max(share, rest) if share < fewest <= rest else share
 
 
-def _largest_scale(
+def _scaled_to_certificate(
     classifier: FrozenClassifier,
     held_out: FrozenImages,
     noise: Noise,
     config: NullspaceConfig,
-) -> float:
+) -> tuple[Noise, Outcomes]:
     """
-    The largest scale of a noise whose upper bound on the held-out images is within epsilon.
+    A noise at the largest scale whose upper bound on the held-out images is within epsilon, and what it does to them.
 
     Errors grow with the scale, so the bound at the chosen scale is as valid as at a fixed one. With too few images to
     bound the mean of any noise, it is the largest scale whose measured mean is within epsilon. 1 if there is none.
@@ -186,25 +187,26 @@ def _largest_scale(
     largest = MAX_RELATIVE_NORM * held_out.embedding_norm / max(noise.tensor.norm().item(), 1e-30)
     largest = max(largest, 1.0) if NOISE_METHODS[config.method].scales_up else 1.0
     is_certifiable = len(held_out) >= config.fewest_certificate_images(classifier.largest_error)
+    measured: dict[float, Outcomes] = {}
 
-    def error_at(scale: float, images: FrozenImages, upper: bool) -> float:
-        errors = measure_errors(classifier, images, noise.scaled(scale))
-        if upper:
+    def mean_at(scale: float, images: FrozenImages) -> float:
+        return measure_outcomes(classifier, images, noise.scaled(scale).at).probability_mse.mean().item()
+
+    def bound_at(scale: float) -> float:
+        measured[scale] = measure_outcomes(classifier, held_out, noise.scaled(scale).at)
+        errors = measured[scale].probability_mse
+        if is_certifiable:
             return betting_upper_bound(errors, config.confidence, classifier.largest_error)
         return errors.mean().item()
 
     start = 1.0
     if len(held_out) >= 2 * COARSE_IMAGES:  # a search on all of them from there on takes few measurements
         few, _ = held_out.split(COARSE_IMAGES)
-        start = boundary_scale(lambda scale: error_at(scale, few, False), COARSE_SHARE * config.epsilon, largest, 0.25)
-    scale = boundary_scale(
-        lambda scale: error_at(scale, held_out, is_certifiable),
-        config.epsilon,
-        largest,
-        tolerance=SCALE_TOLERANCE,
-        start=start or 1.0,
-    )
-    return scale or 1.0
+        start = boundary_scale(lambda scale: mean_at(scale, few), COARSE_SHARE * config.epsilon, largest, 0.25)
+    scale = boundary_scale(bound_at, config.epsilon, largest, tolerance=SCALE_TOLERANCE, start=start or 1.0) or 1.0
+    if scale not in measured:
+        bound_at(scale)
+    return noise.scaled(scale), measured[scale]
 
 
 def _report(certificate: Certificate, config: NullspaceConfig, round_index: int) -> None:

@@ -58,8 +58,8 @@ class NullspaceTrainingArguments(TrainingArguments):
             Weight of the log-norm term that makes the noise large, where the method has one.
         noise_max_token_ratio (`float`, *optional*, defaults to 4.0):
             Largest norm of a token of the noise, as a multiple of the median over tokens. `None` sets no limit.
-        noise_num_images (`int`, *optional*, defaults to 256):
-            Images that the noise is optimised on.
+        noise_num_images (`int`, *optional*, defaults to 128):
+            Images that the noise is optimised on; `sample` looks at `noise_max_steps` batches of them.
         noise_batch_size (`int`, *optional*):
             Images of a synthesis step over all processes. Defaults to the batch of a training step over all processes,
             without gradient accumulation.
@@ -82,8 +82,8 @@ class NullspaceTrainingArguments(TrainingArguments):
         noise_share (`float`, *optional*, defaults to 1.0):
             Share of the images of a batch that get a noisy copy, at least one; which, is drawn at each step. The loss under
             noise is the mean over these, so that its weight does not change. A step costs `1 + noise_share` plain ones.
-        noise_refresh_steps (`int`, *optional*, defaults to 40):
-            Optimizer steps between two syntheses.
+        noise_refresh_steps (`int`, *optional*, defaults to 1000):
+            Optimizer steps between two syntheses. One takes about as long as 30 plain steps of 32 images.
         noise_ascent (`float`, *optional*):
             Where `noise_method` draws a noise for every image: how hard it is made, at the same norm and in the same
             axes. A draw that moves 3 standard deviations up its own loss is about as hard as the worst of 700; 0 leaves
@@ -140,9 +140,7 @@ class NullspaceTrainingArguments(TrainingArguments):
     noise_max_token_ratio: float | None = field(
         default=NullspaceConfig.max_token_ratio, metadata=metadata_of("max_token_ratio")
     )
-    noise_num_images: int = field(
-        default=NullspaceConfig.num_images, metadata={"help": "Images that the noise is optimised on."}
-    )
+    noise_num_images: int = field(default=128, metadata={"help": "Images that the noise is optimised on."})
     noise_batch_size: int | None = field(
         default=None, metadata={"help": "Images of a synthesis step over all processes."}
     )
@@ -169,7 +167,7 @@ class NullspaceTrainingArguments(TrainingArguments):
 
     noise_weight: float = field(default=1.0, metadata={"help": "Weight of the loss under noise; 0 turns noise off."})
     noise_share: float = field(default=1.0, metadata={"help": "Share of a batch's images that get a noisy copy."})
-    noise_refresh_steps: int = field(default=40, metadata={"help": "Optimizer steps between two syntheses."})
+    noise_refresh_steps: int = field(default=1000, metadata={"help": "Optimizer steps between two syntheses."})
     noise_ascent: float | None = field(
         default=None,
         metadata=method_metadata(

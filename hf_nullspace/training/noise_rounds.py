@@ -30,7 +30,7 @@ from .noise_schedule import check_same_on_all_processes
 logger = logging.get_logger(__name__)
 
 # Training images on which the ascent of a round is measured.
-ASCENT_IMAGES = 64
+ASCENT_IMAGES = 32
 # Share of the rise along its own gradient below which the clean gradient is no fair replacement.
 FAIR_RISE = 0.5
 

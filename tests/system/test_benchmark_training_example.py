@@ -14,15 +14,16 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "benchmark_training.py"
 
 @pytest.mark.slow
 def test_printed_ratios_are_those_of_the_saved_numbers(tmp_path):
-    quick = ["--num_steps", "2", "--num_repeats", "2", "--num_run_steps", "2", "--batch_size", "8"]
+    quick = ["--num_steps", "2", "--num_repeats", "2", "--batch_size", "8", "--num_synthesis_images", "200"]
     command = [sys.executable, str(EXAMPLE), *quick, "--output_dir", str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    results = json.loads((tmp_path / "benchmark_training.json").read_text())
-    seconds = results["seconds_per_step"]
-    kinds = ["sequential", "concatenated", "concatenated, ascent"]
-    assert {kind: len(times) for kind, times in seconds.items()} == dict.fromkeys(["plain", *kinds], 2)
-    for kind in kinds:
-        ratios = [ours / plain for ours, plain in zip(seconds[kind], seconds["plain"], strict=True)]
-        assert results["step_ratio"][kind] == pytest.approx(statistics.median(ratios))
-        assert f"| {results['step_ratio'][kind]:.2f} |" in printed
-    assert f"{results['run_ratio']:.2f} times as long" in printed
+    rows = json.loads((tmp_path / "benchmark_training.json").read_text())["rows"]
+    assert list(rows) == ["plain", "share 1", "share 1/4", "share 1, own gradient", "N-FGSM"]
+    for row in rows.values():
+        ratios = [ours / plain for ours, plain in zip(row["seconds"], rows["plain"]["seconds"], strict=True)]
+        assert row["step_ratio"] == pytest.approx(statistics.median(ratios)) and len(ratios) == 2
+        assert f"| {row['step_ratio']:.2f} | {row['passes_ratio']:.2f} |" in printed
+        assert row["memory_ratio"] == row["peak_bytes"] / rows["plain"]["peak_bytes"] > 0.9
+    passes = [row["passes_ratio"] for row in rows.values()]
+    assert passes == pytest.approx([1.0, 2.0, 1.25, 8 / 3, 5 / 3])
+    assert f"{rows['share 1']['synthesis_share']:.1%} (share 1)" in printed
