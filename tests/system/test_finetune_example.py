@@ -63,6 +63,31 @@ def test_two_processes_run_it_too(tmp_path):
     assert NullspaceNoise.from_pretrained(tmp_path).is_usable
 
 
+@pytest.mark.slow
+def test_two_processes_train_head_and_model_on_the_pictures_of_one(photos, tmp_path):
+    """The head is the same bit for bit, and the model but for the order in which gradients are added."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    for name, other in (("dark", "night"), ("light", "day")):
+        shutil.copytree(photos / "images" / name, tmp_path / "images" / other)
+    flags = ["--model_name_or_path", str(photos / "model"), "--train_dir", str(tmp_path / "images")]
+    flags += ["--ignore_mismatched_sizes", "--augmentation", "trivial", "--optim", "sgd", "--learning_rate", "0.1"]
+    flags += ["--max_grad_norm", "0", "--noise_weight", "0", "--train_val_split", "0.25", "--report_to", "none"]
+    heads, models = [], []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        size = ["--per_device_train_batch_size", str(8 // processes), "--max_steps", "5"]
+        launch(EXAMPLE, [*QUICK, *flags, *size, "--output_dir", str(folder)], processes)
+        heads.append(load_file(folder / ".trained_head.safetensors"))
+        models.append(load_file(folder / "model.safetensors"))
+    assert all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+    assert not torch.equal(models[0]["classifier.weight"], heads[0]["weight"])
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=0, atol=1e-5, msg=name)
+
+
 def test_saved_model_needs_only_transformers(digits):
     folder, _ = digits
     code = f"""
