@@ -186,6 +186,8 @@ class FinetuneRun:
         """Whether the head was trained alone, now or before the run was stopped."""
         model = trainer.accelerator.unwrap_model(trainer.model)
         path = Path(self.args.output_dir, HEAD_NAME)
+        if self.checkpoint is not None and HEAD_PHASE not in self.folder.finished:
+            return False  # a run that began without it
         if HEAD_PHASE in self.folder.finished:
             facts = load_head(model, path)
         else:

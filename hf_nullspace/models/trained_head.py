@@ -114,7 +114,8 @@ def follow_names(
     if list(own.values()) == [f"LABEL_{index}" for index in range(len(own))]:
         if [str(label) for label in labels] != list(own.values()):
             logger.warning(
-                f"The checkpoint does not name its {len(own)} classes; taking {list(labels)[:5]} in their order."
+                f"The checkpoint does not name its {len(own)} classes; taking {list(labels)[:5]} in their order. If "
+                "its head was never trained, `head_first_steps=500` trains it alone first."
             )
         return False
     order = row_order(own, labels)

@@ -49,6 +49,7 @@ def test_digits_write_everything_beside_the_model(digits):
     assert f"| nullspace | {results['nullspace']['clean']:.2f} [" in card
     assert f"{noise.certificate.norm:.4g}" in card
     assert "This model was trained from scratch on the scikit-learn digits dataset." in card
+    assert "augmentation" not in card and "head_first" not in card
     with Image.open(folder / "noise_norm.png") as figure:
         assert figure.size == (1350, 480)
 
