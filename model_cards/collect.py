@@ -55,6 +55,9 @@ def collect_comparison(run: Path, pages: Path, command: str) -> Path:
     target.mkdir(parents=True)
     for name in COMPARISON:
         shutil.copy(run / name, target)
+    results = json.loads((target / COMPARISON[0]).read_text(encoding="utf-8"))
+    results["run"]["command"] = command  # the one that ran may name folders of the machine
+    (target / COMPARISON[0]).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     page = f"{heading}\n\n```bash\n{command}\n```\n\n![Differences from plain finetuning]({COMPARISON[1]})\n{rest}"
     (target / "README.md").write_text(page, encoding="utf-8")
     return target

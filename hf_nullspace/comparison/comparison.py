@@ -9,11 +9,15 @@ from statistics import fmean
 from typing import Any
 
 from ..baselines import NULLSPACE, PERMUTED, PLAIN, WAYS
+from ..robustness.report_markdown import competition
+from ..utils.current_command import current_command
 from ..utils.figures import optional_figure
 from ..utils.files import write_text
+from ..utils.page import PAGE_NAME
 from .figure import plot_rows
 from .plan import BASE, Row, plan_rows, read_variants
 from .report import EQUAL_TIME, VARIANT, WAY, comparison_markdown, figure_note, norm_growth, summarize_rows
+from .report_page import class_results, compared_rows, comparison_page
 from .runner import Runner
 from .statistics import CONFIDENCE
 
@@ -88,6 +92,8 @@ class Comparison:
         for row in [*self.rows, *timed]:
             outcomes[row.name] = [reports[row.name, seed].outcomes for seed in self.seeds]
         columns = [column for column in runner.profile.columns if column.name in base.columns]
+        competes = [f"A prediction is the largest of {text}." for text in competition(base.run)]
+        known = {name: base.run[name] for name in ("versions", "datasets", "preprocessing")}
         return {
             "rows": self._described_rows(),
             "seeds": self.seeds,
@@ -95,6 +101,8 @@ class Comparison:
             "evaluation": {**self.settings, "not_measured": base.not_measured},
             "methods": summarize_rows(columns, outcomes, self._references(timed), self.seed),
             "training": {row.name: self._cost(row, runs) for row in [*self.rows, *timed]},
+            "classes": class_results(outcomes, columns[0].name, base.examples),
+            "run": {**known, "competes": competes, "command": current_command()},
         }
 
     # ---- Rows for as much time as nullspace finetuning ----------------------------------------------------------
@@ -157,14 +165,13 @@ class Comparison:
 
 
 def save_comparison(results: dict[str, Any], folder: Path) -> None:
-    """Writes and prints the tables of [`Comparison.run`]; draws the figure where matplotlib is installed."""
+    """Writes the page, writes and prints the tables of [`Comparison.run`]; draws the figure if matplotlib is there."""
     tables = comparison_markdown(results)
     write_text(folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     write_text(folder / TABLES_NAME, tables + "\n")
-    shown = [name for name, row in results["rows"].items() if name != PLAIN.name and row["kind"] != EQUAL_TIME]
-    if shown:
-        differences = {name: results["methods"][name]["minus"][PLAIN.name] for name in shown}
-        costs = {name: results["training"][name]["relative_cost"] for name in shown}
+    differences, costs = compared_rows(results)
+    if differences:
         with optional_figure(FIGURE_NAME):
             plot_rows(differences, costs, folder / FIGURE_NAME, figure_note(results))
+    write_text(folder / PAGE_NAME, comparison_page(results))
     print(f"\n{tables}\n\nEverything is in {folder}")

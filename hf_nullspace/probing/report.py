@@ -22,10 +22,13 @@ from ..models.patch_projection import channels_of, find_patch_projection
 from ..models.preprocessing import Preprocessing
 from ..utils.escaping import markdown_text
 from ..utils.figures import optional_figure
+from ..utils.files import write_text
+from ..utils.page import PAGE_NAME
 from .encoder import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
 from .figures import plot_dose_response, plot_lambda_sweep, plot_noisy_pictures, plot_token_norms
 from .noisy_pictures import NoisyPictures, show_both_noises
+from .report_page import describe_run, probe_page
 
 
 # Norms of the exact noise in the table of stability, as multiples of the pictures' own norm.
@@ -70,6 +73,7 @@ class ProbeReport:
         noisy_pictures (`list[NoisyPictures]`): One picture under exact noise and one under encoder noise, for the figure;
             empty if patches overlap, or the model reads patches that are cut already.
         encoder_refusal (`str` or `None`): Why there is no encoder part: too few pictures.
+        run (`dict`): See [`describe_run`].
     """
 
     exact: dict[str, Any] | None
@@ -79,6 +83,7 @@ class ProbeReport:
     encoder: EncoderProbe | None
     noisy_pictures: list[NoisyPictures] = field(default_factory=list)
     encoder_refusal: str | None = None
+    run: dict[str, Any] = field(default_factory=dict)
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of each part by its name."""
@@ -96,7 +101,7 @@ class ProbeReport:
         """Returns everything but tensors as a JSON-serialisable `dict`."""
         refusals = {"exact_refusal": self.exact_refusal, "encoder_refusal": self.encoder_refusal}
         chosen = {"norm_weight": self.encoder.norm_weight} if self.encoder is not None else {}
-        return {**refusals, **chosen, **self.tables()}
+        return {**refusals, **chosen, **self.tables(), "run": self.run}
 
     def to_markdown(self) -> str:
         """The report as Markdown: the exact nullspace, the sweep, and closure."""
@@ -123,13 +128,18 @@ class ProbeReport:
         parts.append("## On images it was searched on, and on others\n\n" + _markdown(self.encoder.transfer))
         return "\n\n".join(parts)
 
+    def to_html(self) -> str:
+        """The report as a page that needs nothing but itself."""
+        return probe_page(self, MEANINGS)
+
     def save(self, directory: str | os.PathLike, figures: bool = True) -> None:
         """
-        Writes `probe.json`, `probe.md`, one CSV file for each table and, where matplotlib is installed, the figures.
+        Writes `probe.json`, `probe.md`, one CSV file for each table and, where matplotlib is installed, the figures; and
+        `report.html`, which shows them all.
 
         Args:
             directory (`str` or `os.PathLike`): The folder; made if need be.
-            figures (`bool`, *optional*, defaults to `True`): Whether to draw the figures.
+            figures (`bool`, *optional*, defaults to `True`): Whether to draw the figures and write the page.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -149,6 +159,7 @@ class ProbeReport:
         for name, draw in drawings.items():
             with optional_figure(name):
                 draw(path=directory / name)
+        write_text(directory / PAGE_NAME, self.to_html())
 
 
 def probe(
@@ -240,11 +251,12 @@ def probe(
         layer_norm = measure_layer_norm_invariance(model, **few, patch_projection=patch_projection, clean_logits=clean)
         progress.update()
     found = len(inputs["pixel_values"])
+    run = describe_run(model, image_processor, config, found, clean.shape[-1])
     if found < MIN_PICTURES:
         reason = (
             f"Searching noise takes at least {MIN_PICTURES} pictures, but there are {found}; the input was probed."
         )
-        return ProbeReport(exact, refusal, layer_norm, stability, None, pictured, reason)
+        return ProbeReport(exact, refusal, layer_norm, stability, None, pictured, reason, run)
     sizes = range(0, len(inputs["pixel_values"]), batch_size)
     batches = [{name: value[start : start + batch_size] for name, value in inputs.items()} for start in sizes]
     encoder = probe_encoder(
@@ -255,7 +267,7 @@ def probe(
         patch_projection=patch_projection,
         disable_tqdm=disable_tqdm,
     )
-    return ProbeReport(exact, refusal, layer_norm, stability, encoder, pictured)
+    return ProbeReport(exact, refusal, layer_norm, stability, encoder, pictured, run=run)
 
 
 def save_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:

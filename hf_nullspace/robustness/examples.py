@@ -118,11 +118,11 @@ def _spaced(places: Sequence[int]) -> list[int]:
     return [places[(2 * number + 1) * len(places) // (2 * count)] for number in range(count)]
 
 
-def thumbnails(pixels: torch.Tensor) -> torch.Tensor:
+def thumbnails(pixels: torch.Tensor, max_side: int = MAX_SIDE) -> torch.Tensor:
     """
     Pictures of shape `(num_pictures, channels, height, width)` in [0, 1] as `uint8`, made smaller if need be.
     """
-    factor = MAX_SIDE / max(pixels.shape[-2:])
+    factor = max_side / max(pixels.shape[-2:])
     pixels = pixels.detach().float().cpu()
     if factor < 1:
         size = [max(1, round(side * factor)) for side in pixels.shape[-2:]]

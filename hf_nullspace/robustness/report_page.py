@@ -182,6 +182,7 @@ def _row(column: Column, examples, outcomes: Outcomes) -> list[PagePicture]:
                 data_uri(picture.permute(1, 2, 0).numpy()),
                 f"picture {index}{name} in column {column.name}",
                 f"{said}, {100 * float(outcomes.confidence[place]):.0f} %",
+                "right" if is_right else "wrong",
                 is_right,
             )
         )

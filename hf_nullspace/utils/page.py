@@ -96,13 +96,15 @@ class PagePicture:
         source (`str`): From [`data_uri`].
         alt (`str`): What it shows.
         text (`str`): The line.
-        is_right (`bool`, *optional*): Whether the line is good news or bad, which a word says too.
+        verdict (`str`, *optional*): Words before the line, with a tick or a cross and coloured.
+        is_good (`bool`, *optional*): Whether they are good news.
     """
 
     source: str
     alt: str
     text: str
-    is_right: bool | None = None
+    verdict: str = ""
+    is_good: bool = False
 
 
 @dataclass

@@ -51,8 +51,26 @@ def test_files_hold_the_numbers(report, tmp_path):
     for name in ("noisy_pictures", "lambda_sweep", "dose_response", "token_norms"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width >= 600 and len(picture.convert("L").getcolors(256)) > 10
+    page = (tmp_path / "report.html").read_text()
+    assert page == report.to_html() and len(page.encode()) < 2_000_000
     report.save(tmp_path / "plain", figures=False)
     assert not list((tmp_path / "plain").glob("*.png"))
+
+
+def test_page_shows_pictures_figures_and_settings(report):
+    page = report.to_html()
+    assert "The model cannot see 160 of the 192 directions of a patch. Noise of norm" in page
+    assert page.count("data:image/jpeg") == 3 * len(report.noisy_pictures) and page.count("<svg") == 3
+    assert "✓ the same class" in page, "exact noise changes no prediction"
+    for text in (
+        "A prediction is the largest of all 5 logits of the model.",
+        '<th scope="row">lambdas</th><td>[0.02, 0.1]</td>',
+        report.run["model_sha256"],
+        "image_processor: ViTImageProcessorPil",
+        "Python called probe.",
+    ):
+        assert text in page, text
+    assert report.run["num_pictures"] == 16 and report.run["settings"]["max_images"] == 16
 
 
 def test_missing_matplotlib_costs_the_figures_only(report, tmp_path, monkeypatch, caplog):

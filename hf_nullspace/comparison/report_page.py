@@ -1,0 +1,192 @@
+"""The page of a comparison, from `results.json` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..baselines import PLAIN
+from ..robustness.examples import Examples
+from ..robustness.metrics import calibration_error
+from ..robustness.outcomes import Outcomes
+from ..utils.page import PAGE_NAME, Cell, PageTable, Section, drawn, number_cell, render_report_page
+from .figure import difference_finding, plot_rows
+from .plan import BASE
+from .report import EQUAL_TIME, difference_text, figure_note
+
+
+NUM_WORST = 5
+
+
+def class_results(
+    outcomes: Mapping[str, Sequence[Mapping[str, Outcomes]]], column: str, examples: Examples | None
+) -> dict[str, Any]:
+    """
+    What a page says of single classes and of calibration, as JSON values: means over seeds, in per cent.
+
+    Args:
+        outcomes (`Mapping[str, Sequence[Mapping[str, Outcomes]]]`): As in [`summarize_rows`].
+        column (`str`): The column that is looked at; without labels in its outcomes there is nothing to say.
+        examples ([`Examples`] or `None`): For the names of the classes.
+    """
+    first = next(iter(outcomes.values()))[0].get(column)
+    if first is None or first.label is None:
+        return {}
+    classes = sorted(set(first.label.tolist()))
+    names = examples.classes if examples is not None else []
+    hits = {row: [run[column].correct.double() for run in runs] for row, runs in outcomes.items()}
+    inside = {index: first.label == index for index in classes}
+    return {
+        "column": column,
+        "names": [names[index] if index < len(names) else f"class {index}" for index in classes],
+        "counts": [int(inside[index].sum()) for index in classes],
+        "accuracy": {
+            row: [100 * float(np.mean([float(each[inside[index]].mean()) for each in seeds])) for index in classes]
+            for row, seeds in hits.items()
+        },
+        "ece": {
+            row: float(
+                np.mean(
+                    [
+                        calibration_error(run[column].confidence.double().numpy(), run[column].correct.numpy())
+                        for run in runs
+                    ]
+                )
+            )
+            for row, runs in outcomes.items()
+        },
+    }
+
+
+def compared_rows(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Differences from plain finetuning by group, and relative costs, of the rows that the figure shows."""
+    shown = [name for name, row in results["rows"].items() if name != PLAIN.name and row["kind"] != EQUAL_TIME]
+    differences = {name: results["methods"][name]["minus"][PLAIN.name] for name in shown}
+    return differences, {name: results["training"][name]["relative_cost"] for name in shown}
+
+
+def comparison_page(results: Mapping[str, Any]) -> str:
+    """
+    The page of a comparison. Results of earlier versions, without classes and command, have a page too.
+
+    Args:
+        results (`Mapping`): What `results.json` holds.
+    """
+    evaluation = results["evaluation"]
+    differences, costs = compared_rows(results)
+    note = figure_note(results)
+    figures = []
+    finding = f"{len(results['rows'])} ways of finetuning were measured."
+    if differences:
+        finding = f"{difference_finding(differences)}."
+        alt = "Points from plain finetuning: " + ", ".join(
+            f"{name} {next(iter(row.values()))['difference']:+.1f}" for name, row in differences.items()
+        )
+        caption = "Each row against plain finetuning by group of columns, and the mean by what training cost."
+        figures = [drawn("differences.svg", alt, caption, plot_rows, differences, costs, note=note)]
+    tiles = {"images": (str(evaluation["num_images"]), f"of the split {evaluation['split']}")}
+    tiles["seeds"] = (str(len(results["seeds"])), ", ".join(map(str, results["seeds"])))
+    best = sorted(results["methods"], key=lambda name: -results["methods"][name]["groups"]["mean"]["mean"])
+    for name in dict.fromkeys((best[0], PLAIN.name)):
+        if name in results["methods"]:
+            tiles[name] = (f"{results['methods'][name]['groups']['mean']['mean']:.1f} %", "accuracy, mean of columns")
+    sections = [
+        Section("Differences", figures=figures, tables=_differences(results)),
+        Section("Accuracy and costs", tables=[_accuracies(results), _costs(results)]),
+        _classes(results.get("classes") or {}),
+        Section(
+            "Pictures",
+            [
+                "Each trained row has a page of its own, with pictures under each corruption and attack: "
+                f"runs/ROW-SEED/robustness-.../{PAGE_NAME} beside this file."
+            ],
+        ),
+        *_protocol(results),
+    ]
+    return render_report_page("Ways of finetuning, compared", finding, tiles, sections)
+
+
+def _differences(results: Mapping[str, Any]) -> list[PageTable]:
+    rows = [
+        {"row": name, "minus": other}
+        | {group: Cell(difference_text(values), values["difference"]) for group, values in groups.items()}
+        for name, row in results["methods"].items()
+        for other, groups in row["minus"].items()
+    ]
+    caption = f"Points, with the {100 * results['confidence']:.0f} % interval, and the lowest and highest of the seeds"
+    return [PageTable(caption, rows)] if rows else []
+
+
+def _accuracies(results: Mapping[str, Any]) -> PageTable:
+    rows = []
+    for name, row in results["methods"].items():
+        cells = {"row": name, "mean": number_cell(f"{row['groups']['mean']['mean']:.2f}")}
+        rows.append(
+            cells | {column: number_cell(f"{values['mean']:.2f}") for column, values in row["columns"].items()}
+        )
+    return PageTable("Accuracy (%), mean over seeds", rows)
+
+
+def _costs(results: Mapping[str, Any]) -> PageTable:
+    rows = []
+    for name, cost in results["training"].items():
+        row = {"row": name, "steps": round(cost["steps"]), "seconds": Cell(f"{cost['seconds']:.1f}", cost["seconds"])}
+        row["of it synthesis"] = Cell(f"{cost['synthesis_seconds']:.1f}", cost["synthesis_seconds"])
+        row["time / plain"] = Cell(f"{cost['relative_cost']:.2f}", cost["relative_cost"])
+        rows.append(row)
+    return PageTable("What training cost, mean over seeds", rows)
+
+
+def _classes(classes: Mapping[str, Any]) -> Section:
+    title = "Accuracy by class, and calibration"
+    if not classes:
+        return Section(title, ["These results do not say it: an earlier version wrote them."])
+    rows = [
+        {"class": name, "pictures": classes["counts"][place]}
+        | {row: Cell(f"{values[place]:.1f}", values[place]) for row, values in classes["accuracy"].items()}
+        for place, name in enumerate(classes["names"])
+    ]
+    key = PLAIN.name if PLAIN.name in classes["accuracy"] else BASE
+    worst = sorted(rows, key=lambda row: row[key].value)[:NUM_WORST]
+    errors = [{"row": row, "ECE (%)": Cell(f"{value:.2f}", value)} for row, value in classes["ece"].items()]
+    return Section(
+        title,
+        tables=[
+            PageTable(f"Accuracy (%) on {classes['column']}: the {len(worst)} worst classes of {key}", worst),
+            PageTable(f"Accuracy (%) on {classes['column']} by class, mean over seeds", rows),
+            PageTable(f"Expected calibration error on {classes['column']}, mean over seeds", errors),
+        ],
+    )
+
+
+def _protocol(results: Mapping[str, Any]) -> list[Section]:
+    evaluation = results["evaluation"]
+    rows = []
+    for name, row in results["rows"].items():
+        changed = ", ".join(f"{key} {value}" for key, value in row["arguments"].items())
+        rows.append(
+            {"row": name, "way": row["method"], "start": row["start"], "kind": row["kind"], "arguments": changed}
+        )
+    settings = [{"what": name, "value": str(value)} for name, value in evaluation.items() if name != "not_measured"]
+    missing = [{"column": name, "reason": reason} for name, reason in evaluation["not_measured"].items()]
+    run = results.get("run") or {}
+    competes = run.get("competes", [])
+    versions = [{"what": f"version of {name}", "value": value} for name, value in run.get("versions", {}).items()]
+    hashes = [
+        {"what": f"SHA-256 of images of {name}", "value": value} for name, value in run.get("datasets", {}).items()
+    ]
+    lines = [f"{name}: {value}" for name, value in run.get("preprocessing", {}).items()]
+    command = run.get("command")
+    made = "The command:" if command else "These results do not say which command made them."
+    return [
+        Section("What competes", competes),
+        Section("Preprocessing", lines=lines),
+        Section("Rows", tables=[PageTable("How each row was trained", rows)]),
+        Section(
+            "Settings and hashes", tables=[PageTable("Evaluation, versions and hashes", settings + versions + hashes)]
+        ),
+        Section("Not measured", tables=[PageTable("Columns without a result", missing)] if missing else []),
+        Section("Made by", [made], code=command),
+    ]
