@@ -55,9 +55,7 @@ class NoisyPictures:
 
     def top_classes(self, index: int, count: int = TOP_CLASSES) -> list[tuple[str, float]]:
         """Names and probabilities of the most probable classes of one of the three pictures, the largest first."""
-        values, places = self.probabilities[index].sort(descending=True, stable=True)
-        names = [short_name(self.class_names[place]) for place in places[:count].tolist()]
-        return list(zip(names, values[:count].tolist(), strict=True))
+        return top_classes(self.probabilities[index], self.class_names, count)
 
     def largest_change(self, index: int) -> float:
         """Largest change of a class' probability from the picture without noise."""
@@ -79,6 +77,22 @@ class NoisyPictures:
                 f"{name} {100 * share:.1f} %" for name, share in self.top_classes(index)
             )
         return row
+
+
+def top_classes(
+    probabilities: torch.Tensor, class_names: Sequence[str], count: int = TOP_CLASSES
+) -> list[tuple[str, float]]:
+    """
+    Names and probabilities of the most probable classes, the largest first.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(num_labels,)`): Of one picture.
+        class_names (`Sequence[str]`): Names of all classes.
+        count (`int`, *optional*, defaults to 3): How many are returned.
+    """
+    values, places = probabilities.sort(descending=True, stable=True)
+    names = [short_name(class_names[place]) for place in places[:count].tolist()]
+    return list(zip(names, values[:count].tolist(), strict=True))
 
 
 def short_name(name: str) -> str:
@@ -136,7 +150,25 @@ def show_exact_noise(
     return show_noise(model, preprocessing, pixel_values, noise, control, "exact nullspace noise")
 
 
-def show_encoder_noise(
+@dataclass(frozen=True)
+class RealizedNoise:
+    """
+    Pixels that stand for a noise of the patch embeddings on one picture.
+
+    Args:
+        noise, control (`torch.Tensor` of shape `(1, channels, height, width)`): Normalised pixel noise for the noise, and
+            for the same noise with its elements permuted.
+        residual (`float`): Share of the noise's norm that no pixels in [0, 1] can give.
+        scale (`float`): The part of the noise that was taken.
+    """
+
+    noise: torch.Tensor
+    control: torch.Tensor
+    residual: float
+    scale: float
+
+
+def realize_at_epsilon(
     model: nn.Module,
     preprocessing: Preprocessing,
     pixel_values: torch.Tensor,
@@ -144,43 +176,43 @@ def show_encoder_noise(
     matrix: PatchMatrix,
     epsilon: float = NullspaceConfig.epsilon,
     seed: int = 42,
-) -> NoisyPictures | None:
+    max_steps: int = 200,
+) -> RealizedNoise | None:
     """
-    A picture under pixels that stand for a noise of the patch embeddings: as much of it as keeps the picture's
-    `probability_mse` within epsilon.
+    As much of a noise of the patch embeddings, put into pixels, as keeps a picture's `probability_mse` within epsilon.
 
     Pixels in [0, 1] cannot give every noise. Those whose embedding comes nearest are taken
     ([`PatchMatrix.realize_within`]), for the noise and for its control alike, and the error is measured on them.
 
     Args:
-        model, preprocessing, pixel_values: As in [`show_noise`].
+        model (`nn.Module`): The classifier.
+        preprocessing ([`Preprocessing`]): Of its image processor.
+        pixel_values (`torch.Tensor` of shape `(1, channels, height, width)`): The normalised picture.
         noise (`torch.Tensor` of shape `(1, num_patches, hidden_size)`): The noise, in units of the patch embeddings.
         matrix ([`PatchMatrix`]): The model's patch projection.
         epsilon (`float`, *optional*, defaults to 0.03): Largest `probability_mse`.
         seed (`int`, *optional*, defaults to 42): Seed of the permutation.
+        max_steps (`int`, *optional*, defaults to 200): See [`PatchMatrix.realize_within`].
 
     Returns:
-        [`NoisyPictures`], or `None` if no part of the noise is within epsilon.
+        [`RealizedNoise`], or `None` if no part of the noise is within epsilon.
     """
-    statistics = (preprocessing.mean, preprocessing.std)
     clean = predict(model, pixel_values)
     multi_label = is_multi_label(model)
 
-    def realized(scale: float) -> tuple[torch.Tensor, float]:
-        pixels, residual = matrix.realize_within(scale * noise, pixel_values, *statistics)
-        return pixels, residual.item()
+    def realized(noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return matrix.realize_within(noise, pixel_values, preprocessing.mean, preprocessing.std, max_steps)
 
     def error_at(scale: float) -> float:
-        return probability_mse(clean, predict(model, pixel_values + realized(scale)[0]), multi_label).item()
+        noisy = predict(model, pixel_values + realized(scale * noise)[0])
+        return probability_mse(clean, noisy, multi_label).item()
 
     scale = boundary_scale(error_at, epsilon)
     if not scale:
         return None
-    pixels, residual = realized(scale)
-    permuted = permuted_control(scale * noise, keyed_generator("permutation", seed))
-    control, _ = matrix.realize_within(permuted, pixel_values, *statistics)
-    title = f"encoder noise at epsilon {epsilon:g}"
-    return show_noise(model, preprocessing, pixel_values, pixels, control, title, residual)
+    pixels, residual = realized(scale * noise)
+    control, _ = realized(permuted_control(scale * noise, keyed_generator("permutation", seed)))
+    return RealizedNoise(pixels, control, residual.item(), scale)
 
 
 def search_encoder_noise(
@@ -236,6 +268,10 @@ def show_both_noises(
     rows = []
     if exact_noise is not None:
         rows.append(show_exact_noise(model, preprocessing, values[:1], exact_noise[:1], seed))
-    noise = search_encoder_noise(model, inputs, seed, **options)
-    rows.append(show_encoder_noise(model, preprocessing, values[-1:], noise, nullspace, seed=seed))
-    return [row for row in rows if row is not None]
+    searched = search_encoder_noise(model, inputs, seed, **options)
+    found = realize_at_epsilon(model, preprocessing, values[-1:], searched, nullspace, seed=seed)
+    if found is not None:
+        title = f"encoder noise at epsilon {NullspaceConfig.epsilon:g}"
+        shown = (found.noise, found.control, title, found.residual)
+        rows.append(show_noise(model, preprocessing, values[-1:], *shown))
+    return rows

@@ -43,10 +43,10 @@ def test_version(capsys):
     [
         (
             [],
-            "hf-nullspace: error: no command; one of compare, evaluate, finetune, merge, probe, push, synthesize, verify (`--help` ",
+            "hf-nullspace: error: no command; one of compare, demo, evaluate, finetune, merge, probe, push, ",
         ),
         (["fintune"], "hf-nullspace: error: unknown command 'fintune', did you mean finetune?"),
-        (["train"], "hf-nullspace: error: unknown command 'train'; the commands are compare, evaluate, "),
+        (["train"], "hf-nullspace: error: unknown command 'train'; the commands are compare, demo, evaluate, "),
         (["push"], "hf-nullspace push: error: the following arguments are required: --folder, --repo_id"),
         (["verify"], "hf-nullspace verify: error: the following arguments are required: --repo_or_folder"),
         (

@@ -8,11 +8,12 @@ from hf_nullspace import PatchNullspace
 from hf_nullspace.models.preprocessing import Preprocessing
 from hf_nullspace.probing.exact import predict
 from hf_nullspace.probing.noisy_pictures import (
+    realize_at_epsilon,
     search_encoder_noise,
     short_name,
     show_both_noises,
-    show_encoder_noise,
     show_exact_noise,
+    show_noise,
 )
 
 
@@ -57,11 +58,16 @@ def test_the_probabilities_are_those_of_the_pixels_shown(model, preprocessing, i
 
 
 def test_encoder_noise_is_held_within_epsilon_on_pixels(model, preprocessing, inputs, nullspace):
-    found = search_encoder_noise(model, inputs)
-    assert found.shape == (1, 4, 32)
-    shown = show_encoder_noise(model, preprocessing, inputs["pixel_values"][:1], found, nullspace, epsilon=0.01)
-    assert 0 < shown.probability_mse[0] <= 0.01 and shown.noise == "encoder noise at epsilon 0.01"
-    assert 0 <= shown.residual < 1 and 0 <= shown.pixels.min() and shown.pixels.max() <= 1
+    searched = search_encoder_noise(model, inputs)
+    assert searched.shape == (1, 4, 32)
+    values = inputs["pixel_values"][:1]
+    found = realize_at_epsilon(model, preprocessing, values, searched, nullspace, epsilon=0.01)
+    shown = show_noise(model, preprocessing, values, found.noise, found.control, "encoder noise", found.residual)
+    assert 0 < shown.probability_mse[0] <= 0.01 and 0 < found.scale <= 1 and shown.residual == found.residual
+    assert 0 <= found.residual < 1 and 0 <= shown.pixels.min() and shown.pixels.max() <= 1
+    embedded = nullspace.to_patches(found.noise) @ nullspace.matrix.float().T
+    missing = (embedded - found.scale * searched).norm() / (found.scale * searched).norm()
+    assert found.residual == pytest.approx(missing.item(), abs=1e-4)
 
 
 def test_the_same_seed_gives_the_same_rows(model, preprocessing, inputs, noise, nullspace):
