@@ -57,8 +57,7 @@ class NoiseRounds(Trainer):
         check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step, **self._facts_of_round())
         if self.args.noise_ascent and self.args.noise_ascent_gradient == "clean" and self.noise_schedule.is_in_use:
-            with preserved_random_state():
-                self._measure_ascent(model, round_index)
+            self._measure_ascent(model)
         self.card_extras.pop("evaluation_certificate", None)  # that of an earlier noise
         self.log(self.noise_schedule.logs())
 
@@ -74,13 +73,14 @@ class NoiseRounds(Trainer):
             disable_tqdm=self.args.disable_tqdm,
         )
 
-    def _measure_ascent(self, model: nn.Module, round_index: int) -> None:
+    def _measure_ascent(self, model: nn.Module) -> None:
         """Measures how far the draws of this round are to move along the gradient of the clean images."""
+        round_index = self.noise_schedule.noise.round_index
         deviations = self.args.noise_ascent
         noise = self.noise_schedule.noise_on(self.args.device)
         generator = keyed_generator("ascent", self.args.seed, round_index, device=self.args.device)
         total = torch.zeros(2 + len(MULTIPLES), dtype=torch.float64)
-        with frozen(self.accelerator.unwrap_model(model, keep_torch_compile=False)):
+        with preserved_random_state(), frozen(self.accelerator.unwrap_model(model, keep_torch_compile=False)):
             for batch in self._batches_for_ascent(round_index):
                 count = len(batch["pixel_values"])
                 num_items = self._get_num_items_in_batch([batch], self.args.device)

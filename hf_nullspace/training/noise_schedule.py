@@ -72,16 +72,20 @@ class NoiseSchedule:
         row = {"round": noise.round_index, "step": step, **noise.certificate.to_dict()}
         self.history.append({**row, "in_use": noise.is_usable, **facts})
 
-    def ascend(self, noise: torch.Tensor, gradient: torch.Tensor, deviations: float) -> torch.Tensor:
+    @property
+    def is_ascent_measured(self) -> bool:
+        """Whether it is known how far this round's draws move along the gradient of the clean images."""
+        return "ascent" in self.history[-1]
+
+    def ascend(self, noise: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """
         Draws of this round moved along the gradient of the clean images, as far as was measured.
 
         Args:
             noise (`torch.Tensor` of shape `(num_rows, num_patches, hidden_size)`): The draws.
             gradient (`torch.Tensor` of the same shape): The gradient of each image's loss at its patch embeddings.
-            deviations (`float`): How far, in a round where it was not measured.
         """
-        return self.noise_on(noise.device).ascend(noise, gradient, self.history[-1].get("ascent", deviations))
+        return self.noise_on(noise.device).ascend(noise, gradient, self.history[-1]["ascent"])
 
     def go_back_to(self, noise: NullspaceNoise) -> None:
         """Makes the noise of an earlier round the current one and drops the later rounds from the history."""

@@ -205,12 +205,14 @@ class NullspaceTrainer(
         )
         noisy_inputs = select_rows(inputs, rows, batch_size)
         follows_clean = args.noise_ascent and args.noise_ascent_gradient == "clean"
+        if follows_clean and not self.noise_schedule.is_ascent_measured:
+            self._measure_ascent(model)  # goes on from a checkpoint whose draws moved along their own gradient
         # A noise of zero changes nothing, and has a gradient where the weights of the projection are frozen, too.
         zero = noise.new_zeros(batch_size, *noise.shape[1:]).requires_grad_() if follows_clean else None
         with self._deferred_synchronisation(model), self.injector.inject(zero), self._logits_kept() as clean_logits:
             loss = step_on(model, copy(inputs), num_items_in_batch)  # labels are popped from what is given
         if follows_clean:
-            noise = self.noise_schedule.ascend(noise, self._gradient_of(zero)[rows], args.noise_ascent)
+            noise = self.noise_schedule.ascend(noise, self._gradient_of(zero)[rows])
         elif args.noise_ascent:
             noise = self._own_ascent(model, noisy_inputs, noise, num_items_in_batch)
         if num_items_in_batch is not None:

@@ -212,6 +212,26 @@ def test_custom_loss_function_sees_both_passes(model, examples, tmp_path):
     assert_close(step(trainer, batch, 8), expected)
 
 
+@pytest.mark.parametrize("gradient", ["clean", "noisy"])
+def test_a_scaled_loss_moves_the_draws_alike(model, examples, tmp_path, gradient):
+    """As in fp16: the gradients are scaled by a power of two, and the noise they move is the same."""
+    args = arguments(tmp_path, noise_method="sample", noise_ascent_gradient=gradient)
+    plain, scaled = (ready(build(model, examples, args)) for _ in range(2))
+    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    batch = batch_of(examples)
+    loss, gradients = step(scaled, batch)
+    assert_close((loss, [each / 1024 for each in gradients]), step(plain, batch))
+
+
+def test_a_checkpoint_of_draws_that_moved_themselves_goes_on(model, examples, tmp_path):
+    """How far draws move along the clean gradient is measured where a checkpoint does not say it."""
+    changes = {"noise_method": "sample", "save_strategy": "steps", "save_steps": 2}
+    build(model, examples, arguments(tmp_path, noise_ascent_gradient="noisy", max_steps=2, **changes)).train()
+    trainer = build(model, examples, arguments(tmp_path / "on", **changes))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert trainer.noise_history[0]["ascent"] > 0 and trainer.state.global_step == 6
+
+
 class Counted(TorchDispatchMode):
     """Counts what waits for the device, or is slow on one."""
 
