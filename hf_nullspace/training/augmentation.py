@@ -22,7 +22,7 @@ KINDS = ("default", "trivial", "augmix", NO_AUGMENTATION)
 # One operation of a policy: its name in kornia, and the range of its strength.
 Operation = tuple[str, float, float]
 FIXED = (0.0, 1.0)  # the range of operations that have no strength
-# Without a loss of its own, a picture whose mirror image means another thing means another thing upside down too.
+# A picture whose mirror image means another thing means another thing upside down too.
 UPRIGHT_DEGREES = 30.0
 # Shifts as shares of the side: 32 of 224 pixels.
 TRIVIAL_SHIFT = 32 / 224
@@ -126,7 +126,8 @@ class Augmentation:
         """What is done, in one line for logs and cards."""
         parts = [f"random crops of {100 * self.crop_scale:g} to 100 % of the area"]
         parts += ["mirrored half of the time"] if self.horizontal_flip else ["never mirrored"]
-        parts += {"trivial": ["TrivialAugment wide"], "augmix": ["AugMix"]}.get(self.kind, [])
+        turned = "wide" if self.horizontal_flip else f"turned by {UPRIGHT_DEGREES:g} degrees at most"
+        parts += {"trivial": [f"TrivialAugment {turned}"], "augmix": ["AugMix"]}.get(self.kind, [])
         return f"{self.kind} ({', '.join(parts)})"
 
 

@@ -94,7 +94,9 @@ def test_augmix_is_the_mixture_of_its_paper():
 def test_it_says_what_it_does():
     assert str(Augmentation()) == "default (random crops of 8 to 100 % of the area, mirrored half of the time)"
     mild = Augmentation("trivial", crop_scale=0.64, horizontal_flip=False)
-    assert str(mild) == "trivial (random crops of 64 to 100 % of the area, never mirrored, TrivialAugment wide)"
+    expected = "random crops of 64 to 100 % of the area, never mirrored, TrivialAugment turned by 30 degrees at most"
+    assert str(mild) == f"trivial ({expected})"
+    assert str(Augmentation("trivial")).endswith("mirrored half of the time, TrivialAugment wide)")
 
 
 def test_pictures_are_told_by_their_size_and_characters_by_their_names():
