@@ -1,17 +1,17 @@
 #!/usr/bin/env python
 """
-Compares ways of finetuning one model: plain, on nullspace noise and its controls, and adversarially; for as many steps,
-with several seeds, and with intervals over seeds and images.
+Compares ways of finetuning one model: plain, on nullspace noise and its controls, and the rivals; for as much time and for as
+many steps, with several seeds, and with intervals over seeds and images. It says which won, or that none did.
 
 Without arguments nothing is downloaded: a small ViT is trained on the handwritten digits that ship inside scikit-learn.
 The same as `hf-nullspace compare`.
 
     python examples/compare_methods.py
     python examples/compare_methods.py --model_name_or_path MODEL --train_file train.parquet \\
-        --validation_file test.parquet --equal_wall_time plain pgd --variants examples/compare_variants.json
+        --validation_file test.parquet --interpolated plain nullspace --variants examples/compare_variants.json
 
-Every run is kept in `output_dir/runs` and not repeated: the same command goes on where it was stopped, and rows, seeds or
-another profile can be added later. A training run that was stopped begins again; nothing is saved in the middle of one.
+Every run is kept in `output_dir/runs` and not repeated: the same command goes on where it was stopped, also in the middle of a
+run, and rows, seeds or another profile can be added later.
 
 Choose settings with `--evaluate_on validation` on the digits, and on other images without naming the test images, so that
 some of the training images are split off. Name the test images, as the validation ones, only to report.

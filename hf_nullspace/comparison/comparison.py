@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ..baselines import NULLSPACE, PERMUTED, PLAIN, WAYS
 from ..robustness.report_markdown import competition
+from ..training.augmentation import check_package
 from ..utils.current_command import current_command
 from ..utils.figures import optional_figure
 from ..utils.files import write_text
 from ..utils.page import PAGE_NAME
+from ..utils.phases import in_words
 from .figure import plot_rows
-from .plan import BASE, Row, plan_rows, read_variants
-from .report import EQUAL_TIME, VARIANT, WAY, comparison_markdown, figure_note, norm_growth, summarize_rows
+from .plan import BASE, EQUAL_STEPS, Row, interpolated_rows, plan_rows, read_variants
+from .report import AVERAGE, SAME_STEPS, VARIANT, WAY, comparison_markdown, figure_note, norm_growth, summarize_rows
 from .report_page import class_results, compared_rows, comparison_page
 from .runner import Runner
 from .statistics import CONFIDENCE
+from .verdict import find_winners
 
 
 RESULTS_NAME = "results.json"
@@ -42,29 +45,16 @@ class Comparison:
         self.runner = runner
         self.compare_args = runner.compare_args
         self.seed = runner.args.seed
-        self.rows = plan_rows(self.compare_args.methods, WAYS, read_variants(self.compare_args.variants))
-        self._check_names()
-        for row in self.rows:  # raises errors for arguments out of range before any run
+        self.planned = plan_rows(self.compare_args.methods, WAYS, read_variants(self.compare_args.variants))
+        self.averages = interpolated_rows(self.compare_args.interpolated, self.planned)
+        for row in self.planned:  # raises errors for arguments out of range before any run
             try:
                 runner.arguments_of(row, self.seed)
+                check_package(runner.recipe_of(row).augmentation)
             except (TypeError, ValueError) as error:
-                kind = "variant" if row.arguments else "way"
+                kind = "variant" if row.arguments or row.recipe else "way"
                 raise ValueError(f"The {kind} {row.name!r}: {error}") from error
         self.settings = runner.evaluation_settings()
-
-    def _check_names(self) -> None:
-        names = [row.name for row in self.rows]
-        timed = self.compare_args.equal_wall_time
-        if not set(timed) <= set(names) or (timed and NULLSPACE.name not in names):
-            raise ValueError(
-                f"`equal_wall_time` takes rows of this comparison, with {NULLSPACE.name!r} among them, but got {timed}, "
-                f"and the rows are {names}."
-            )
-        taken = [name for name in names if name.endswith(EQUAL_TIME)]
-        if taken:
-            raise ValueError(
-                f"The variants {taken} need other names: those of equal wall time end with {EQUAL_TIME!r}."
-            )
 
     @property
     def seeds(self) -> list[int]:
@@ -73,71 +63,104 @@ class Comparison:
     def run(self) -> dict[str, Any]:
         """Trains and measures everything; returns the results."""
         runner = self.runner
-        runs = {}
-        reports = {}
         runner.train(runner.base, self.seed)
+        begin = time.perf_counter()
         base = runner.evaluate(runner.base, self.seed)
-        timed: list[Row] = []
-
-        def run(rows: list[Row], seed: int) -> None:
-            for row in rows:
-                runs[row.name, seed] = runner.train(row, seed)
-                reports[row.name, seed] = runner.evaluate(row, seed)
-
+        self._evaluation_seconds = [time.perf_counter() - begin]
+        self.costs = runner.costs_of(self._plain_first())
+        self.rows = self._rows_with_steps()
+        runs, reports = {}, {}
         for seed in self.seeds:
-            run(self.rows, seed)
-            timed = [self._for_equal_time(row, seed, runs) for row in self._timed_rows()]
-            run(timed, seed)
+            for row in self.rows:
+                self._announce(row, seed)
+                runs[row.name, seed] = runner.train(row, seed)
+                begin = time.perf_counter()
+                reports[row.name, seed] = runner.evaluate(row, seed)
+                self._evaluation_seconds.append(time.perf_counter() - begin)
         outcomes = {BASE: [base.outcomes] * len(self.seeds)}
-        for row in [*self.rows, *timed]:
+        for row in self.rows:
             outcomes[row.name] = [reports[row.name, seed].outcomes for seed in self.seeds]
         columns = [column for column in runner.profile.columns if column.name in base.columns]
         competes = [f"A prediction is the largest of {text}." for text in competition(base.run)]
         known = {name: base.run[name] for name in ("versions", "datasets", "preprocessing")}
+        planned = {row.name: row for row in self.planned}
+        described = {row.name: planned.get(row.name.removesuffix(EQUAL_STEPS), row) for row in self.rows}
+        competing = {
+            name: found for name, found in outcomes.items() if name != BASE and not name.endswith(EQUAL_STEPS)
+        }
         return {
-            "rows": self._described_rows(),
+            "rows": {
+                row.name: {**described[row.name].to_dict(), "name": row.name, "kind": self._kind(row)}
+                for row in self.rows
+            },
             "seeds": self.seeds,
             "confidence": CONFIDENCE,
             "evaluation": {**self.settings, "not_measured": base.not_measured},
-            "methods": summarize_rows(columns, outcomes, self._references(timed), self.seed),
-            "training": {row.name: self._cost(row, runs) for row in [*self.rows, *timed]},
+            "plain_steps": runner.plain_steps(),
+            "winners": find_winners(columns, competing, self.seed),
+            "methods": summarize_rows(columns, outcomes, self._references(), self.seed),
+            "training": {row.name: self._cost(row, runs) for row in self.rows},
             "classes": class_results(outcomes, columns[0].name, base.examples),
             "run": {**known, "competes": competes, "command": current_command()},
         }
 
-    # ---- Rows for as much time as nullspace finetuning ----------------------------------------------------------
+    # ---- Steps, and the time that they take ---------------------------------------------------------------------
 
-    def _timed_rows(self) -> list[Row]:
-        return [row for row in self.rows if row.name in self.compare_args.equal_wall_time]
+    def _plain_first(self) -> list[Row]:
+        return sorted(self.planned, key=lambda row: row.name != PLAIN.name)
 
-    def _for_equal_time(self, row: Row, seed: int, runs: dict) -> Row:
-        """The row with as many steps as fit into the time that nullspace finetuning took with that seed."""
-        own = runs[row.name, seed]
-        steps = round(runs[NULLSPACE.name, seed]["seconds"] / own["seconds"] * own["steps"])
-        return replace(row, name=f"{row.name}-{EQUAL_TIME}", arguments={**row.arguments, "max_steps": max(1, steps)})
+    def _rows_with_steps(self) -> list[Row]:
+        """All rows in the order they run in: for as much time as plain finetuning, averages, and for as many steps."""
+        plain_steps = self.runner.plain_steps()
+        seconds = self.costs[PLAIN.name].seconds(plain_steps)
+        timed = [
+            row if "max_steps" in row.arguments else row.for_steps(self.costs[row.name].steps_within(seconds))
+            for row in self.planned
+        ]
+        methods = [row for row in self.planned if self._kind(row) == WAY and row.name != PLAIN.name]
+        equal = [row.for_steps(plain_steps, EQUAL_STEPS) for row in methods] if self.compare_args.equal_steps else []
+        self.costs |= {row.name: self.costs[row.name.removesuffix(EQUAL_STEPS)] for row in equal}
+        return [*timed, *self.averages, *equal]
+
+    def _seconds_of(self, row: Row) -> float:
+        """The time that training of a row itself takes, by its measured cost."""
+        return 0.0 if row.interpolated_with else self.costs[row.name].seconds(row.arguments["max_steps"])
+
+    def _announce(self, row: Row, seed: int) -> None:
+        """Prints which row comes next, and how long everything that is left will take."""
+        runner = self.runner
+        left = [(each, its) for its in self.seeds for each in self.rows if not runner.is_finished(each, its)]
+        if (row, seed) not in left or not runner.accelerator.is_main_process:
+            return
+        seconds = sum(self._seconds_of(each) for each, _ in left) + len(left) * max(self._evaluation_seconds)
+        total = len(self.seeds) * len(self.rows)
+        print(
+            f"Row {total - len(left) + 1} of {total}: {row.name}, seed {seed}; about {in_words(seconds)} left",
+            flush=True,
+        )
 
     # ---- Results ------------------------------------------------------------------------------------------------
 
-    def _described_rows(self) -> dict[str, dict[str, Any]]:
-        rows = {row.name: {**row.to_dict(), "kind": self._kind(row)} for row in self.rows}
-        for row in self._timed_rows():
-            name = f"{row.name}-{EQUAL_TIME}"
-            rows[name] = {**rows[row.name], "name": name, "kind": EQUAL_TIME}
-        return rows
-
     def _kind(self, row: Row) -> str:
+        if row.interpolated_with is not None:
+            return AVERAGE
+        if row.name.endswith(EQUAL_STEPS):
+            return SAME_STEPS
         return WAY if row.name in self.compare_args.methods else VARIANT
 
-    def _references(self, timed: list[Row]) -> dict[str, list[str]]:
+    def _references(self) -> dict[str, list[str]]:
         """For each row, the rows that it is compared with."""
-        references = {row.name: self._references_of(row) for row in self.rows} | {BASE: [PLAIN.name]}
-        references[NULLSPACE.name] = [*references.get(NULLSPACE.name, ()), *(row.name for row in timed)]
-        return references
+        references = {row.name: self._references_of(row) for row in self.rows}
+        return references | {BASE: [PLAIN.name]}
 
     def _references_of(self, row: Row) -> list[str]:
         """The rows that a row is compared with, including plain finetuning from the same start."""
-        others = [PLAIN.name, *([PERMUTED.name] if row.way == NULLSPACE.name else [])]
-        if self._kind(row) == VARIANT:
+        kind = self._kind(row)
+        end = EQUAL_STEPS if kind == SAME_STEPS else ""
+        others = [PLAIN.name, *([PERMUTED.name + end] if row.way == NULLSPACE.name and kind != AVERAGE else [])]
+        if kind == AVERAGE:
+            others.append(row.start)
+        if kind == VARIANT:
             others += [NULLSPACE.name, row.start]
             if row.start != BASE:
                 others += [known.name for known in self.rows if (known.way, known.start) == (PLAIN.name, row.start)]
@@ -145,22 +168,24 @@ class Comparison:
         return [name for name in dict.fromkeys(others) if name != row.name and name in names]
 
     def _cost(self, row: Row, runs: dict) -> dict[str, Any]:
-        """Costs as means over seeds. The time of a row includes that of the row it started from."""
+        """What a row costs. The time of a row includes that of the row it started from."""
         rows = {known.name: known for known in self.rows}
 
-        def total(row: Row, seed: int) -> float:
-            return runs[row.name, seed]["seconds"] + (total(rows[row.start], seed) if row.start in rows else 0.0)
+        def total(row: Row) -> float:
+            return self._seconds_of(row) + (total(rows[row.start]) if row.start in rows else 0.0)
 
         own = [runs[row.name, seed] for seed in self.seeds]
         growths = [norm_growth(run["noise_history"]) for run in own]
-        seconds = [total(row, seed) for seed in self.seeds]
+        cost = self.costs.get(row.name)
+        steps = own[0]["steps"]
         return {
-            "steps": fmean(run["steps"] for run in own),
-            "seconds": fmean(seconds),
-            "synthesis_seconds": fmean(run["synthesis_seconds"] for run in own),
-            "relative_cost": fmean(seconds) / fmean(runs[PLAIN.name, seed]["seconds"] for seed in self.seeds),
+            "steps": steps,
+            "seconds": total(row),
+            "step_seconds": None if cost is None else cost.step,
+            "synthesis_seconds": 0.0 if cost is None else cost.seconds(steps) - steps * cost.step,
+            "relative_cost": total(row) / total(rows[PLAIN.name]),
             "norm_growth": None if None in growths else fmean(growths),
-            "per_seed": {"steps": [run["steps"] for run in own], "seconds": seconds, "norm_growth": growths},
+            "per_seed": {"norm_growth": growths},
         }
 
 

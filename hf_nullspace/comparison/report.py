@@ -12,13 +12,15 @@ from ..robustness.profiles import Column
 from ..robustness.report_markdown import table
 from .plan import BASE
 from .statistics import MEAN, PairedDifference, column_groups, mean_accuracies, paired_difference
+from .verdict import winners_in_words
 
 
-# Kinds of rows: a way of finetuning as it is, a variant of one, and one for the time that nullspace finetuning took, whose
-# name ends so.
+# Kinds of rows: a way of finetuning as it is, a variant of one, the average of a row's weights with those it started from,
+# and a way for as many steps as plain finetuning.
 WAY = "method"
 VARIANT = "variant"
-EQUAL_TIME = "equal-time"
+AVERAGE = "interpolated"
+SAME_STEPS = "equal-steps"
 Summary = dict[str, dict[str, Any]]
 
 
@@ -113,8 +115,9 @@ def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
     Steps and seconds of the rows.
 
     Args:
-        costs (`Mapping[str, Mapping]`): For each row the means over seeds `steps`, `seconds`, `synthesis_seconds` (part of
-            `seconds`), `relative_cost` (to plain finetuning) and `norm_growth` (`None` without noise).
+        costs (`Mapping[str, Mapping]`): For each row `steps`, `step_seconds` (`None` if it is not trained), `seconds`,
+            `synthesis_seconds` (part of `seconds`), `relative_cost` (to plain finetuning) and `norm_growth` (`None`
+            without noise).
     """
     lines = []
     for name, cost in costs.items():
@@ -123,6 +126,7 @@ def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
             {
                 "row": name,
                 "steps": f"{cost['steps']:.0f}",
+                "seconds of a step": "" if cost["step_seconds"] is None else f"{cost['step_seconds']:.4f}",
                 "seconds": f"{cost['seconds']:.1f}",
                 "of it synthesis": f"{cost['synthesis_seconds']:.1f}",
                 "time / plain": f"{cost['relative_cost']:.2f}",
@@ -137,47 +141,55 @@ def comparison_markdown(results: Mapping[str, Any]) -> str:
     All tables of a comparison.
 
     Args:
-        results (`Mapping`): `methods` from [`summarize_rows`]; `training`, the costs of [`cost_table`]; `seeds`;
+        results (`Mapping`): `methods` from [`summarize_rows`]; `winners` from [`find_winners`]; `training`, the costs of
+            [`cost_table`]; `plain_steps`, those of plain finetuning; `seeds`;
             `confidence`, that of the intervals; `evaluation` with `num_images`, `split`, `profile`, `profile_hash` and
             `not_measured`; and `rows`, for each row its `kind`, `method`, `start` and `arguments`.
     """
     rows = results["rows"]
     summary = results["methods"]
     evaluation = results["evaluation"]
-    names, variants, timed = (
-        [name for name, row in rows.items() if row["kind"] == kind] for kind in (WAY, VARIANT, EQUAL_TIME)
+    names, variants, averages, same_steps = (
+        [name for name, row in rows.items() if row["kind"] == kind] for kind in (WAY, VARIANT, AVERAGE, SAME_STEPS)
     )
     parts = [
         "# Ways of finetuning, compared",
         f"{evaluation['num_images']} images of the split `{evaluation['split']}`, profile `{evaluation['profile']}` "
-        f"({evaluation['profile_hash'][:12]}), seeds {results['seeds']}. `{BASE}` is the model that all start from. "
-        f"Differences are in points, with the {100 * results['confidence']:.0f} % interval of a bootstrap over seeds and "
-        "images, and in parentheses the lowest and the highest of the seeds. The time of a row counts that of the row it "
-        "started from.",
+        f"({evaluation['profile_hash'][:12]}), seeds {results['seeds']}. `{BASE}` is the model that all start from.",
+        "## Which won",
+        winners_in_words(results["winners"], len(results["seeds"])),
+        "## Accuracy (%) after as much time",
+        f"Each row takes the time that plain finetuning takes for {results['plain_steps']} steps, by what a step of each cost "
+        "where all were timed in turn in one process. The time of a row counts that of the row it started from. Differences "
+        f"are in points, with the {100 * results['confidence']:.0f} % interval of a bootstrap over seeds and images, and in "
+        "parentheses the lowest and the highest of the seeds.",
     ]
+    shown = [*names, *averages]
     pairs = [(name, PLAIN.name) for name in [BASE, *names] if name != PLAIN.name]
     pairs += [(NULLSPACE.name, PERMUTED.name)] if {NULLSPACE.name, PERMUTED.name} <= set(names) else []
-    parts += _section("Accuracy (%) after as many steps", results, [BASE, *names], pairs)
-    if timed:
-        title = "Accuracy (%) after as much time as nullspace finetuning took"
-        parts += _section(title, results, [NULLSPACE.name, *timed], [(NULLSPACE.name, name) for name in timed])
+    pairs += [(name, other) for name in averages for other in summary[name]["minus"]]
+    parts += _section(results, [BASE, *shown], pairs)
     if variants:
-        shown = [name for name in (PLAIN.name, NULLSPACE.name) if name in names] + variants
+        known = [name for name in (PLAIN.name, NULLSPACE.name) if name in names] + variants
         pairs = [(name, other) for name in variants for other in summary[name]["minus"]]
-        parts += _section("Variants", results, shown, pairs)
+        parts += ["## Variants", *_section(results, known, pairs)]
         parts.append("\n".join(f"- {name}: {_describe(rows[name])}" for name in variants))
+    if same_steps:
+        pairs = [(name, other) for name in same_steps for other in summary[name]["minus"]]
+        parts += ["## Accuracy (%) after as many steps", *_section(results, [PLAIN.name, *same_steps], pairs)]
     if evaluation["not_measured"]:
         parts.append("\n".join(f"- {name} not measured: {why}" for name, why in evaluation["not_measured"].items()))
     return "\n\n".join(parts)
 
 
-def _section(title: str, results: Mapping[str, Any], names: list[str], pairs: list[tuple[str, str]]) -> list[str]:
+def _section(results: Mapping[str, Any], names: list[str], pairs: list[tuple[str, str]]) -> list[str]:
+    """Accuracies, differences and costs of some rows."""
     summary = results["methods"]
     costs = results["training"]
     tables = [accuracy_table({name: summary[name] for name in names})]
     if pairs:
         tables.append(difference_table(summary, pairs))
-    return [f"## {title}", *tables, cost_table({name: costs[name] for name in names if name in costs})]
+    return [*tables, cost_table({name: costs[name] for name in names if name in costs})]
 
 
 def _describe(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from ..robustness.outcomes import Outcomes
 from ..utils.page import PAGE_NAME, Cell, PageTable, Section, drawn, number_cell, render_report_page
 from .figure import difference_finding, plot_rows
 from .plan import BASE
-from .report import EQUAL_TIME, difference_text, figure_note
+from .report import difference_text, figure_note
+from .verdict import winner_in_words
 
 
 NUM_WORST = 5
@@ -62,7 +63,7 @@ def class_results(
 
 def compared_rows(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
     """Differences from plain finetuning by group, and relative costs, of the rows that the figure shows."""
-    shown = [name for name, row in results["rows"].items() if name != PLAIN.name and row["kind"] != EQUAL_TIME]
+    shown = [name for name in results["rows"] if PLAIN.name in results["methods"][name]["minus"]]
     differences = {name: results["methods"][name]["minus"][PLAIN.name] for name in shown}
     return differences, {name: results["training"][name]["relative_cost"] for name in shown}
 
@@ -81,6 +82,8 @@ def comparison_page(results: Mapping[str, Any]) -> str:
     finding = f"{len(results['rows'])} ways of finetuning were measured."
     if differences:
         finding = f"{difference_finding(differences)}."
+        if "winners" in results:
+            finding = winner_in_words(next(iter(results["winners"].values())))
         alt = "Points from plain finetuning: " + ", ".join(
             f"{name} {next(iter(row.values()))['difference']:+.1f}" for name, row in differences.items()
         )

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..training.checkpoints import last_whole_checkpoint
 from ..utils.files import json_hash, write_text
 
 
@@ -82,9 +84,12 @@ def read_run(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[st
     return run
 
 
-def begin_run(folder: Path) -> None:
+def begin_run(folder: Path, settings: Mapping[str, Any]) -> bool:
     """
-    Creates an empty folder for a run and deletes files of an interrupted run.
+    Creates a folder for a run; deletes what an interrupted run left there, unless it can go on from a checkpoint.
+
+    Returns:
+        `bool`: Whether it holds a whole checkpoint of these settings.
 
     Raises:
         `FileExistsError`: If the folder holds anything else.
@@ -97,16 +102,28 @@ def begin_run(folder: Path) -> None:
             f"{folder} holds {sorted(path.name for path in others)}, but no run of a comparison. Choose another "
             "`output_dir`, or move these away."
         )
-    mark.touch()
+    if mark.is_file() and mark.read_text(encoding="utf-8") == json_hash(settings) and _has_checkpoint(folder):
+        return True
+    write_text(mark, json_hash(settings))
     for path in others:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return False
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    try:
+        return last_whole_checkpoint(folder) is not None
+    except ValueError:  # there are some, and none is whole
+        return False
 
 
 def write_run(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Marks a run as finished; this is the last file written into its folder."""
+    """Marks a run as finished, which is the last file written into its folder; its checkpoints are deleted."""
     run = {"settings": settings, "settings_hash": json_hash(settings), **facts}
     write_text(folder / RUN_NAME, json.dumps(run, indent=2) + "\n")
     (folder / UNFINISHED_NAME).unlink(missing_ok=True)
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(checkpoint)
 
 
 def differences(found: Any, expected: Any, name: str = "") -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from hf_nullspace import NullspaceTrainingArguments
 from hf_nullspace.baselines import WAYS
-from hf_nullspace.comparison.plan import Row, plan_rows, read_variants
+from hf_nullspace.comparison.plan import Row, interpolated_rows, plan_rows, read_variants
 
 
 def test_ways_come_first_and_every_row_after_its_start():
@@ -22,6 +22,10 @@ def test_ways_come_first_and_every_row_after_its_start():
     assert names.index("second") < names.index("third")
     assert rows[0].to_dict() == {"name": "plain", "method": "plain", "start": "base", "arguments": {}}
     assert rows[names.index("second")] == Row("second", "nullspace", "pgd", {"epsilon": 0.1})
+    recipe = {"method": "plain", "ema_decay": 0.9, "augmentation": "none", "learning_rate": 0.1}
+    assert plan_rows(["plain"], WAYS, {"mine": recipe})[1] == Row(
+        "mine", "plain", "base", {"learning_rate": 0.1}, {"augmentation": "none", "ema_decay": 0.9}
+    )
     assert rows[names.index("first")] == Row("first", "trades", "base", {"trades_beta": 3.0, "max_steps": 5})
 
 
@@ -47,6 +51,7 @@ def test_a_start_beside_others_that_are_ready_is_waited_for():
         ),
         ({"plain": {"method": "nullspace"}}, "'plain' needs another name"),
         ({"base": {"method": "nullspace"}}, "'base' needs another name"),
+        ({"x-interpolated": {"method": "plain"}}, "'x-interpolated' needs another name"),
         ({"a/b": {"method": "nullspace"}}, "letters, digits.*'a/b'"),
         ({"..": {"method": "nullspace"}}, r"letters, digits.*'\.\.'"),
     ],
@@ -102,3 +107,16 @@ def test_variants_are_read_from_json(tmp_path):
             read_variants(path)
     with pytest.raises(FileNotFoundError, match="There is no file"):
         read_variants(tmp_path / "none.json")
+
+
+def test_averages_are_of_a_row_and_its_start():
+    rows = plan_rows(["plain", "pgd"], WAYS, {"after": {"method": "nullspace", "start": "pgd"}})
+    found = interpolated_rows(["after", "plain"], rows)
+    assert found == [
+        Row("after-interpolated", "nullspace", "after", interpolated_with="pgd"),
+        Row("plain-interpolated", "plain", "plain", interpolated_with="base"),
+    ]
+    assert found[0].to_dict()["interpolated_with"] == "pgd"
+    for names in (["magic"], ["plain", "plain"]):
+        with pytest.raises(ValueError, match="`interpolated` takes rows of this comparison, each once"):
+            interpolated_rows(names, rows)

@@ -67,19 +67,20 @@ def test_a_finished_run_is_read_and_another_refused(tmp_path):
 
 def test_a_run_begins_in_an_empty_folder_and_deletes_only_what_a_run_left(tmp_path):
     folder = tmp_path / "runs" / "plain-42"
-    begin_run(folder)
+    assert not begin_run(folder, {"seed": 1})
     (folder / "model.safetensors").write_text("half a model")
-    (folder / "part").mkdir()
-    (folder / "part" / "file").write_text("")
-    begin_run(folder)
-    assert [path.name for path in folder.iterdir()] == ["unfinished"]
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "file").write_text("half a checkpoint")
+    for settings in ({"seed": 1}, {"seed": 2}):
+        assert not begin_run(folder, settings)
+        assert [path.name for path in folder.iterdir()] == ["unfinished"]
     write_run(folder, {}, {})
     assert [path.name for path in folder.iterdir()] == [RUN_NAME]
     mine = tmp_path / "base"
     mine.mkdir()
     (mine / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"\['thesis.txt'\], but no run of a comparison"):
-        begin_run(mine)
+        begin_run(mine, {})
     assert (mine / "thesis.txt").read_text() == "mine"
 
 

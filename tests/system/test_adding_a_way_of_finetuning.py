@@ -61,7 +61,7 @@ def test_it_is_a_row_of_a_comparison(added, photos, tmp_path, capsys):
         "arguments": {},
         "kind": "method",
     }
-    assert results["training"]["flipped"]["steps"] == 2
+    assert results["training"]["flipped-equal-steps"]["steps"] == 2
     run = read_run(tmp_path / "out" / "runs" / "flipped-8-42")
     assert run["settings"]["arguments"]["flipped_images"] == 8
 

@@ -17,7 +17,7 @@ from ...training.recipe import RECIPE_RULES
 from ..arguments import DIGITS_BASE, DIGITS_TRAINING, parse_arguments
 
 
-DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/compare", "max_steps": 100, "logging_strategy": "no"}
+DIGITS_DEFAULTS = {**DIGITS_TRAINING, "output_dir": "outputs/compare", "max_steps": 300, "logging_strategy": "no"}
 
 
 def parse_compare_arguments(
