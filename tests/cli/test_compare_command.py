@@ -52,6 +52,17 @@ def quick_timing():
         yield
 
 
+def changed(flags: list[str], changes: str) -> list[str]:
+    """The flags, some of them replaced: none may be given twice."""
+    values: dict[str, list[str]] = {}
+    for word in [*flags, *changes.split()]:
+        if word.startswith("--"):
+            values[word] = []
+        else:
+            values[list(values)[-1]].append(word)
+    return [word for name, words in values.items() for word in (name, *words)]
+
+
 def planned(flags: list[str]) -> Comparison:
     return Comparison(runner.Runner(*parse_compare_arguments(flags, "compare")))
 
@@ -165,8 +176,8 @@ def test_all_rows_of_a_seed_see_the_same_images_in_the_same_order(tmp_path, monk
             return batch
 
     monkeypatch.setattr(runner, "NullspaceDataCollator", RecordingCollator)
-    flags = f"{DIGITS} --base_max_steps 0 --output_dir {tmp_path}".split()
-    comparison = planned([*flags, "--methods", "plain", "nullspace", "pgd"])
+    flags = f"--base_max_steps 0 --output_dir {tmp_path} --methods plain nullspace pgd"
+    comparison = planned(changed(DIGITS.split(), flags))
     comparison.runner.train(comparison.runner.base, 42)
     seen = {}
     for row, seed in [(row, 42) for row in comparison.planned] + [(comparison.planned[0], 43)]:
@@ -247,8 +258,8 @@ def test_finished_runs_are_not_repeated(digits):
 def test_another_split_or_profile_only_measures_again(digits):
     flags, folder, _ = digits
     before = stamps(folder)
-    plain = [*flags[: flags.index("--interpolated")], "--methods", "plain", "--num_seeds", "1"]
-    results = main([*plain, "--evaluate_on", "validation"])
+    plain = changed(flags[: flags.index("--interpolated")], "--methods plain --num_seeds 1 --evaluate_on validation")
+    results = main(plain)
     after = stamps(folder)
     assert {name: after[name] for name in before} == before
     added = {Path(name).parent.parent.name for name in set(after) - set(before)}
@@ -363,7 +374,7 @@ def test_two_processes_run_it_too(files, tmp_path):
 )
 def test_bad_input_is_refused_before_training(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
-        main([*DIGITS.split(), "--output_dir", str(tmp_path / "out"), *flags.split()])
+        main(changed([*DIGITS.split(), "--output_dir", str(tmp_path / "out")], flags))
     assert not list(tmp_path.glob("out/*"))
 
 
