@@ -82,7 +82,9 @@ def winner_in_words(found: Mapping[str, Any]) -> str:
     over_plain = f", {_difference(differences[PLAIN.name])} over {PLAIN.name}" if PLAIN.name in differences else ""
     if found["won"]:
         following = found["next"]
-        closest = "" if following == PLAIN.name else f"; next is {following}, {_difference(differences[following])} behind"
+        closest = (
+            "" if following == PLAIN.name else f"; next is {following}, {_difference(differences[following])} behind"
+        )
         return f"{best} won{over_plain}{closest}."
     tied = found["not_told_apart"]
     named = ", ".join(tied[:3]) + (f" and {len(tied) - 3} more" if len(tied) > 3 else "")

@@ -57,9 +57,10 @@ def changed(flags: list[str], changes: str) -> list[str]:
     values: dict[str, list[str]] = {}
     for word in [*flags, *changes.split()]:
         if word.startswith("--"):
-            values[word] = []
+            name = word
+            values[name] = []
         else:
-            values[list(values)[-1]].append(word)
+            values[name].append(word)
     return [word for name, words in values.items() for word in (name, *words)]
 
 

@@ -36,10 +36,7 @@ def test_a_row_that_is_far_ahead_won():
     }
     text = winners_in_words(found, 2)
     over, behind = (mean["differences"][name] for name in ("plain", "sam"))
-    assert (
-        f"- mean: nullspace won, {over['difference']:+.2f} [{over['low']:+.2f}, {over['high']:+.2f}] points"
-        in text
-    )
+    assert f"- mean: nullspace won, {over['difference']:+.2f} [{over['low']:+.2f}, {over['high']:+.2f}] points" in text
     assert f"over plain; next is sam, {behind['difference']:+.2f} [" in text
     assert "one seed" not in text
 
