@@ -167,7 +167,7 @@ def check_package(kind: str) -> None:
     """
     if kind != NO_AUGMENTATION and find_spec("kornia") is None:
         raise ImportError(
-            f"`augmentation={kind}` needs kornia: `pip install 'hf_nullspace[augment]'`. Or train on the pictures as they "
+            f"`augmentation={kind}` needs kornia: `pip install 'hf_nullspace[augment]'`, on Python 3.11 or later. Or train on the pictures as they "
             f"are, with `augmentation={NO_AUGMENTATION}`."
         )
 
