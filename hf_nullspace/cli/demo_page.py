@@ -24,6 +24,8 @@ MAX_FILE_SIZE = "20mb"
 MAX_PIXELS = 50_000_000
 # Seconds after which the pictures of a page that nobody looks at are forgotten.
 FORGOTTEN_AFTER = 3600
+# Visitors whose pictures are kept in memory at once; another one's take the place of the oldest.
+MAX_VISITORS = 20
 FIRST_STRENGTH = 50
 
 
@@ -204,5 +206,6 @@ def launch_options(server_name: str, server_port: int | None) -> dict[str, Any]:
         "run_history": False,
         "footer_links": [],
         "max_file_size": MAX_FILE_SIZE,
+        "state_session_capacity": MAX_VISITORS,
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     }

@@ -17,8 +17,8 @@ from ..utils.figures import BLUE, ORANGE
 
 # Classes with a bar.
 MAX_CLASSES = 5
-# Small pictures, such as digits, are drawn as large as this at least.
-WIDTH = 224
+# Largest width of a picture on the page; small ones, such as digits, are drawn as large.
+WIDTH = 280
 
 
 def panel_html(name: str, explored: Explored) -> str:
@@ -35,7 +35,7 @@ def panel_html(name: str, explored: Explored) -> str:
     classes = top_classes(explored.probabilities, explored.class_names, MAX_CLASSES)
     bars = "".join(_bar(each, share, BLUE if each in own else ORANGE) for each, share in classes)
     pictures = "".join(
-        f'<figure style="margin:0">{_image(pixels, title)}<figcaption>{title}</figcaption></figure>'
+        f'<figure style="margin:0;flex:1;max-width:{WIDTH}px">{_image(pixels, title)}<figcaption>{title}</figcaption></figure>'
         for pixels, title in (
             (explored.pixels, "the picture that it reads"),
             (shown_noise(explored.noise), "the noise"),
@@ -45,7 +45,7 @@ def panel_html(name: str, explored: Explored) -> str:
     largest = explored.noise.abs().max().item()
     rms = explored.noise.square().mean().sqrt().item()
     return (
-        f'<section><h3>{html.escape(name)}</h3><div style="display:flex;gap:8px;flex-wrap:wrap">{pictures}</div>'
+        f'<section><h3>{html.escape(name)}</h3><div style="display:flex;gap:8px">{pictures}</div>'
         f'<p>Prediction <b class="verdict">{verdict}</b>. Largest change of a logit '
         f"{explored.relative_logit_change:.1e} of their norm; squared change of the probabilities "
         f"{explored.probability_mse:.1e}. Noise: root mean square {rms:.3f}, largest {largest:.3f}, where white is 1.</p>"
@@ -72,5 +72,4 @@ def _image(pixels: torch.Tensor, title: str) -> str:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(shades)).save(file, "PNG", compress_level=1)
     data = base64.b64encode(file.getvalue()).decode("ascii")
-    width = max(WIDTH, pixels.shape[2])
-    return f'<img alt="{title}" width="{width}" style="image-rendering:pixelated" src="data:image/png;base64,{data}">'
+    return f'<img alt="{title}" style="width:100%;image-rendering:pixelated" src="data:image/png;base64,{data}">'
