@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments, ViTForImageClassification, 
 from ..models.digits_vit import build_digits_model
 from ..models.preprocessing import image_transform
 from ..training.data_collator import NullspaceDataCollator
+from ..utils.phases import announced
 
 
 if TYPE_CHECKING:
@@ -44,5 +45,6 @@ def train_digits_model(
             seed=seed,
         )
         train = splits["train"].with_transform(image_transform(processor, "image", "label"))
-        Trainer(model, args, NullspaceDataCollator(), train).train()
+        with announced(f"Training the digits model, {max_steps} steps (400 take about a minute on a CPU)"):
+            Trainer(model, args, NullspaceDataCollator(), train).train()
     return model.eval(), processor

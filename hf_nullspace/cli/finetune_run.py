@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
 from ..baselines import PLAIN
@@ -38,7 +37,7 @@ from ..training.head_first import head_in_words, load_head, save_head
 from ..training.recipe import RecipeArguments, head_trained_first, training_images
 from ..training.trainer import NullspaceTrainer
 from ..utils.figures import optional_figure
-from ..utils.phases import PhaseCallback, announced
+from ..utils.phases import PhaseCallback, announced, bar_of
 from .arguments import DIGITS_BASE
 from .finetune_arguments import FinetuneArguments, FinetuneTrainingArguments
 from .run_folder import RunFolder
@@ -243,9 +242,8 @@ class FinetuneRun:
             )
 
     def _train(self, trainer: NullspaceTrainer, title: str, checkpoint: str | None):
-        bars = [each for each in trainer.callback_handler.callbacks if isinstance(each, ProgressCallback)]
         rounds = trainer.args.noise_refresh_steps if trainer.args.noise_weight else None
-        trainer.add_callback(PhaseCallback(title, rounds, bars[0] if bars else None))
+        trainer.add_callback(PhaseCallback(title, rounds, bar_of(trainer)))
         set_seed(trainer.args.seed)  # as at the end of the trainer's constructor, whatever was trained in between
         return trainer.train(resume_from_checkpoint=checkpoint)
 

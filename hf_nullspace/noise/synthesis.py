@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..models.frozen import FrozenClassifier, frozen_classifier
 from ..models.objectives import Objective
+from ..utils.phases import PhaseBar
 from ..utils.random import keyed_generator, preserved_random_state
 from .certificate import Certificate
 from .certify import Outcomes, certify, check_config, check_epsilon, measure_outcomes
@@ -110,13 +111,8 @@ def synthesize_noise(
         searched, held_out = read_and_split(classifier, dataloader, config, round_index, certificate_dataloader)
         check_epsilon(config, classifier.largest_error)
         method = NOISE_METHODS[config.method]
-        progress = logging.tqdm(
-            total=config.max_steps,
-            desc="Synthesising noise",
-            leave=False,
-            disable=disable_tqdm or not classifier.accelerator.is_local_main_process,
-        )
-        with progress:
+        hidden = disable_tqdm or not classifier.accelerator.is_local_main_process
+        with PhaseBar("Synthesising noise", config.max_steps, hidden=hidden) as progress:
             generator = keyed_generator("synthesis", config.seed, round_index, 0)
             inputs = SearchInputs(classifier, searched, config, generator, progress.update)
             noise, steps = method.search(inputs)

@@ -18,6 +18,7 @@ from ..noise.certificate import token_norms
 from ..noise.certify import measure_outcomes
 from ..noise.images import FrozenImages, read_images
 from ..noise.kinds import SharedNoise
+from ..utils.phases import PhaseBar
 from ..utils.random import keyed_generator
 from .experiments import Measure, closure, dose_response, token_norm_rows, transfer, with_control
 from .search import harmless_search_axes, search_at
@@ -156,7 +157,7 @@ def probe_encoder(
             (len(config.lambdas) + 2) * config.max_steps + 2 * len(config.lambdas) + 2 * len(config.scales) + 4 + 7
         )
         hidden = disable_tqdm or not classifier.accelerator.is_local_main_process
-        with logging.tqdm(total=ticks, desc="Probing the encoder", leave=False, disable=hidden) as progress:
+        with PhaseBar("Probing the encoder", ticks, hidden=hidden) as progress:
             # The searched and the held-out images are compared on equal numbers of images.
             searched_on, _ = training.split(len(held_out))
             seen, unseen = (_measured_once(classifier, part, progress.update) for part in (searched_on, held_out))

@@ -14,7 +14,6 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
-from transformers.utils import logging
 
 from ..exact_nullspace.patch_nullspace import PatchNullspace
 from ..models.objectives import is_multi_label
@@ -24,6 +23,7 @@ from ..utils.escaping import markdown_text
 from ..utils.figures import optional_figure
 from ..utils.files import write_text
 from ..utils.page import PAGE_NAME
+from ..utils.phases import PhaseBar
 from .encoder import EncoderProbe, EncoderProbeConfig, probe_encoder
 from .exact import measure_exact_noise, measure_layer_norm_invariance, predict, prediction_stability
 from .figures import plot_dose_response, plot_lambda_sweep, plot_noisy_pictures, plot_token_norms
@@ -226,7 +226,7 @@ def probe(
     stability = []
     pictured = []
     projection = find_patch_projection(model, patch_projection)
-    with logging.tqdm(total=3, desc="Probing the input", leave=False, disable=disable_tqdm) as progress:
+    with PhaseBar("Probing the input", 3, "part", disable_tqdm) as progress:
         if projection.is_exact:
             nullspace = PatchNullspace.from_model(model, patch_projection=patch_projection)
             statistics: dict[str, Any] = {"image_mean": preprocessing.mean, "image_std": preprocessing.std}

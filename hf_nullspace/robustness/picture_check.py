@@ -6,10 +6,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..models.preprocessing import Preprocessing
+from ..utils.phases import PhaseBar
 from .preparation import Evaluation
 from .shards import choose_images
 from .sources import ImageSource, to_pixels
@@ -77,10 +77,11 @@ def check_pictures(
     mine = pictures[accelerator.process_index :: accelerator.num_processes]
     readable = _Readable(sources, evaluation.images.preprocessing)
     loader = DataLoader(readable, batch_size=None, sampler=mine, num_workers=num_workers, generator=torch.Generator())
-    disable = disable_tqdm or not accelerator.is_main_process
-    errors = list(
-        tqdm(loader, total=len(mine), desc="Checking pictures", unit="picture", disable=disable, leave=False)
-    )
+    errors = []
+    with PhaseBar("Checking pictures", len(mine), "picture", disable_tqdm or not accelerator.is_main_process) as bar:
+        for error in loader:
+            errors.append(error)
+            bar.update()
     found = [(*picture, error) for picture, error in zip(mine, errors, strict=True) if error]
     bad = sorted(gather_object(found))
     if not bad:

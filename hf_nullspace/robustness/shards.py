@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..models.full_precision import full_precision
 from ..models.pixel_model import PixelModel
-from ..utils.phases import ESTIMATE_SECONDS, in_words
+from ..utils.phases import PhaseBar
 from ..utils.processes import on_main_process
 from ..utils.random import keyed_generator
 from .attacks import ATTACKS
@@ -211,40 +209,25 @@ class ShardRunner:
         batches = [ColumnBatch(shard.column, indices) for shard in shards for indices in shard.batches]
         loaded = iter(column_loader(self.images, batches, self.num_workers))
         total = sum(len(batch.indices) * passes_per_image(batch.column) for batch in batches)
-        self._estimate_from = time.perf_counter() + ESTIMATE_SECONDS
-        self._passes_done = 0
-        self._passes = total
-        disable = self.disable_tqdm or not self.accelerator.is_main_process
-        with tqdm(total=total, unit="pass", unit_scale=True, disable=disable) as progress:
+        hidden = self.disable_tqdm or not self.accelerator.is_main_process
+        with PhaseBar("Measuring", total, "pass", hidden) as progress:
             for shard in shards:
                 begun = time.perf_counter()
                 named = self._measure_shard(shard, loaded, progress, shown.get(shard.column.name, ()))
                 yield shard, named, time.perf_counter() - begun
 
     def _measure_shard(
-        self, shard: Shard, loaded: Iterator, progress: tqdm, shown: Collection[int]
+        self, shard: Shard, loaded: Iterator, progress: PhaseBar, shown: Collection[int]
     ) -> dict[str, torch.Tensor]:
-        progress.set_description(shard.column.name)
+        progress.begin(shard.column.name)
         parts = []
         passes = passes_per_image(shard.column)
         for indices in shard.batches:
             pixels, labels = next(loaded)
             parts.append(self.measure(shard.column, pixels, labels, indices, shown))
             progress.update(len(indices) * passes)
-            self._estimate(len(indices) * passes)
         names = dict.fromkeys(name for part in parts for name in part)
         return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
-
-    def _estimate(self, passes: int) -> None:
-        """Once some seconds have passed, says how long the rest takes at the pace so far."""
-        self._passes_done += passes
-        now = time.perf_counter()
-        if now < self._estimate_from:
-            return
-        pace = (now - self._estimate_from + ESTIMATE_SECONDS) / self._passes_done
-        self._estimate_from = math.inf
-        if self.accelerator.is_main_process and self._passes_done < self._passes:
-            logger.info(f"Measuring: about {in_words((self._passes - self._passes_done) * pace)} left.")
 
     def measure(
         self,

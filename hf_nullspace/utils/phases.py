@@ -1,4 +1,4 @@
-"""Progress messages of long commands: one when a phase begins, and one when its duration can be estimated."""
+"""Progress of long commands: bars on a terminal; in a log a line a phase, and one when its duration can be estimated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
@@ -44,6 +45,73 @@ def announced(name: str, estimate: float | None = None) -> Iterator[None]:
     start = time.perf_counter()
     yield
     announce(f"{name}: done in {in_words(time.perf_counter() - start)}.")
+
+
+class PhaseBar:
+    """
+    Progress of a phase: on a terminal a bar, which says what runs, how far it is and how long it still takes. Elsewhere,
+    where every update of a bar would be a line, one line when a part or the phase is done, and once how long it will take.
+
+    Args:
+        name (`str`): What runs.
+        total (`int`): Its steps.
+        unit (`str`, *optional*, defaults to `"step"`): What a step is.
+        hidden (`bool`, *optional*, defaults to `False`): Whether to show neither.
+    """
+
+    def __init__(self, name: str, total: int, unit: str = "step", hidden: bool = False):
+        self.name = name
+        self.total = total
+        self.units = unit if total == 1 else f"{unit}es" if unit.endswith("s") else f"{unit}s"
+        self.done = 0
+        self._part: str | None = None
+        self._in_log = not hidden and not sys.stderr.isatty()
+        self._start = self._part_start = time.perf_counter()
+        self._is_estimated = False
+        self._bar = tqdm(
+            total=total, desc=name, unit=unit, unit_scale=True, leave=False, disable=hidden or self._in_log
+        )
+
+    def __enter__(self) -> PhaseBar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        self._bar.close()
+        if kind is None and self._in_log:
+            self._end_part()
+            took = in_words(time.perf_counter() - self._start)
+            logger.info(f"{self.name}: {self.done} of {self.total} {self.units} in {took}.")
+
+    def begin(self, part: str) -> None:
+        """Names the part of the phase that runs from now on."""
+        if part == self._part:
+            return
+        self._end_part()
+        self._part = part
+        self._part_start = time.perf_counter()
+        self._bar.set_description(f"{self.name}: {part}")
+
+    def update(self, steps: int = 1) -> None:
+        """Counts finished steps."""
+        self.done += steps
+        self._bar.update(steps)
+        if self._in_log and not self._is_estimated and time.perf_counter() - self._start >= ESTIMATE_SECONDS:
+            self._is_estimated = True
+            if 0 < self.done < self.total:
+                logger.info(f"{self.name}: {self._progress()}.")
+
+    def _end_part(self) -> None:
+        if self._in_log and self._part is not None:
+            took = in_words(time.perf_counter() - self._part_start)
+            logger.info(f"{self.name}: {self._part} done in {took}; {self._progress()}.")
+
+    def _progress(self) -> str:
+        """How far it is, and how long it takes at the pace so far."""
+        far = f"{self.done} of {self.total} {self.units}"
+        if not 0 < self.done < self.total:
+            return far
+        left = (time.perf_counter() - self._start) * (self.total - self.done) / self.done
+        return f"{far}, about {in_words(left)} left"
 
 
 class PhaseCallback(TrainerCallback):
@@ -113,6 +181,12 @@ class PhaseCallback(TrainerCallback):
         return math.ceil(max_steps / self.round_steps) - math.ceil(step / self.round_steps)
 
 
+def bar_of(trainer: Trainer) -> ProgressCallback | None:
+    """The trainer's progress bar, if it has one."""
+    bars = [each for each in trainer.callback_handler.callbacks if isinstance(each, ProgressCallback)]
+    return bars[0] if bars else None
+
+
 @contextmanager
 def logged_to_terminal(level: int) -> Iterator[None]:
     """Prints what this package logs at `level` or above inside the `with` block, whatever other loggers do."""
@@ -127,6 +201,13 @@ def logged_to_terminal(level: int) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
+
+
+@contextmanager
+def progress_shown() -> Iterator[None]:
+    """For a command: this package's lines on stderr, and the bars of other packages on a terminal only."""
+    with logged_to_terminal(python_logging.INFO), without_bars(not sys.stderr.isatty()):
+        yield
 
 
 @contextmanager

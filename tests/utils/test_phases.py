@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_nullspace.utils import phases
-from hf_nullspace.utils.phases import PhaseCallback, announced, in_words, logged_to_terminal
+from hf_nullspace.utils.phases import PhaseBar, PhaseCallback, announced, in_words, logged_to_terminal
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,26 @@ def test_the_package_is_heard_and_left_as_it_was(capsys):
         raise RuntimeError
     assert (package.level, package.handlers) == before
     assert capsys.readouterr().err.endswith(" INFO a line\n")
+
+
+def test_a_log_has_a_line_a_part_and_the_time_left(clock, caplog):
+    with PhaseBar("Measuring", 40, "pass") as bar:
+        for part, steps in (("clean", 10), ("pgd", 30)):
+            bar.begin(part)
+            for _ in range(steps):
+                clock.now += 2
+                bar.update()
+    assert caplog.messages == [
+        "Measuring: 3 of 40 passes, about 74 s left.",  # once five seconds have passed
+        "Measuring: clean done in 20 s; 10 of 40 passes, about 60 s left.",
+        "Measuring: pgd done in 60 s; 40 of 40 passes.",
+        "Measuring: 40 of 40 passes in 80 s.",
+    ]
+
+
+def test_hidden_or_broken_off_progress_says_nothing(caplog, capsys):
+    with PhaseBar("Measuring", 1, hidden=True) as bar:
+        bar.update()
+    with pytest.raises(RuntimeError), PhaseBar("Measuring", 1):
+        raise RuntimeError
+    assert caplog.messages == [] and capsys.readouterr().err == ""

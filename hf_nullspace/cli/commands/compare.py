@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ...data.loading import DataArguments
 from ...models.loading import ModelArguments
 from ...training.arguments import NullspaceTrainingArguments
 from ...training.recipe import RECIPE_RULES
+from ...utils.phases import progress_shown
 from ..arguments import DIGITS_BASE, DIGITS_TRAINING, parse_arguments
 
 
@@ -35,6 +37,7 @@ def parse_compare_arguments(
         compare_args.base_max_steps = base_arguments.get("max_steps", 0)
     if compare_args.evaluate_on is None:
         compare_args.evaluate_on = "test" if data_args.source is None else "validation"
+    args.disable_tqdm = args.disable_tqdm or not sys.stderr.isatty()  # in a log, every update of a bar is a line
     return model_args, data_args, compare_args, args, base_arguments
 
 
@@ -52,8 +55,9 @@ def main(argv: Sequence[str], prog: str = "compare_methods.py") -> dict[str, Any
     Raises:
         `ValueError`: If a row cannot be run or measured, before anything is trained.
     """
-    comparison = Comparison(Runner(*parse_compare_arguments(argv, prog)))
-    results = comparison.run()
+    with progress_shown():
+        comparison = Comparison(Runner(*parse_compare_arguments(argv, prog)))
+        results = comparison.run()
     if comparison.runner.accelerator.is_main_process:
         save_comparison(results, comparison.runner.folder)
     return results

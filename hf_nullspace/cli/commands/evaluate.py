@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging as python_logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from ...robustness.profiles import describe_columns, resolve_profile
 from ...robustness.report import REPORT_NAME, RobustnessReport, draw_figure
 from ...utils.files import write_text
 from ...utils.flags import FlagRule, check_at_least, check_output_dir, dataset_locations, expand_paths
-from ...utils.phases import announced, logged_to_terminal
+from ...utils.phases import announced, progress_shown
 from ..arguments import model_rules
 from ..digits import train_digits_model
 from ..parser import CommandParser
@@ -132,7 +131,7 @@ def evaluate_models(model_args: ModelArguments, args: EvaluateArguments) -> list
         "batch_size": args.batch_size,
     }
     folders = [folder if len(names) == 1 else folder / name.replace("/", "--") for name in names]
-    with logged_to_terminal(python_logging.INFO):
+    with progress_shown():
         images = read_images(args)
         with announced(f"Checking {len(names)} model{'s' * (len(names) > 1)} and {len(images)} pictures"):
             check_models(names, models, folders, images, model_args, args, accelerator, options)
@@ -247,8 +246,7 @@ def _load(
     source: str | None, model_args: ModelArguments, args: EvaluateArguments
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if source is None:
-        with announced(f"Training the digits model, {args.digits_max_steps} steps (400 take about a minute on a CPU)"):
-            return train_digits_model(load_digits_splits(args.seed), args.digits_max_steps, args.seed)
+        return train_digits_model(load_digits_splits(args.seed), args.digits_max_steps, args.seed)
     return load_model(replace(model_args, model_name_or_path=source))
 
 

@@ -24,6 +24,7 @@ from ...robustness.report_markdown import table
 from ...utils.escaping import markdown_text
 from ...utils.files import write_text
 from ...utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
+from ...utils.phases import progress_shown
 from ..parser import CommandParser
 
 
@@ -194,5 +195,6 @@ def write_merged_card(args: MergeArguments, weight: float, rows: Sequence[dict[s
 def run(argv: list[str]) -> None:
     parser = CommandParser((MergeArguments,), "hf-nullspace merge", words=["start", "finetuned"], rules=RULES)
     (args,) = parser.parse(argv)
-    weight = merge(args)
+    with progress_shown():
+        weight = merge(args)
     print(f"The model with weight {weight:g} is in {args.output_dir}")

@@ -15,6 +15,7 @@ from ...models.loading import ModelArguments, load_model
 from ...probing.encoder import EncoderProbeConfig
 from ...probing.report import probe
 from ...utils.flags import check_at_least, check_output_dir, expand_paths
+from ...utils.phases import progress_shown
 from ..arguments import DIGITS_STEPS, model_rules
 from ..digits import train_digits_model
 from ..parser import CommandParser
@@ -56,8 +57,9 @@ class ProbeArguments:
 
 def run(argv: list[str]) -> None:
     model_args, probe_args = parse_probe_arguments(argv, "hf-nullspace probe")
-    model, processor, pictures = load_probe_inputs(model_args, probe_args)
-    report = probe(model, processor, pictures, probe_args.config(), batch_size=probe_args.batch_size)
+    with progress_shown():
+        model, processor, pictures = load_probe_inputs(model_args, probe_args)
+        report = probe(model, processor, pictures, probe_args.config(), batch_size=probe_args.batch_size)
     report.save(probe_args.output_dir)
     print(f"{report.to_markdown()}\n\nTables and figures are in {probe_args.output_dir}")
 

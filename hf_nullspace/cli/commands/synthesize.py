@@ -12,9 +12,11 @@ from ...models.loading import ModelArguments, load_model
 from ...models.patch_projection import channels_of
 from ...models.preprocessing import image_transform
 from ...noise.config import NullspaceConfig
+from ...noise.nullspace_noise import NullspaceNoise
 from ...noise.synthesis import synthesize_noise
 from ...training.data_collator import NullspaceDataCollator
 from ...utils.flags import FlagRule, check_at_least, check_output_dir, expand_paths
+from ...utils.phases import progress_shown
 from ..arguments import DIGITS_STEPS, method_rules, model_rules
 from ..digits import train_digits_model
 from ..parser import CommandParser
@@ -36,6 +38,16 @@ class OutputArguments:
 
 def run(argv: list[str]) -> None:
     model_args, data_args, config, output = parse_synthesize_arguments(argv, "hf-nullspace synthesize")
+    with progress_shown():
+        noise = make_noise(model_args, data_args, config, output)
+    noise.save_pretrained(output.output_dir)
+    print(noise)
+
+
+def make_noise(
+    model_args: ModelArguments, data_args: DataArguments, config: NullspaceConfig, output: OutputArguments
+) -> NullspaceNoise:
+    """The noise of the model that the flags name, searched on training images and certified on validation images."""
     set_seed(config.seed)
     splits, _ = load_data(data_args, config.seed, cache_dir=model_args.cache_dir, token=model_args.token)
     if model_args.model_name_or_path is None:
@@ -52,9 +64,7 @@ def run(argv: list[str]) -> None:
         )
         for name in ("train", "validation")
     )
-    noise = synthesize_noise(model, searched, config, certificate_dataloader=measured)
-    noise.save_pretrained(output.output_dir)
-    print(noise)
+    return synthesize_noise(model, searched, config, certificate_dataloader=measured)
 
 
 def parse_synthesize_arguments(

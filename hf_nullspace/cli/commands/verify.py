@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...hub.verification import verify
 from ...utils.flags import check_at_least, expand_paths
+from ...utils.phases import progress_shown
 from ..hub_arguments import HubArguments
 from ..parser import CommandParser
 
@@ -32,7 +33,8 @@ class VerifyArguments:
 def run(argv: list[str]) -> None:
     parser = CommandParser((VerifyArguments, HubArguments), "hf-nullspace verify", words=["repo_or_folder"])
     verify_args, hub_args = parser.parse(argv)
-    verification = verify(**vars(verify_args), **vars(hub_args))  # an error exits with 2: none was checked
+    with progress_shown():
+        verification = verify(**vars(verify_args), **vars(hub_args))  # an error exits with 2: none was checked
     print(verification.to_markdown())
     if verification.exit_code == 2:
         print(f"hf-nullspace verify: error: {verification.why_nothing_was_measured()}", file=sys.stderr)
