@@ -70,7 +70,7 @@ class Repetition:
         shard = Shard(column, 0, 0, tuple(batches))
         with preserved_random_state(), frozen(self.model):
             images = ColumnImages({column.name: self.source}, self.preprocessing, self.profile.seed)
-            runner = ShardRunner(PixelModel(self.model, self.preprocessing), images, Accelerator(), disable_tqdm=True)
+            runner = ShardRunner(PixelModel(self.model, self.preprocessing), images, Accelerator())
             outcomes, *_ = runner.run([shard], None, {})
         return outcomes[column.name]
 

@@ -177,7 +177,8 @@ class ShardRunner:
                     insert(shard, *store.load(shard.name))
             columns = len({shard.column.name for shard in shards})
             kept = f", of which {len(finished)} of {len(shards)} parts are finished" if finished else ""
-            logger.info(f"Measuring {columns} column{'s' * (columns > 1)}, {count} images in all{kept} ...")
+            if columns > 1 or finished:
+                logger.info(f"Measuring {columns} column{'s' * (columns > 1)}, {count} images in all{kept} ...")
         remaining = [shard for shard in shards if shard.name not in finished]
         mine = remaining[self.accelerator.process_index :: self.accelerator.num_processes]
         for shard, named, elapsed in self._measured(mine, shown):

@@ -65,6 +65,7 @@ class PhaseBar:
         self.units = unit if total == 1 else f"{unit}es" if unit.endswith("s") else f"{unit}s"
         self.done = 0
         self._part: str | None = None
+        self._parts = 0
         self._in_log = not hidden and not sys.stderr.isatty()
         self._start = self._part_start = time.perf_counter()
         self._is_estimated = False
@@ -78,9 +79,11 @@ class PhaseBar:
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self._bar.close()
         if kind is None and self._in_log:
-            self._end_part()
+            if self._parts > 1:
+                self._end_part()
             took = in_words(time.perf_counter() - self._start)
-            logger.info(f"{self.name}: {self.done} of {self.total} {self.units} in {took}.")
+            name = f"{self.name} {self._part}" if self._parts == 1 else self.name
+            logger.info(f"{name}: {self.done} of {self.total} {self.units} in {took}.")
 
     def begin(self, part: str) -> None:
         """Names the part of the phase that runs from now on."""
@@ -88,6 +91,7 @@ class PhaseBar:
             return
         self._end_part()
         self._part = part
+        self._parts += 1
         self._part_start = time.perf_counter()
         self._bar.set_description(f"{self.name}: {part}")
 

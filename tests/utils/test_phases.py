@@ -102,6 +102,14 @@ def test_a_log_has_a_line_a_part_and_the_time_left(clock, caplog):
     ]
 
 
+def test_a_phase_of_one_part_has_one_line(clock, caplog):
+    with PhaseBar("Measuring", 1, "picture") as bar:
+        bar.begin("clean")
+        clock.now += 3
+        bar.update()
+    assert caplog.messages == ["Measuring clean: 1 of 1 picture in 3 s."]
+
+
 def test_hidden_or_broken_off_progress_says_nothing(caplog, capsys):
     with PhaseBar("Measuring", 1, hidden=True) as bar:
         bar.update()
