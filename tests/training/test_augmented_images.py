@@ -114,8 +114,9 @@ def test_noise_is_searched_on_the_pictures_as_they_are(tmp_path):
     trainer.data_collator = watched
     trainer.train()
     of_rounds = [values for values in searched if set(values) <= expected]
-    assert sum(map(len, of_rounds)) == 16
-    assert [len(values) for values in searched if values not in of_rounds][:1] == [4]
+    assert sum(map(len, of_rounds)) >= 16
+    (trained_on,) = [values for values in searched if len(values) == 4 and values not in of_rounds][:1]
+    assert not set(trained_on) & expected
 
 
 def test_the_card_says_how_pictures_were_augmented(tmp_path):
