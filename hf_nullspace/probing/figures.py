@@ -91,7 +91,7 @@ def plot_lambda_sweep(rows: list[dict[str, float]], path: str | os.PathLike) -> 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     lambdas = _column(rows, "lambda")
     left.plot(lambdas, _column(rows, "norm"), marker="o", color=BLUE)
-    left.set(ylabel="norm of the noise (embedding units)", ylim=(0, None))
+    left.set(ylabel="noise norm (embedding units)", ylim=(0, None))
     _with_control(middle, lambdas, rows, "agreement", "unchanged predictions (%)")
     _with_control(right, lambdas, rows, "confidence_change", "change of confidence (points)")
     for axes in (left, middle, right):
