@@ -42,7 +42,10 @@ class HardnessArguments:
     output_dir: str = field(default="outputs/noise_hardness", metadata={"help": "Folder for the JSON."})
     epsilon: float = field(default=0.03, metadata={"help": "Bound of the draws."})
     noise_ascent: float = field(default=3.0, metadata={"help": "Standard deviations along the draws' own gradient."})
-    num_images: int = field(default=200, metadata={"help": "Validation images that hardness is measured on."})
+    num_images: int = field(
+        default=200,
+        metadata={"help": "Images of the training split, kept from the synthesis, that hardness is measured on."},
+    )
     batch_size: int = field(default=32, metadata={"help": "Images of a pass."})
     num_seeds: int = field(default=3, metadata={"help": "Syntheses and draws."})
     digits_max_steps: int = field(default=600, metadata={"help": "Steps that the digits model is trained for first."})
@@ -70,7 +73,7 @@ def moved_draws(loss_of, noise, draws, ascent, measured):
 
 
 def measure(model, train, validation, args: HardnessArguments, seed: int) -> dict:
-    """One synthesis: loss and accuracy of the validation images under its draws, and the distance that was measured."""
+    """One synthesis: loss and accuracy of the images kept from it under its draws, and the distance that was measured."""
 
     def batches(dataset):
         return DataLoader(dataset, args.batch_size, collate_fn=NullspaceDataCollator())
@@ -125,8 +128,10 @@ def main(argv: list[str]) -> dict:
     else:
         model, processor = load_model(model_args)  # with its own head, whose classes are the labels
     transform = image_transform(processor, **data_args.columns)
-    validation = splits["validation"].select(range(min(args.num_images, len(splits["validation"]))))
-    train, validation = (images.with_transform(transform) for images in (splits["train"], validation))
+    # Both are of the training split: a label is measured where no image of its class was searched on, too.
+    images = splits["train"].shuffle(seed=args.seed).with_transform(transform)
+    count = min(args.num_images, len(images) // 2)
+    validation, train = images.select(range(count)), images.select(range(count, len(images)))
     runs = [measure(model.eval(), train, validation, args, args.seed + index) for index in range(args.num_seeds)]
     rows = summary(runs, args.noise_ascent)
     results = {
