@@ -227,6 +227,7 @@ class AdversarialTrainer(RivalTrainer):
     """
 
     args_class = AdversarialTrainingArguments
+    has_own_loss = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -240,6 +241,7 @@ class AdversarialTrainer(RivalTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        self._own_loss_ran = True
         if model.training:
             inputs = {**inputs, "pixel_values": self._adversarial_examples(model, inputs, num_items_in_batch)}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -317,6 +319,7 @@ class TradesTrainer(AdversarialTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        self._own_loss_ran = True
         parent = super(AdversarialTrainer, self).compute_loss
         if not (model.training and self.args.trades_beta):
             return parent(model, inputs, return_outputs, num_items_in_batch)

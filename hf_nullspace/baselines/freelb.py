@@ -69,6 +69,7 @@ class FreeLBTrainer(RivalTrainer):
     """
 
     args_class = FreeLBTrainingArguments
+    has_own_loss = True
     needs_whole_weights = True
 
     def __init__(self, *args, **kwargs):
@@ -107,6 +108,7 @@ class FreeLBTrainer(RivalTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        self._own_loss_ran = True
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss / self.args.freelb_steps if model.training else loss
         return (loss, outputs) if return_outputs else loss

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import DistributedType
+from torch import nn
 
 from ..training.arguments import NullspaceTrainingArguments
 from ..training.trainer import NullspaceTrainer
@@ -42,16 +44,21 @@ class RivalTrainer(NullspaceTrainer):
 
     Attributes:
         args_class (`type[RivalTrainingArguments]`): Class of the arguments.
+        has_own_loss (`bool`): Whether `compute_loss` is a part of the way of finetuning, which a subclass that overrides it
+            has to call.
         needs_whole_weights (`bool`): Whether FSDP, DeepSpeed and `nn.DataParallel`, which split weights or batches inside
             a step, are refused.
 
     Raises:
         `TypeError`: If `args` is none of `args_class`.
         `ValueError`: If whole weights are needed, and are split.
+        `RuntimeError`: In `train`, at the first step, if a subclass's `compute_loss` does not call that of its parent.
     """
 
     args_class: type[RivalTrainingArguments] = RivalTrainingArguments
+    has_own_loss = False
     needs_whole_weights = False
+    _own_loss_ran = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -65,6 +72,21 @@ class RivalTrainer(NullspaceTrainer):
                 f"`{type(self).__name__}` runs the model several times in a step, with whole weights and whole batches, "
                 f"but got {name}. Start one process for each device with `accelerate launch --multi_gpu`."
             )
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        self._own_loss_ran = False
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.has_own_loss and not self._own_loss_ran:
+            raise RuntimeError(
+                f"`compute_loss` of {type(self).__name__} hides that of its parent, without which this trains on clean "
+                "images. Call `super().compute_loss`, or pass a `compute_loss_func`."
+            )
+        return loss
 
     def image_generators(self, count: int) -> list[torch.Generator]:
         """

@@ -271,3 +271,27 @@ def test_other_arguments_are_refused(model, pictures, tmp_path):
     for trainer_class in (NeftuneTrainer, FreeLBTrainer, SAMTrainer):
         with pytest.raises(TypeError, match=f"{trainer_class.args_class.__name__}`.*`NullspaceTrainingArguments`"):
             build(model, pictures, arguments(tmp_path), trainer_class)
+
+
+@pytest.mark.parametrize("name", ["freelb", "nfgsm", "pgd", "trades"])
+def test_a_loss_that_hides_the_attack_is_an_error(model, pictures, tmp_path, name):
+    """An override that calls its parent's is asked for the attacked images; one that does not would train plainly."""
+    way = WAYS[name]
+
+    class Penalised(way.trainer_class):
+        hides = False
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if self.hides:
+                outputs = model(**inputs)
+                return (outputs.loss, outputs) if return_outputs else outputs.loss
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    if name == "freelb":
+        trainer = build(model, pictures, arguments(tmp_path, way.args_class, max_steps=1), Penalised)
+    else:
+        trainer = adversarial(Penalised, model, pictures, tmp_path, args_class=way.args_class, max_steps=1)
+    trainer.train()
+    trainer.hides = True
+    with pytest.raises(RuntimeError, match="`compute_loss` of Penalised hides.*Call `super"):
+        trainer.train()
