@@ -198,7 +198,9 @@ def _features(
             labels.append(_filled(batch.pop("labels").to(accelerator.device)))
             with accelerator.autocast():
                 logits = model(**{name: value.to(accelerator.device) for name, value in batch.items()}).logits
-            if len(kept) != 1 or kept[0].dim() != 2 or not _are_close(head(kept[0].float()), logits):
+                runs_once = len(kept) == 1 and kept[0].dim() == 2
+                again = head(kept[0]) if runs_once else None  # in the same precision
+            if again is None or not _are_close(again, logits):
                 raise NoSingleHeadError(
                     f"A head is trained first where its outputs are the logits, but {type(model).__name__} changes them "
                     "further."

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from launching import finish, start
 from tiny_model import seeded_model_and_examples
 from torch.nn.functional import cross_entropy
@@ -63,6 +65,20 @@ def test_it_is_the_same_every_time_and_another_with_another_seed():
         train(model, examples, seed=seed, batch_size=16)
         heads.append(model.classifier.weight.detach())
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_half_precision_finds_nearly_the_same_head():
+    """What the head gives in half precision is compared in half precision."""
+    heads = []
+    for precision in ("no", "bf16"):
+        model, examples = seeded_model_and_examples()
+        with torch.no_grad():
+            model.classifier.weight *= 100
+        accelerator = Accelerator(mixed_precision=precision, cpu=True)
+        train(model, examples, steps=4, accelerator=accelerator)
+        heads.append(model.classifier.weight.detach().clone())
+        AcceleratorState._reset_state(reset_partial_state=True)
+    torch.testing.assert_close(heads[1], heads[0], rtol=0.02, atol=0.02)
 
 
 def test_no_more_images_are_read_than_the_steps_take():
