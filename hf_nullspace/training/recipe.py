@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -136,7 +137,8 @@ def training_images(
 def suited_to(sizes: Sequence[tuple[int, int]], labels: Sequence[str]) -> tuple[float, bool]:
     """
     What suits pictures, by one rule: classes that are all named by one letter or digit are characters, which are cropped
-    mildly and never mirrored; pictures whose shorter side is below 96 pixels in the middle of their order are small.
+    mildly and never mirrored; nor are classes of which one is named left or right. Pictures whose shorter side is below 96
+    pixels in the middle of their order are small.
 
     Args:
         sizes (`Sequence[tuple[int, int]]`): Width and height of some pictures.
@@ -147,7 +149,8 @@ def suited_to(sizes: Sequence[tuple[int, int]], labels: Sequence[str]) -> tuple[
     """
     if all(len(label) == 1 and label.isalnum() for label in labels):
         return CHARACTER_CROP_SCALE, False
-    return SMALL_CROP_SCALE if median(map(min, sizes)) < SMALL_SIDE else CROP_SCALE, True
+    has_sides = any({"left", "right"} & set(re.findall("[a-z]+", label.lower())) for label in labels)
+    return SMALL_CROP_SCALE if median(map(min, sizes)) < SMALL_SIDE else CROP_SCALE, not has_sides
 
 
 def head_trained_first(

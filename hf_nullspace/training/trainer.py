@@ -86,7 +86,7 @@ class NullspaceTrainer(
 
     >>> trainer = NullspaceTrainer(
     ...     model=model,
-    ...     args=NullspaceTrainingArguments("out", epsilon=0.03, max_steps=50),
+    ...     args=NullspaceTrainingArguments("out", epsilon=0.03, max_steps=50, noise_refresh_steps=40),
     ...     data_collator=NullspaceDataCollator(),
     ...     train_dataset=train_dataset,
     ...     processing_class=image_processor,

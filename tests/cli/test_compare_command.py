@@ -26,6 +26,9 @@ from hf_nullspace.robustness.metrics import paired_bootstrap
 from hf_nullspace.robustness.report import RobustnessReport
 
 
+pytestmark = pytest.mark.slow
+
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "compare_methods.py"
 QUICK = "--max_steps 3 --noise_refresh_steps 1 --noise_max_steps 2 --per_device_train_batch_size 8 --report_to none"
 QUICK += " --noise_num_images 8 --noise_num_certificate_images 8 --use_cpu --disable_tqdm true"

@@ -72,6 +72,7 @@ def same(first: Path, second: Path) -> bool:
 # ---- It trains unless told not to ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -146,6 +147,7 @@ def test_pictures_are_augmented_and_log_and_card_say_so(run, finished, tmp_path,
         run("--augmentation", "trivial", "--resume_from_checkpoint", "last")
 
 
+@pytest.mark.slow
 def test_a_new_head_is_trained_first_for_control_and_treatment(run, tmp_path, capsys, monkeypatch):
     """Killed in training, and before that with the head: what goes on is the uninterrupted run."""
     config = tmp_path / "config"
@@ -269,6 +271,7 @@ def test_an_emptied_folder_holds_nothing_of_the_run_before(finished, source, tmp
     assert set(compare_with_manifest(folder).values()) == {""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["last", "checkpoint-2"])
 def test_a_finished_run_that_is_resumed_ends_where_it_was(finished, tmp_path, checkpoint):
     before, flags, results = finished

@@ -204,6 +204,7 @@ def test_dropout_left_on_is_said_and_off_meanwhile(run, make_vit, caplog):
 # ---- Kept and resumed ----
 
 
+@pytest.mark.slow
 def test_killed_three_times_and_resumed_is_the_uninterrupted_run(run, model, dataset, tmp_path):
     model.save_pretrained(tmp_path / "model")
     # Weights read from a file lie otherwise in memory than made ones, which moves the last bit on some processors.

@@ -311,6 +311,7 @@ def test_damaged_reports_are_named(run, tmp_path, name, damage):
         run(output_dir=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 200, None])
 def test_a_full_disk_loses_nothing_and_says_so(run, tmp_path, limit):
     """From the manifest on, from the parts on, and at the files of the report."""

@@ -233,6 +233,7 @@ def test_a_checkpoint_without_its_config_is_refused_in_any_case(old_run):
 # ---- A full disk ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part, limit", [("model", 20_000), ("optimizer", 120_000)])
 def test_a_full_disk_leaves_earlier_checkpoints(whole, tmp_path, part, limit):
     folder, told = tmp_path / "run", tmp_path / "error.txt"
@@ -305,6 +306,7 @@ def test_the_scaler_of_fp16_leaves_the_step_out(tmp_path):
 # ---- A process that dies ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others(tmp_path):
     changes = {**SHORT, "save_total_limit": 2}
     whole, broken = make_folders(tmp_path)

@@ -54,6 +54,7 @@ def test_digits_write_everything_beside_the_model(digits):
         assert figure.size == (1350, 480)
 
 
+@pytest.mark.slow
 def test_two_processes_run_it_too(tmp_path):
     """Also with fewer validation images than two processes take at a time, which once cost the model."""
     options = ["--base_max_steps", "4", "--output_dir", str(tmp_path), "--max_robustness_samples", "21"]

@@ -59,6 +59,7 @@ def check_killed_run_ends_as_the_uninterrupted_one(tmp_path, name, signals, seed
     assert_same_result(whole, killed)
 
 
+@pytest.mark.slow
 def test_killed_three_times(tmp_path):
     signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
     check_killed_run_ends_as_the_uninterrupted_one(tmp_path, "plain", signals, seed=0)

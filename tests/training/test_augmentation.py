@@ -107,6 +107,8 @@ def test_pictures_are_told_by_their_size_and_characters_by_their_names():
     assert suited_to(small, [str(digit) for digit in range(10)]) == (0.8, False)
     assert suited_to(photographs, ["a", "b", "Z"]) == (0.8, False)
     assert suited_to(small, [str(number) for number in range(11)]) == (0.64, True)
+    assert suited_to(small, ["turn_left", "Turn right", "ahead"]) == (0.64, False)
+    assert suited_to(small, ["cleft", "bright"]) == (0.64, True)
 
 
 @pytest.mark.parametrize(

@@ -535,7 +535,7 @@ SCENARIOS = [
     model_init,
     resumed,
     pytest.param(smaller_batches, marks=pytest.mark.slow),
-    search,
+    pytest.param(search, marks=pytest.mark.slow),
     adapter_with_saved_head,
     adapter_and_frozen_head,
 ]
