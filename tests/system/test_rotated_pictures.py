@@ -63,7 +63,7 @@ def finetuned(tmp_path_factory):
     model.save_pretrained(folder / "model")
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "model")
     flags = ["--train_dir", str(folder / "train"), "--validation_dir", str(folder / "validation")]
-    flags += ["--output_dir", str(folder / "out"), "--max_steps", "40", "--noise_refresh_steps", "20"]
+    flags += ["--output_dir", str(folder / "out"), "--max_steps", "80", "--noise_refresh_steps", "40"]
     flags += ["--learning_rate", "1e-2", "--per_device_train_batch_size", "16", "--use_cpu", "--report_to", "none"]
     flags += ["--augmentation", "none"]  # crops would move the side that is lighter
     main(["finetune", str(folder / "model"), *flags, "--noise_num_images", "64", "--noise_method", "boundary"])
