@@ -217,6 +217,7 @@ def test_the_control_is_a_run_without_noise(finished, run, tmp_path, caplog):
     assert list(results) == ["base", "plain", "nullspace"]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_restored_in_control_and_treatment(run, tmp_path):
     """At a learning rate that ruins the model the best checkpoint is not the last one, and must come back whole."""
     flags = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
@@ -231,6 +232,7 @@ def test_the_best_checkpoint_is_restored_in_control_and_treatment(run, tmp_path)
         assert same(folder, folder / f"checkpoint-{best}")
 
 
+@pytest.mark.slow
 def test_weights_are_averaged_in_control_and_treatment(finished, run, tmp_path):
     run("--ema_decay", "0.5", "--plain_control", "--save_strategy", "steps", "--save_steps", "4")
     for folder in (tmp_path / "out", tmp_path / "out" / "plain"):

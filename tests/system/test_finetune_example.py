@@ -105,6 +105,7 @@ assert "hf_nullspace" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_resumed_digits_run_ends_with_the_same_weights(digits, finetune, tmp_path):
     from safetensors.torch import load_file
 
@@ -118,6 +119,7 @@ def test_resumed_digits_run_ends_with_the_same_weights(digits, finetune, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_own_folder_and_json_arguments_give_the_same_run(finetune, photos, tmp_path):
     flags = [
         "--model_name_or_path",
