@@ -55,9 +55,9 @@ def check_port(server_name: str, server_port: int | None) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((server_name, server_port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ValueError(
-                f"Nothing can listen at port {server_port} of {server_name}: {error.strerror or error}. Name another one with "
+                f"Nothing can listen at port {server_port} of {server_name}: {getattr(error, 'strerror', None) or error}. Name another one with "
                 "`--server_port`, or leave it out."
             ) from error
 

@@ -120,6 +120,7 @@ def _check_without_training(
         "plain_control": finetune_args.plain_control,
         "push_to_hub": args.push_to_hub,
         "resume_from_checkpoint": args.resume_from_checkpoint,
+        "head_first_steps": finetune_args.head_first_steps,
     }
     names = [f"`{name}`" for name, value in asked.items() if value]
     if names:

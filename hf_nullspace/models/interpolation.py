@@ -103,9 +103,12 @@ def _between(name: str, start: Any, end: Any, weight: float) -> Any:
     if not (isinstance(start, torch.Tensor) and isinstance(end, torch.Tensor)):
         raise ValueError(f"{name!r} is no tensor, but a `{type(start).__name__}` and a `{type(end).__name__}`.")
     if start.shape != end.shape or start.dtype != end.dtype:
+        remedy = (
+            "Load both in one dtype." if start.shape == end.shape else f"They are no weights of one model. {NEW_HEAD}"
+        )
         raise ValueError(
             f"{name!r} is {start.dtype} of shape {tuple(start.shape)} in the start, and {end.dtype} of shape "
-            f"{tuple(end.shape)} in the finetuned model. Load both in one dtype. {NEW_HEAD}"
+            f"{tuple(end.shape)} in the finetuned model. {remedy}"
         )
     if not end.is_floating_point():
         return (start if weight < 0.5 else end).to(end.device, copy=True)

@@ -233,6 +233,11 @@ class NullspaceTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`noise_ascent_gradient` must be one of {list(ASCENT_GRADIENTS)}, but got {self.noise_ascent_gradient!r}."
             )
+        if self.noise_ascent_gradient != "clean" and not self.noise_ascent:
+            raise ValueError(
+                f"`noise_ascent_gradient={self.noise_ascent_gradient!r}` does nothing with `noise_method={self.noise_method!r}` "
+                "and `noise_ascent=0`: no noise moves. Leave it out."
+            )
 
     def nullspace_schedule(self) -> dict[str, float]:
         """How the noise is used, beside how it is made."""

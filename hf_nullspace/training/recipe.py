@@ -70,6 +70,8 @@ class RecipeArguments:
     )
 
     def __post_init__(self):
+        if self.augmentation not in KINDS:
+            raise ValueError(f"`augmentation` must be one of {list(KINDS)}, but got {self.augmentation!r}.")
         check_at_least(self, head_first_steps=0)
         if self.crop_scale is not None:
             check_crop_scale(self.crop_scale)

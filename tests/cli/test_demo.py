@@ -104,6 +104,8 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(capsys):
     )
     assert message.count("\n") == 1
     check_port("127.0.0.1", None)
+    with pytest.raises(ValueError, match="Nothing can listen at port 99999 of 127.0.0.1: .*0-65535"):
+        check_port("127.0.0.1", 99999)
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):

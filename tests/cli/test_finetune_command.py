@@ -104,6 +104,7 @@ def test_without_training_a_model_is_measured_and_nothing_claims_more(run, tmp_p
     ("flags", "message"),
     [
         (["--no_do_train", "--plain_control"], "`--plain_control` and no `--do_train`"),
+        (["--no_do_train", "--head_first_steps", "2"], "`--head_first_steps` and no `--do_train`"),
         (["--no_do_train", "--push_to_hub"], "`--push_to_hub` and no `--do_train`"),
         (["--no_do_train", "--resume_from_checkpoint", "last"], "`--resume_from_checkpoint` and no `--do_train`"),
         (["--do_predict"], "`--do_predict`"),

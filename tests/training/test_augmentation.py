@@ -117,6 +117,7 @@ def test_pictures_are_told_by_their_size_and_characters_by_their_names():
         (lambda: Augmentation("strong"), "`kind` must be one of .*'augmix'.*'strong'"),
         (lambda: Augmentation("none"), "`kind` must be one of"),
         (lambda: Augmentation(crop_scale=0.0), r"`crop_scale` must lie in \(0, 1\], but got 0.0"),
+        (lambda: RecipeArguments(augmentation="strong"), "`augmentation` must be one of .*'none'.*, but got 'strong'"),
         (lambda: RecipeArguments(crop_scale=1.5), r"`crop_scale` must lie in \(0, 1\], but got 1.5"),
     ],
 )

@@ -253,6 +253,10 @@ def test_saved_model_is_plain_transformers_with_the_noise_beside_it(model, examp
         ({"noise_share": 1.5}, r"`noise_share` must lie in \(0, 1\], but got 1.5"),
         ({"noise_share": True}, r"`noise_share` must lie in \(0, 1\], but got True"),
         (
+            {"noise_method": "boundary", "noise_ascent_gradient": "noisy"},
+            "`noise_ascent_gradient='noisy'` does nothing with `noise_method='boundary'` and `noise_ascent=0`",
+        ),
+        (
             {"noise_ascent_gradient": "both"},
             r"`noise_ascent_gradient` must be one of \['clean', 'noisy'\], but got 'both'",
         ),
