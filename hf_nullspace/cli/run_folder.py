@@ -14,8 +14,10 @@ from transformers.utils import logging
 
 from ..comparison.runs import differences
 from ..hub.manifest import publishable_files
+from ..robustness.examples import EXAMPLES_NAME
 from ..training.removed_arguments import check_settings
 from ..utils.files import write_text
+from ..utils.page import PAGE_NAME
 
 
 logger = logging.get_logger(__name__)
@@ -32,8 +34,8 @@ OWN_PATTERNS = (
         "robustness.json",
         "robustness.md",
         "robustness.png",
-        "outcomes.safetensors",
     ),
+    *("outcomes.safetensors", EXAMPLES_NAME, PAGE_NAME),
     *("noise_norm.png", "checkpoint-*", "base", "plain", "_publishing-*", ".measuring", ".partial"),
 )
 # One of these proves that a run wrote the folder: a README.md alone may be the user's.

@@ -94,4 +94,7 @@ def test_what_is_not_finished_any_more_is_done_again(finished):
 def test_own_files_are_found_by_name(finished):
     (finished / "photos.txt").touch()
     assert own_files(finished) == ["base", "checkpoint-4", "model.safetensors", "noise_norm.png", "robustness.json"]
+    for name in ("examples.safetensors", "report.html"):
+        (finished / name).touch()
+    assert set(own_files(finished)) >= {"examples.safetensors", "report.html"}, "pictures and page of its report"
     assert own_files(finished / "absent") == []
