@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging as python_logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -22,7 +22,7 @@ from ...noise.nullspace_noise import NOISE_CONFIG_NAME, NullspaceNoise
 from ...noise.synthesis import synthesize_noise
 from ...probing.explorer import NoiseExplorer
 from ...utils.flags import FlagRule, check_at_least, expand_paths
-from ...utils.phases import announced, logged_to_terminal
+from ...utils.phases import progress_shown
 from ..arguments import model_rules
 from ..demo_page import DemoPage, check_port, gradio, launch_options, own_folder
 from ..digits import train_digits_model
@@ -81,7 +81,7 @@ RULES = [
 def run(argv: list[str]) -> None:
     model_args, args = parse_demo_arguments(argv, "hf-nullspace demo")
     check_port(args.server_name, args.server_port)
-    with own_folder(), logged_to_terminal(python_logging.INFO):
+    with own_folder(), progress_shown():
         gradio()  # missing, it is said before a model is loaded
         page = make_page(model_args, args).build()
         page.launch(**launch_options(args.server_name, args.server_port))
@@ -107,8 +107,7 @@ def make_page(model_args: ModelArguments, args: DemoArguments) -> DemoPage:
         }
         return DemoPage(explorers, pictures[:MAX_EXAMPLES])
     splits = load_digits_splits(args.seed)
-    with announced(f"Training the digits model, {args.digits_max_steps} steps (400 take about a minute on a CPU)"):
-        model, processor = train_digits_model(splits, args.digits_max_steps, args.seed)
+    model, processor = train_digits_model(splits, args.digits_max_steps, args.seed)
     searched, measured = (splits[name]["image"][:] for name in ("train", "validation"))
     find = _noise_finder(model, processor, searched, args.seed, 32, measured)
     examples = splits["test"][:MAX_EXAMPLES]["image"] if pictures is None else pictures[:MAX_EXAMPLES]
@@ -125,7 +124,7 @@ def _explorer(
     """A named model, with the noise of its own folder or one that is searched on the pictures."""
     find = _noise_finder(model, processor, pictures, args.seed, min(args.batch_size, len(pictures)))
     if Path(source, NOISE_CONFIG_NAME).is_file():
-        find = lambda: NullspaceNoise.from_pretrained(source)  # noqa: E731
+        find = partial(NullspaceNoise.from_pretrained, source)
     return NoiseExplorer(model, processor, find, seed=args.seed)
 
 
