@@ -299,6 +299,7 @@ class FinetuneRun:
             "preview",
             accelerator=trainer.accelerator,
             output_dir=parts,
+            figures=False,  # the report of the finetuned model is saved again, where it is seen
             model_name=name,
             disable_tqdm=self.args.disable_tqdm,
             **self.data_args.columns,

@@ -42,6 +42,7 @@ def evaluate_robustness(
     *,
     accelerator: Accelerator | None = None,
     output_dir: str | os.PathLike | None = None,
+    figures: bool = True,
     datasets: Mapping[str, str | os.PathLike | RobustnessDataset] | None = None,
     image_column_name: str = "image",
     label_column_name: str = "label",
@@ -76,6 +77,8 @@ def evaluate_robustness(
             For several processes and autocast.
         output_dir (`str` or `os.PathLike`, *optional*):
             Where the report is saved, and finished parts are kept until it is. By default nothing is written.
+        figures (`bool`, *optional*, defaults to `True`):
+            Whether the saved report has its figure and its page.
         datasets (`Mapping[str, str or RobustnessDataset]`, *optional*):
             Folder or Hub id of each other dataset that the profile names, or the dataset as
             [`load_robustness_dataset`] gives it. Columns of a dataset that is not named are listed as not measured.
@@ -166,7 +169,7 @@ def evaluate_robustness(
     if output_dir is not None:
 
         def save() -> None:
-            report.save(output_dir)
+            report.save(output_dir, figures)
             store.remove()
 
         on_main_process(accelerator, save)

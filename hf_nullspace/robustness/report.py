@@ -137,13 +137,14 @@ class RobustnessReport:
         """The report as a page that needs nothing but itself, without timing."""
         return robustness_page(self)
 
-    def save(self, directory: str | os.PathLike) -> None:
+    def save(self, directory: str | os.PathLike, figures: bool = True) -> None:
         """
         Writes `robustness.json`, `robustness.md`, `report.html`, `outcomes.safetensors` (what happened to each image),
         `examples.safetensors` (some of the pictures) and, where matplotlib is installed, `robustness.png`.
 
         Args:
             directory (`str` or `os.PathLike`): The folder; made if need be.
+            figures (`bool`, *optional*, defaults to `True`): Whether to draw the figure and write the page.
 
         Raises:
             `OSError`: If the disk is full; a report that was there before is then as it was, or not there.
@@ -160,8 +161,9 @@ class RobustnessReport:
             if self.examples is not None:
                 self.examples.save(directory / EXAMPLES_NAME)
             write_text(directory / MARKDOWN_NAME, self.to_markdown() + "\n")
-            draw_figure([self], directory / FIGURE_NAME)
-            write_text(directory / PAGE_NAME, self.to_html())
+            if figures:
+                draw_figure([self], directory / FIGURE_NAME)
+                write_text(directory / PAGE_NAME, self.to_html())
             write_text(directory / REPORT_NAME, text)  # last: it says all is there
 
     @classmethod

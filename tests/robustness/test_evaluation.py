@@ -236,7 +236,8 @@ def test_killed_three_times_and_resumed_is_the_uninterrupted_run(run, model, dat
 def test_finished_shards_are_not_measured_again(run, tmp_path, monkeypatch):
     from hf_nullspace.robustness.shards import ShardRunner
 
-    report = run(output_dir=tmp_path)
+    report = run(output_dir=tmp_path, figures=False)
+    assert not {"robustness.png", "report.html"} & {path.name for path in tmp_path.iterdir()}
     measured = []
     monkeypatch.setattr(ShardRunner, "measure", lambda *args: measured.append(args))
     assert run(output_dir=tmp_path) == report and measured == []
