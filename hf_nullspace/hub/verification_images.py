@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,10 +72,9 @@ class PublishedImages:
         Returns:
             `tuple[ImageSource, bool]`: The images, and whether they are the same images as in the report.
         """
-        parts = self._labelled_parts()
+        parts = self._labelled_parts
         if parts is None:
             return None
-        source = None
         for dataset in self._candidates(parts, count):
             source = image_source(dataset, model, EVALUATION_SET)
             if source.fingerprint() == fingerprint:
@@ -89,10 +88,12 @@ class PublishedImages:
         """Validation pictures with labels; `None` if they have no labels."""
         if self.are_known:
             return image_source(_digits(self.seed)["validation"], model, EVALUATION_SET)
-        parts = self._labelled_parts()
+        parts = self._labelled_parts
         return None if parts is None else image_source(parts[0], model, EVALUATION_SET)
 
+    @cached_property
     def _labelled_parts(self) -> list[Dataset] | None:
+        """Datasets with labels that claims may be of, read and decoded once for all claims; `None` without labels."""
         if not self.folders:
             splits = _digits(self.seed)
             return [splits["test"], splits["validation"]]

@@ -33,12 +33,14 @@ def test_a_slash_at_the_end_changes_nothing(photos, model):
         assert are_same and len(source) == 6
 
 
-def test_pictures_that_cannot_be_read_are_left_out(photos, model):
+def test_pictures_that_cannot_be_read_are_left_out_and_said_once(photos, model, caplog):
     fingerprint = fingerprint_of(photos, model)
     (photos / "cat" / "bad.png").write_bytes(b"")
     (photos / "dog" / "1000.png").write_bytes((photos / "dog" / "1.png").read_bytes()[:40])
-    source, are_same = PublishedImages(None, 42, (photos,)).labelled(model, 6, fingerprint)
-    assert are_same and len(source) == 6
+    images = PublishedImages(None, 42, (photos,))
+    source, are_same = images.labelled(model, 6, fingerprint)
+    assert are_same and len(source) == len(images.validation(model)) == 6
+    assert caplog.text.count("Skipping 2 of 8 images") == 1, "read once for all claims"
 
 
 def test_pictures_without_folders_have_no_labels(photos, model):
