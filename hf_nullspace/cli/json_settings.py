@@ -6,10 +6,11 @@ import difflib
 import json
 import types
 import typing
-from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from ..utils.strict_json import object_of_pairs
 
 
 def read_settings(
@@ -31,7 +32,7 @@ def read_settings(
         `ValueError`: If there is no such file, it holds no JSON object, or a setting is unknown or of another type.
     """
     try:
-        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"), object_pairs_hook=object_of_pairs)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path!r}") from None
     except json.JSONDecodeError as error:
@@ -58,13 +59,6 @@ def read_settings(
             )
         _check_choice(name, path, value, choices.get(name))
     return values
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"it has {twice!r} twice")
-    return dict(pairs)
 
 
 def _check_choice(name: str, path: str, value: Any, choices: Collection[Any] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, 
     try:
         content = json.loads(
             path.read_bytes().decode("utf-8"),
-            object_pairs_hook=_object,
+            object_pairs_hook=object_of_pairs,
             parse_constant=_refuse_constant,
             parse_float=_finite(float),
             parse_int=_finite(int),
@@ -74,11 +75,17 @@ def expect(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
     return value
 
 
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def object_of_pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """
+    The object of a JSON file, as `object_pairs_hook`.
+
+    Raises:
+        `ValueError`: If it has a name twice, of which `json` would take the last without a word.
+    """
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has the name {next(name for name in names if names.count(name) > 1)!r} twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"it has the name {twice!r} twice")
     return content
 
 

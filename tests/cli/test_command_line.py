@@ -154,7 +154,7 @@ def test_flags_after_a_json_file_go_before_it(tmp_path):
         ('{"names": "x"}', "'names' in the file {path!r} must be a list, but is the text \"x\""),
         ('{"names": [1]}', "'names' in the file {path!r} must be a list, but is the list [1]"),
         ('{"kind": "c"}', "'kind' in the file {path!r} must be one of ['a', 'b'], but is 'c'"),
-        ('{"rate": 1, "last": 2, "rate": 3}', "the file {path!r} cannot be read: it has 'rate' twice"),
+        ('{"rate": 1, "last": 2, "rate": 3}', "the file {path!r} cannot be read: it has the name 'rate' twice"),
         ('{"rate": 1', "the file {path!r} is not JSON: Expecting ',' delimiter"),
         ("[1]", "the file {path!r} must hold one object of settings by name, but holds a list"),
         (None, "there is no file {path!r}"),
