@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..baselines import PLAIN
+from ..models.class_names import class_name
 from ..robustness.examples import Examples
 from ..robustness.metrics import calibration_error
 from ..robustness.outcomes import Outcomes
@@ -41,7 +42,7 @@ def class_results(
     inside = {index: first.label == index for index in classes}
     return {
         "column": column,
-        "names": [names[index] if index < len(names) else f"class {index}" for index in classes],
+        "names": [class_name(names, index) for index in classes],
         "counts": [int(inside[index].sum()) for index in classes],
         "accuracy": {
             row: [100 * float(np.mean([float(each[inside[index]].mean()) for each in seeds])) for index in classes]

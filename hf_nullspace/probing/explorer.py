@@ -12,6 +12,7 @@ from torch import nn
 
 from ..exact_nullspace.patch_matrix import PatchMatrix
 from ..exact_nullspace.patch_nullspace import PatchNullspace
+from ..models.class_names import class_names
 from ..models.frozen import frozen
 from ..models.objectives import agreement, is_multi_label, probabilities, probability_mse
 from ..models.patch_projection import channels_of, find_patch_projection
@@ -25,7 +26,7 @@ from ..robustness.corruptions import SEVERITIES
 from ..robustness.sources import corrupt_pixels
 from ..utils.random import keyed_generator
 from .exact import predict, relative_logit_change
-from .noisy_pictures import class_names_of, realize_at_epsilon
+from .noisy_pictures import realize_at_epsilon
 
 
 EXACT = "exact nullspace noise"
@@ -188,7 +189,7 @@ class OpenPicture:
             noise=(pixels - self.pixels)[0],
             probabilities=after,
             clean_probabilities=before,
-            class_names=class_names_of(explorer.model, logits.shape[1]),
+            class_names=class_names(explorer.model, logits.shape[1]),
             relative_logit_change=relative_logit_change(self.clean_logits, logits).item(),
             probability_mse=probability_mse(self.clean_logits, logits, explorer.multi_label).item(),
             is_unchanged=bool(agreement(self.clean_logits, logits, explorer.multi_label).item() == 1),

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..exact_nullspace.patch_matrix import PatchMatrix
 from ..exact_nullspace.patch_nullspace import PatchNullspace
+from ..models.class_names import class_names
 from ..models.frozen import frozen_classifier
 from ..models.objectives import is_multi_label, probabilities, probability_mse
 from ..models.preprocessing import Preprocessing
@@ -100,12 +101,6 @@ def short_name(name: str) -> str:
     return plain_text(name.split(",")[0].strip(), NAME_LENGTH)
 
 
-def class_names_of(model: nn.Module, num_labels: int) -> list[str]:
-    """The model's own names of its classes; `"class 3"` where its config has none."""
-    names = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return [str(names.get(index, f"class {index}")) for index in range(num_labels)]
-
-
 def show_noise(
     model: nn.Module,
     preprocessing: Preprocessing,
@@ -136,7 +131,7 @@ def show_noise(
         title,
         preprocessing.denormalize(read).clamp(0, 1),
         probabilities(logits, multi_label),
-        class_names_of(model, logits.shape[1]),
+        class_names(model, logits.shape[1]),
         (errors[0], errors[1]),
         residual,
     )

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..data.robustness_datasets import RobustnessDataset
+from ..models.class_names import class_names
 from ..models.frozen import frozen
 from ..utils.current_command import current_command
 from ..utils.processes import on_main_process
@@ -152,7 +153,7 @@ def evaluate_robustness(
         outcomes, seconds, examples = runner.run(shards, store, {"profile": evaluation.profile.hash, **run})
     for name, images in outcomes.items():
         images.label = torch.tensor(evaluation.sources[name].labels)[images.indices]
-    examples.classes = _class_names(model)
+    examples.classes = class_names(model)
     examples.command = current_command()
     report = RobustnessReport.of(
         model_name or _own_name(model),
@@ -220,12 +221,6 @@ def seconds_by_column(shards: list[Shard], seconds: torch.Tensor) -> dict[str, f
 def public_name(name: str) -> str:
     """A model's id; of a local path only the last part."""
     return Path(name).resolve().name if Path(name).exists() or Path(name).is_absolute() else name
-
-
-def _class_names(model: nn.Module) -> list[str]:
-    """Names of the model's classes in the order of its logits; none where its config has none."""
-    names = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return [str(names.get(index, f"class {index}")) for index in range(max(names, default=-1) + 1)]
 
 
 def _own_name(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.class_names import class_name
 from ..utils.page import (
     Cell,
     PageFigure,
@@ -173,10 +174,10 @@ def _row(column: Column, examples, outcomes: Outcomes) -> list[PagePicture]:
         place = found[index]
         prediction = int(outcomes.prediction[place])
         is_right = bool(outcomes.correct[place])
-        said = "no answer" if prediction == NO_ANSWER else _class_name(examples.classes, prediction)
+        said = "no answer" if prediction == NO_ANSWER else class_name(examples.classes, prediction)
         label = prediction if is_right else None
         label = int(outcomes.label[place]) if outcomes.label is not None else label
-        name = "" if label is None else f" of {_class_name(examples.classes, label)}"
+        name = "" if label is None else f" of {class_name(examples.classes, label)}"
         pictures.append(
             PagePicture(
                 data_uri(picture.permute(1, 2, 0).numpy()),
@@ -187,10 +188,6 @@ def _row(column: Column, examples, outcomes: Outcomes) -> list[PagePicture]:
             )
         )
     return pictures
-
-
-def _class_name(classes: Sequence[str], index: int) -> str:
-    return classes[index] if index < len(classes) else f"class {index}"
 
 
 def _classes(report: Report, clean: Column | None) -> Section:
@@ -211,7 +208,7 @@ def _classes(report: Report, clean: Column | None) -> Section:
     rows = []
     for index in sorted(set(measured.label.tolist())):
         count = int((measured.label == index).sum())
-        row: dict[str, Any] = {"class": _class_name(names, index), "pictures": count}
+        row: dict[str, Any] = {"class": class_name(names, index), "pictures": count}
         for group, parts in groups.items():
             hits = [images.correct[images.label == index].double() for images in parts]
             shares = [float(each.mean()) for each in hits if len(each)]
