@@ -10,9 +10,20 @@ import numpy as np
 from ..baselines import PLAIN
 from ..models.class_names import class_name
 from ..robustness.examples import Examples
-from ..robustness.metrics import calibration_error
 from ..robustness.outcomes import Outcomes
-from ..utils.page import PAGE_NAME, Cell, PageTable, Section, drawn, number_cell, render_report_page
+from ..robustness.report_page import not_measured_section
+from ..robustness.scoring import outcomes_calibration_error
+from ..utils.page import (
+    PAGE_NAME,
+    Cell,
+    PageTable,
+    Section,
+    drawn,
+    made_by_section,
+    number_cell,
+    render_report_page,
+    settings_table,
+)
 from .figure import difference_finding, plot_rows
 from .plan import BASE
 from .report import difference_text, figure_note
@@ -49,14 +60,7 @@ def class_results(
             for row, seeds in hits.items()
         },
         "ece": {
-            row: float(
-                np.mean(
-                    [
-                        calibration_error(run[column].confidence.double().numpy(), run[column].correct.numpy())
-                        for run in runs
-                    ]
-                )
-            )
+            row: float(np.mean([outcomes_calibration_error(run[column]) for run in runs]))
             for row, runs in outcomes.items()
         },
     }
@@ -173,24 +177,17 @@ def _protocol(results: Mapping[str, Any]) -> list[Section]:
         rows.append(
             {"row": name, "way": row["method"], "start": row["start"], "kind": row["kind"], "arguments": changed}
         )
-    settings = [{"what": name, "value": str(value)} for name, value in evaluation.items() if name != "not_measured"]
-    missing = [{"column": name, "reason": reason} for name, reason in evaluation["not_measured"].items()]
+    settings = {name: value for name, value in evaluation.items() if name != "not_measured"}
     run = results.get("run") or {}
     competes = run.get("competes", [])
-    versions = [{"what": f"version of {name}", "value": value} for name, value in run.get("versions", {}).items()]
-    hashes = [
-        {"what": f"SHA-256 of images of {name}", "value": value} for name, value in run.get("datasets", {}).items()
-    ]
+    hashes = {f"images of {name}": value for name, value in run.get("datasets", {}).items()}
+    table = settings_table("Evaluation, versions and hashes", settings, run.get("versions", {}), hashes)
     lines = [f"{name}: {value}" for name, value in run.get("preprocessing", {}).items()]
-    command = run.get("command")
-    made = "The command:" if command else "These results do not say which command made them."
     return [
         Section("What competes", competes),
         Section("Preprocessing", lines=lines),
         Section("Rows", tables=[PageTable("How each row was trained", rows)]),
-        Section(
-            "Settings and hashes", tables=[PageTable("Evaluation, versions and hashes", settings + versions + hashes)]
-        ),
-        Section("Not measured", tables=[PageTable("Columns without a result", missing)] if missing else []),
-        Section("Made by", [made], code=command),
+        Section("Settings and hashes", tables=[table]),
+        not_measured_section(evaluation["not_measured"]),
+        made_by_section(run.get("command"), "These results do not say which command made them."),
     ]

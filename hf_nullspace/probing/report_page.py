@@ -14,7 +14,16 @@ from ..robustness.examples import thumbnails
 from ..robustness.outcomes import model_fingerprint
 from ..robustness.preparation import PACKAGES, describe_preprocessing
 from ..utils.current_command import current_command
-from ..utils.page import PagePicture, PageTable, Section, data_uri, drawn, render_report_page
+from ..utils.page import (
+    PagePicture,
+    PageTable,
+    Section,
+    data_uri,
+    drawn,
+    made_by_section,
+    render_report_page,
+    settings_table,
+)
 from .encoder import EncoderProbe, EncoderProbeConfig
 from .figures import plot_dose_response, plot_lambda_sweep, plot_token_norms, sweep_finding
 from .noisy_pictures import NoisyPictures
@@ -163,13 +172,11 @@ def _protocol(run: Mapping[str, Any]) -> list[Section]:
     if not run:
         return []
     competes = f"A prediction is the largest of all {run['num_logits']} logits of the model."
-    rows = [{"what": name, "value": str(value)} for name, value in run["settings"].items()]
-    rows += [{"what": f"version of {name}", "value": value} for name, value in run["versions"].items()]
-    rows += [{"what": "SHA-256 of the weights of the model", "value": run["model_sha256"]}]
-    made = "Python called probe." if run["command"] is None else "The command:"
+    hashes = {"the weights of the model": run["model_sha256"]}
+    table = settings_table("Settings, versions and hashes", run["settings"], run["versions"], hashes)
     return [
         Section("What competes", [competes]),
         Section("Preprocessing", lines=[f"{name}: {value}" for name, value in run["preprocessing"].items()]),
-        Section("Settings and hashes", tables=[PageTable("Settings, versions and hashes", rows)]),
-        Section("Made by", [made], code=run["command"]),
+        Section("Settings and hashes", tables=[table]),
+        made_by_section(run["command"], "Python called probe."),
     ]

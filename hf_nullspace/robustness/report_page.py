@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..models.class_names import class_name
 from ..utils.page import (
     Cell,
@@ -16,16 +14,18 @@ from ..utils.page import (
     Section,
     data_uri,
     drawn,
+    made_by_section,
     number_cell,
     render_report_page,
+    settings_table,
 )
 from .attacks import ATTACKS
 from .figure import plot_reliability, plot_robustness
-from .metrics import calibration_bins, calibration_error, wilson_interval
+from .metrics import calibration_bins, wilson_interval
 from .outcomes import NO_ANSWER, Outcomes
 from .profiles import Column
 from .report_markdown import AGGREGATE_NAMES, accuracy_text, attack_fields, competition
-from .scoring import GENERATED
+from .scoring import GENERATED, outcomes_calibration_error
 
 
 # `RobustnessReport`, whose module imports this one.
@@ -51,7 +51,7 @@ def robustness_page(report: Report) -> str:
         _pictures(report),
         _classes(report, clean),
         _calibration(report, outcomes, clean),
-        _not_measured(report),
+        not_measured_section(report.not_measured),
         *_protocol(report),
     ]
     return render_report_page(f"Robustness of {report.model_name}", finding(report), _tiles(report, clean), sections)
@@ -87,7 +87,7 @@ def _tiles(report: Report, clean: Column | None) -> dict[str, tuple[str, str]]:
         interval = "" if bar["low"] is None else f", 95 % interval {bar['low']:.1f} to {bar['high']:.1f}"
         tiles[name] = (f"{bar['accuracy']:.1f} %", f"accuracy{count}{interval}")
     if clean is not None and clean.name in (report.outcomes or {}):
-        value = _ece(report.outcomes[clean.name])
+        value = outcomes_calibration_error(report.outcomes[clean.name])
         tiles["calibration error"] = (f"{value:.1f} %", f"ECE of {clean.name}: mean gap of confidence and accuracy")
     tiles["profile"] = (report.profile.name, f"{len(report.columns)} columns, seed {report.profile.seed}")
     return tiles
@@ -122,7 +122,7 @@ def _columns_table(report: Report) -> PageTable:
         cells["accuracy (%)"] = Cell(accuracy_text(row), row["accuracy"])
         cells["right"] = Cell(f"{row['correct']} of {row['count']}", row["correct"])
         if column.name in (report.outcomes or {}):
-            value = _ece(report.outcomes[column.name])
+            value = outcomes_calibration_error(report.outcomes[column.name])
             cells["ECE (%)"] = Cell(f"{value:.2f}", value)
         own = ATTACKS[column.attack].cells(row) if column.attack else {}
         for title, text in (attack_fields(row) | own).items():
@@ -233,7 +233,7 @@ def _calibration(report: Report, outcomes: Mapping[str, Outcomes], clean: Column
         return Section(title, ["The results hold no probabilities of single pictures, so there is no diagram."])
     images = outcomes[clean.name]
     bins = calibration_bins(images.confidence.double().numpy(), images.correct.numpy())
-    value = _ece(images)
+    value = outcomes_calibration_error(images)
     caption = (
         f"{len(images)} pictures of {clean.name} in 15 equal bins of confidence: a calibrated model lies on the diagonal. "
         f"ECE, the mean gap weighted by the pictures of a bin, is {value:.2f} %. Whiskers are 95 % intervals."
@@ -255,20 +255,17 @@ def _calibration(report: Report, outcomes: Mapping[str, Outcomes], clean: Column
     return Section(title, figures=[figure], tables=[PageTable(f"The bins of {clean.name}", rows)])
 
 
-def _ece(images: Outcomes) -> float:
-    return calibration_error(images.confidence.double().numpy(), images.correct.numpy().astype(np.float64))
-
-
-def _not_measured(report: Report) -> Section:
-    rows = [{"column": name, "reason": reason} for name, reason in report.not_measured.items()]
+def not_measured_section(reasons: Mapping[str, str]) -> Section:
+    """The columns that were not measured, and why not; empty where there are none."""
+    rows = [{"column": name, "reason": reason} for name, reason in reasons.items()]
     return Section("Not measured", tables=[PageTable("Columns without a result", rows)] if rows else [])
 
 
 def _protocol(report: Report) -> list[Section]:
     """How the numbers came about: what competes, preprocessing, settings, hashes and the command."""
     run = report.run
-    settings = dict(run.get("preprocessing", {}))
-    resizing = [f"{', '.join(names)}: {protocol}" for protocol, names in settings.pop("resizing", {}).items()]
+    preprocessing = dict(run.get("preprocessing", {}))
+    resizing = [f"{', '.join(names)}: {protocol}" for protocol, names in preprocessing.pop("resizing", {}).items()]
     competing = [
         f"{', '.join(names)}: a prediction is the largest of {text}." for text, names in competition(run).items()
     ]
@@ -277,22 +274,19 @@ def _protocol(report: Report) -> list[Section]:
         f"{name}: {len(places)} pictures that cannot be read were left out."
         for name, places in run.get("skipped_images", {}).items()
     ]
-    hashes = [("profile", report.profile.hash), ("weights of the model", run.get("model", ""))]
-    hashes += [(f"images of {name}", value) for name, value in run.get("datasets", {}).items()]
-    others = [{"what": "seed", "value": str(report.profile.seed)}]
-    others += [
-        {"what": f"pictures of {name}", "value": str(count)} for name, count in run.get("num_images", {}).items()
-    ]
-    others += [{"what": "batch size", "value": str(run["batch_size"])}] if "batch_size" in run else []
-    others += [{"what": f"version of {name}", "value": value} for name, value in run.get("versions", {}).items()]
-    others += [{"what": f"SHA-256 of {name}", "value": value} for name, value in hashes if value]
-    command = None if report.examples is None else report.examples.command
-    made = "Python called evaluate_robustness." if command is None else "The command:"
-    lines = [*resizing, *(f"{name}: {value}" for name, value in settings.items())]
+    settings: dict[str, Any] = {"seed": report.profile.seed}
+    settings |= {f"pictures of {name}": count for name, count in run.get("num_images", {}).items()}
+    if "batch_size" in run:
+        settings["batch size"] = run["batch_size"]
+    hashes = {"profile": report.profile.hash, "weights of the model": run.get("model", "")}
+    hashes |= {f"images of {name}": value for name, value in run.get("datasets", {}).items()}
+    table = settings_table("Settings, versions and hashes", settings, run.get("versions", {}), hashes)
+    lines = [*resizing, *(f"{name}: {value}" for name, value in preprocessing.items())]
     note = [report.profile.note] if report.profile.note else []
+    command = None if report.examples is None else report.examples.command
     return [
         Section("What competes", lines=competing),
         Section("Preprocessing", lines=lines),
-        Section("Settings and hashes", note, tables=[PageTable("Settings, versions and hashes", others)]),
-        Section("Made by", [made], code=command),
+        Section("Settings and hashes", note, tables=[table]),
+        made_by_section(command, "Python called evaluate_robustness."),
     ]

@@ -60,7 +60,7 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
     row: dict[str, Any] = {"accuracy": 100 * correct / count, "low": low, "high": high}
     row |= {"correct": correct, "count": count}
     if column.calibration:
-        row["ece"] = calibration_error(outcomes.confidence.double().numpy(), outcomes.correct.numpy())
+        row["ece"] = outcomes_calibration_error(outcomes)
     if column.attack is not None:
         row |= ATTACKS[column.attack].row(column.settings, outcomes.others)
     if lost := int((outcomes.prediction == NO_ANSWER).sum()):
@@ -74,6 +74,11 @@ def score_column(column: Column, outcomes: Outcomes, clean: Outcomes | None) -> 
         success = attack_success(before, outcomes.correct.int(), right, outcomes.l2, outcomes.linf)
         row |= {name: None if math.isnan(value) else value for name, value in success.items()}
     return row
+
+
+def outcomes_calibration_error(outcomes: Outcomes) -> float:
+    """[`calibration_error`] of the images of a column, in per cent."""
+    return calibration_error(outcomes.confidence.double().numpy(), outcomes.correct.numpy())
 
 
 def shared_bar(column: Column) -> str:

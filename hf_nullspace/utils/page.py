@@ -163,6 +163,31 @@ def render_report_page(
     return environment.get_template(PAGE_TEMPLATE).render(title=title, finding=finding, tiles=tiles, sections=shown)
 
 
+def settings_table(
+    caption: str, settings: Mapping[str, Any], versions: Mapping[str, str], hashes: Mapping[str, str]
+) -> PageTable:
+    """
+    What numbers came about with, as one table.
+
+    Args:
+        caption (`str`): What it holds.
+        settings (`Mapping[str, Any]`): Settings by name.
+        versions (`Mapping[str, str]`): Versions by package.
+        hashes (`Mapping[str, str]`): SHA-256 by what it is of; empty ones are left out.
+    """
+    rows = {
+        **settings,
+        **{f"version of {name}": value for name, value in versions.items()},
+        **{f"SHA-256 of {name}": value for name, value in hashes.items() if value},
+    }
+    return PageTable(caption, [{"what": name, "value": str(value)} for name, value in rows.items()])
+
+
+def made_by_section(command: str | None, otherwise: str) -> Section:
+    """The command that made a page, or in other words what did."""
+    return Section("Made by", [otherwise if command is None else "The command:"], code=command)
+
+
 def drawn(name: str, alt: str, caption: str, draw: Callable[..., None], *args, **kwargs) -> PageFigure:
     """
     A figure of a page, by a function that takes `path`; where matplotlib is missing the page says so.
