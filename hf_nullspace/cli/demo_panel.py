@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 
-import numpy as np
 import torch
-from PIL import Image
 
 from ..probing.explorer import Explored
 from ..probing.noisy_pictures import top_classes
 from ..utils.figures import BLUE, ORANGE
+from ..utils.page import data_uri
 
 
 # Classes with a bar.
@@ -68,8 +65,6 @@ def _bar(name: str, share: float, color: str) -> str:
 
 
 def _image(pixels: torch.Tensor, title: str) -> str:
-    shades = (pixels.expand(3, -1, -1).permute(1, 2, 0) * 255).round().byte().numpy()
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(shades)).save(file, "PNG", compress_level=1)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f'<img alt="{title}" style="width:100%;image-rendering:pixelated" src="data:image/png;base64,{data}">'
+    shades = (pixels.permute(1, 2, 0) * 255).round().byte().numpy()
+    source = data_uri(shades, lossless=True)
+    return f'<img alt="{title}" style="width:100%;image-rendering:pixelated" src="{source}">'

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from ..utils.escaping import plain_text
-from ..utils.files import replaced
 from ..utils.strict_json import DamagedFileError
+from .outcomes import save_tensors
 from .profiles import Column
 
 
@@ -63,8 +62,7 @@ class Examples:
             for column in values
         }
         said = json.dumps({"classes": self.classes, "command": self.command})
-        with replaced(path) as unfinished:
-            unfinished.write_bytes(save(tensors, {"said": said}))
+        save_tensors(tensors, path, {"said": said})
 
     @classmethod
     def load(cls, path: Path) -> Examples:

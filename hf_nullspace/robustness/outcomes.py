@@ -100,10 +100,10 @@ def save_outcomes(outcomes: dict[str, Outcomes], path: str | os.PathLike) -> Non
         for column, images in outcomes.items()
         for name, value in {**images.named, "indices": images.indices}.items()
     }
-    _save_tensors(tensors, Path(path))
+    save_tensors(tensors, Path(path))
 
 
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """
     Writes safetensors whole or not at all.
 
@@ -229,7 +229,7 @@ class ShardStore:
         tensors[SECONDS] = torch.tensor(seconds, dtype=torch.float64)
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)  # a node that does not share the main process's disk
-            _save_tensors(tensors, path, metadata={"sha256": _shard_hash(name, tensors)})
+            save_tensors(tensors, path, metadata={"sha256": _shard_hash(name, tensors)})
 
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], float]:
         """

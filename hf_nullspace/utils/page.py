@@ -203,17 +203,22 @@ def drawn(name: str, alt: str, caption: str, draw: Callable[..., None], *args, *
     return PageFigure(svg, alt, caption)
 
 
-def data_uri(pixels: np.ndarray) -> str:
+def data_uri(pixels: np.ndarray, lossless: bool = False) -> str:
     """
     A picture as a `data:` address.
 
     Args:
         pixels (`np.ndarray` of shape `(height, width, channels)` and dtype `uint8`): One channel or three.
+        lossless (`bool`, *optional*, defaults to `False`): Whether it is a PNG, several times as large as the JPEG.
     """
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    if lossless:
+        picture.save(buffer, "PNG", compress_level=1)
+    else:
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def as_cell(value: Any) -> Cell:
