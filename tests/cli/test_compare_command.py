@@ -282,7 +282,6 @@ def test_other_settings_are_refused(digits):
     assert stamps(folder) == before
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_and_nothing_else_is_repeated(digits, files, tmp_path):
     _, folder, results = digits
     flags = f"{DIGITS} --profile {files}/profile.json --output_dir {tmp_path} --num_seeds 1".split()
@@ -354,7 +353,6 @@ def test_own_pictures_and_model(files, photos, tmp_path):
     assert "ema_decay" not in read_run(tmp_path / "base")["settings"]
 
 
-@pytest.mark.slow
 def test_two_processes_run_it_too(files, tmp_path):
     flags = f"{DIGITS} --profile {files}/profile.json --output_dir {tmp_path} --num_seeds 1".split()
     printed = launch(EXAMPLE, flags, processes=2)

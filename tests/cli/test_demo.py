@@ -10,6 +10,7 @@ import torch
 from PIL import ExifTags, Image
 from random_pictures import PROCESSOR, random_pictures
 
+from hf_nullspace import NullspaceNoise
 from hf_nullspace.cli.commands.demo import make_page, parse_demo_arguments
 from hf_nullspace.cli.demo_page import MAX_PIXELS, DemoPage, check_port, own_folder, read_upload
 from hf_nullspace.cli.demo_panel import panel_html, shown_noise
@@ -141,8 +142,6 @@ def test_flags_that_make_no_sense(argv, error, message):
 
 
 def test_a_folder_brings_its_own_noise_or_it_is_searched_on_the_pictures(make_vit, photos, tmp_path):
-    from hf_nullspace import NullspaceNoise
-
     args = parse_demo_arguments(
         [str(photos / "model"), "--images", str(photos / "images"), "--max_images", "12"], "demo"
     )

@@ -4,11 +4,9 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from example_scripts import load_example
-from PIL import Image
-from transformers import ViTImageProcessorPil
+from random_pictures import PROCESSOR, save_class_folders
 
 from hf_nullspace import RobustnessReport
 from hf_nullspace.cli.commands.evaluate import distinct_names, parse_evaluate_arguments
@@ -23,14 +21,10 @@ QUIET = ["--disable_tqdm", "true", "--batch_size", "16"]
 def folders(make_vit, tmp_path_factory):
     """Two models with five classes, and four pictures of each class in a folder of its own."""
     root = tmp_path_factory.mktemp("evaluate")
-    rng = np.random.default_rng(0)
-    for index in range(20):
-        folder = root / "pictures" / f"class {index % 5}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 24), dtype=np.uint8)).save(folder / f"{index}.png")
+    save_class_folders(root / "pictures")
     for name, seed in (("one", 0), ("two", 1)):
         make_vit(classifier_scale=20, seed=seed).save_pretrained(root / name)
-        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / name)
+        PROCESSOR.save_pretrained(root / name)
     return root
 
 
@@ -81,9 +75,8 @@ def test_a_second_model_that_does_not_fit_is_refused_before_any_image_is_measure
 
     monkeypatch.setattr("hf_nullspace.robustness.shards.ShardRunner.measure", measured)
     few, grey = (tmp_path / name for name in ("few classes", "grey"))
-    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    make_vit(num_labels=3).save_pretrained(few), processor.save_pretrained(few)
-    make_vit(num_channels=4).save_pretrained(grey), processor.save_pretrained(grey)
+    make_vit(num_labels=3).save_pretrained(few), PROCESSOR.save_pretrained(few)
+    make_vit(num_channels=4).save_pretrained(grey), PROCESSOR.save_pretrained(grey)
     for second, words in ((few, "few classes: "), (grey, "grey: .*4 channels")):
         out = tmp_path / f"out {second.name}"
         options = ["--images", str(folders / "pictures"), "--profile", "preview", "--output_dir", str(out), *QUIET]

@@ -8,10 +8,8 @@ import struct
 import termios
 import threading
 
-import numpy as np
 import pytest
-from PIL import Image
-from transformers import ViTImageProcessorPil
+from random_pictures import PROCESSOR, save_class_folders
 
 from hf_nullspace.cli.main import main
 
@@ -20,17 +18,13 @@ from hf_nullspace.cli.main import main
 def folders(make_vit, tmp_path_factory):
     """A model with five classes, and four pictures of each class in a folder of its own."""
     root = tmp_path_factory.mktemp("progress")
-    rng = np.random.default_rng(0)
-    for index in range(20):
-        folder = root / "pictures" / f"class {index % 5}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 24), dtype=np.uint8)).save(folder / f"{index}.png")
+    save_class_folders(root / "pictures")
     make_vit(classifier_scale=20).save_pretrained(root / "model")
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "model")
+    PROCESSOR.save_pretrained(root / "model")
     return root
 
 
-def commands(folders, output_dir) -> dict[str, list[str]]:
+def commands(folders) -> dict[str, list[str]]:
     """The words of each command."""
     noise = ["--max_steps", "2", "--num_images", "4", "--num_certificate_images", "4", "--batch_size", "4"]
     photos = str(folders / "pictures")
@@ -42,7 +36,7 @@ def commands(folders, output_dir) -> dict[str, list[str]]:
 
 
 def run(command: str, folders, output_dir) -> None:
-    words = commands(folders, output_dir)[command]
+    words = commands(folders)[command]
     main([command, str(folders / "model"), *words, "--output_dir", str(output_dir)])
 
 

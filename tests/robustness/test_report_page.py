@@ -10,9 +10,8 @@ import torch
 from made_outcomes import made_outcomes
 
 from hf_nullspace import RobustnessReport
-from hf_nullspace.robustness.examples import Examples
+from hf_nullspace.robustness.examples import Examples, thumbnails
 from hf_nullspace.robustness.profiles import Column, Profile
-from hf_nullspace.utils.current_command import made_by
 
 
 ATTACK = "<script>alert('name')</script>"
@@ -176,19 +175,9 @@ def test_twenty_columns_of_imagenet_stay_under_two_megabytes():
 
 
 def test_examples_are_made_smaller_and_damaged_files_refused(tmp_path):
-    from hf_nullspace.robustness.examples import thumbnails
-
     assert thumbnails(torch.ones(2, 3, 224, 448)).shape == (2, 3, 48, 96)
     small = thumbnails(torch.full((1, 1, 8, 8), 0.5))
     assert small.shape == (1, 1, 8, 8) and small.dtype == torch.uint8 and np.unique(small).tolist() == [128]
     (tmp_path / "examples.safetensors").write_bytes(b"no such file")
     with pytest.raises(ValueError, match="examples.safetensors is damaged"):
         Examples.load(tmp_path / "examples.safetensors")
-
-
-def test_tokens_of_the_command_are_hidden():
-    from hf_nullspace.utils.current_command import current_command
-
-    with made_by(["hf-nullspace", "evaluate", "a b", "--token", "hf_secret", "--hub_token=hf_other"]):
-        assert current_command() == "hf-nullspace evaluate 'a b' --token ... --hub_token=..."
-    assert current_command() is None

@@ -1,6 +1,7 @@
 """Pictures of random pixels, and the image processor of the models of 16 x 16 pixels that are evaluated on them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,15 @@ def random_pictures(count: int) -> list[Image.Image]:
     """The same pictures for every count, as far as they go."""
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def save_class_folders(root: Path) -> None:
+    """Four grey pictures of each of five classes, in a folder of its own."""
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        folder = root / f"class {index % 5}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24), dtype=np.uint8)).save(folder / f"{index}.png")
 
 
 def pixels_of(pictures: Sequence[Image.Image]) -> torch.Tensor:

@@ -167,10 +167,8 @@ def test_one_byte_of_the_noise(edit, capsys):
     ("place", "field", "value", "failing"),
     [
         ("certificate", "norm", 1e3, "norm"),
-        pytest.param("certificate", "converged", True, "certified within epsilon", marks=pytest.mark.slow),
-        pytest.param(
-            "evaluation_certificate", "permuted_agreement", 0.5, "permuted_agreement", marks=pytest.mark.slow
-        ),
+        ("certificate", "converged", True, "certified within epsilon"),
+        ("evaluation_certificate", "permuted_agreement", 0.5, "permuted_agreement"),
         ("evaluation_certificate", "probability_mse", 1.5, "probability_mse"),
     ],
 )
