@@ -79,7 +79,7 @@ def test_of_equal_weights_the_one_nearest_to_a_half_is_chosen():
         ("--weight 0.3 --choose_on {photos}/images", "`--weight` and `--choose_on` do not fit together"),
         ("--choose_by clean", "`--choose_by` does nothing without `--choose_on`"),
         ("--choose_on {photos}/images --choose_by attacks", "invalid choice: 'attacks'"),
-        ("--choose_on {photos}/none", "none"),
+        ("--choose_on {photos}/none", "There is no folder '.'. (`--choose_on`)"),
         ("--output_dir {photos}/model", "holds files already. Name a new folder"),
     ],
 )

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ...comparison.statistics import CLEAN, CORRUPTIONS, MEAN, column_groups
+from ...data.image_folders import check_path
 from ...data.image_tables import read_folder
 from ...data.splits import draw_images
 from ...models.interpolation import interpolate
@@ -70,6 +71,8 @@ class MergeArguments:
         check_output_dir(self.output_dir, choose_on=self.choose_on)
         for flag in ("start", "finetuned"):
             check_model_name(getattr(self, flag), flag)
+        if self.choose_on is not None:
+            check_path(self.choose_on, "choose_on")
         outside = [weight for weight in (self.weight, *self.weights) if not 0 <= weight <= 1]
         if outside or not self.weights:
             raise ValueError(f"`--weight` and `--weights` must lie between 0 and 1, but got {outside or 'none'}.")
