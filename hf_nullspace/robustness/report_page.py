@@ -201,7 +201,9 @@ def _classes(report: Report, clean: Column | None) -> Section:
     columns = [column for column in _measured(report) if column.dataset == clean.dataset]
     groups = {
         f"{clean.name} (%)": [outcomes[clean.name]],
-        "corruptions, mean (%)": [outcomes[column.name] for column in columns if column.corruption],
+        "corruptions, mean (%)": [
+            outcomes[column.name] for column in columns if column.corruption and not column.attack
+        ],
         **{f"{column.name} (%)": [outcomes[column.name]] for column in columns if column.attack},
     }
     measured = outcomes[clean.name]

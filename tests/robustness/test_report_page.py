@@ -107,6 +107,15 @@ def test_accuracy_by_class_is_that_of_the_labels(page):
     assert "15.0 to 85.0" in lines[0]
 
 
+def test_corruptions_under_attack_are_not_in_the_mean_over_corruptions():
+    fog = {"corruption": "fog", "severity": 3}
+    columns = [Column("clean"), Column("fog_3", **fog), Column("fog_fgsm", attack="fgsm", **fog)]
+    report = made_report(columns, ["cat", "dog", "bird"], torch.arange(12) % 3)
+    report.outcomes["fog_fgsm"].correct = torch.zeros(12, dtype=torch.bool)
+    line = next(line for line in report.to_html().splitlines() if '<th scope="row">cat</th>' in line)
+    assert re.findall(r">([\d.]+)</td>", line)[:4] == ["4", "50.0", "50.0", "0.0"], "clean, corruptions, fog_fgsm"
+
+
 def test_needs_no_network_and_no_code_of_others(page):
     elements = Elements(page)
     assert elements.of("html") == [{"lang": "en"}]
