@@ -27,7 +27,7 @@ from ..robustness.profiles import resolve_profile
 from ..robustness.report import REPORT_NAME, RobustnessReport
 from ..training.arguments import NullspaceTrainingArguments
 from ..training.augmentation import check_package
-from ..training.augmented_images import AugmentedImages, without_augmentation
+from ..training.augmented_images import augmentation_in_words, without_augmentation
 from ..training.checkpoints import last_whole_checkpoint
 from ..training.data_collator import NullspaceDataCollator
 from ..training.recipe import head_trained_first, training_images
@@ -184,7 +184,7 @@ class Runner:
             if is_trained:
                 trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
             facts = {"steps": trainer.state.global_step, "noise_history": trainer.noise_history}
-            facts["augmentation"] = str(train.augmentation) if isinstance(train, AugmentedImages) else None
+            facts["augmentation"] = augmentation_in_words(train)
             facts["head_first"] = head_first
             trainer.save_model()
         if self.accelerator.is_main_process:

@@ -109,6 +109,11 @@ class AugmentedImages(Dataset):
         return {name: values[0] for name, values in inputs.items()}
 
 
+def augmentation_in_words(dataset: Any) -> str | None:
+    """How the pictures of a training set are augmented, in one line; `None` for any that is no [`AugmentedImages`]."""
+    return str(dataset.augmentation) if isinstance(dataset, AugmentedImages) else None
+
+
 def without_augmentation(dataset: Any) -> Any:
     """A training set as it is read for all but training."""
     return dataset.unaugmented if isinstance(dataset, AugmentedImages) else dataset

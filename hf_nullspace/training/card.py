@@ -7,7 +7,7 @@ from transformers import Trainer
 from ..hub.manifest import write_manifest
 from ..hub.model_card import TAGS, write_card
 from ..hub.training_facts import collect_training_facts
-from .augmented_images import AugmentedImages
+from .augmented_images import augmentation_in_words
 
 
 class NoiseCard(Trainer):
@@ -38,8 +38,9 @@ class NoiseCard(Trainer):
             settings = {**self.args.nullspace_config().to_dict(), **self.args.nullspace_schedule()}
             if self._weight_average is not None:
                 settings["ema_decay"] = self._weight_average.decay
-            if isinstance(self.train_dataset, AugmentedImages):
-                settings["augmentation"] = str(self.train_dataset.augmentation)
+            augmentation = augmentation_in_words(self.train_dataset)
+            if augmentation is not None:
+                settings["augmentation"] = augmentation
             settings |= self.card_settings
             name = dataset if isinstance(dataset, str) else ", ".join(dataset or []) or None
             extras = {"method": self._method_in_words(), **self.card_extras}

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_l
 from transformers.utils import logging
 
 from ..utils.checkpoint_files import read_list, write_list
+from .augmented_images import augmentation_in_words
 from .checkpoints import (
     begin_checkpoint,
     check_model_files,
@@ -162,8 +163,7 @@ class CheckpointingTrainer(Trainer):
         if self.args.auto_find_batch_size:  # restored by the parent
             del facts["per_device_train_batch_size"]
         facts = {name: value if value is None else str(value) for name, value in facts.items()}
-        augmentation = getattr(self.train_dataset, "augmentation", None)
-        facts["augmentation"] = None if augmentation is None else str(augmentation)
+        facts["augmentation"] = augmentation_in_words(self.train_dataset)
         return {**facts, "images": str(len(self.train_dataset)) if has_length(self.train_dataset) else None}
 
     def _warn_of_another_order(self, checkpoint: str) -> bool:

@@ -1,5 +1,6 @@
 """A resumed run reads what it would have read: streams on any pass, random transforms, orders of every sampler."""
 
+import itertools
 import logging
 import random
 from pathlib import Path
@@ -190,6 +191,19 @@ def test_nothing_is_said_where_all_comes_back(tmp_path, warned):
     build(tmp_path, Augmented).train()
     build(tmp_path, Augmented).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert not warned("other images") and not warned("augment")
+
+
+def test_what_a_users_dataset_calls_augmentation_may_have_another_text_each_time(tmp_path, warned):
+    """Such as an address: only what [`AugmentedImages`] does to pictures is compared with the checkpoint."""
+    addresses = itertools.count()
+
+    def data(examples):
+        images = Augmented(examples)
+        images.augmentation = f"<Flip at {next(addresses)}>"
+        return images
+
+    assert_resumes_exactly(tmp_path, data, (8,))
+    assert not warned("other images")
 
 
 def train_followed(folder, told, stream, stop):
