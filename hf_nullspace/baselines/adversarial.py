@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,8 +15,9 @@ from ..models.model_inputs import LABEL_NAMES
 from ..models.objectives import kl_divergence, read_logits
 from ..models.pixel_box import normalization, pixel_limits
 from ..robustness.attacks.epsilon import parse_epsilon
+from ..training.arguments import check_not_negative
 from ..training.images import image_statistics
-from .rival import RivalTrainer, RivalTrainingArguments
+from .rival import RivalTrainer, RivalTrainingArguments, check_steps
 from .way import Way
 
 
@@ -64,12 +64,8 @@ class AdversarialTrainingArguments(RivalTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        steps = self.adversarial_steps
-        beta = self.trades_beta
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`adversarial_steps` must be an integer of at least 1, but got {steps!r}.")
-        if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"`trades_beta` must be a number of at least 0, but got {beta!r}.")
+        check_steps(self, "adversarial_steps")
+        check_not_negative(self, "trades_beta")
         self.radius_and_step()
 
     def radius_and_step(self) -> tuple[float, float]:

@@ -13,8 +13,9 @@ from torch import nn
 
 from ..models.frozen import frozen_classifier
 from ..models.injection import NoiseInjector, tokens_shape
+from ..training.arguments import check_not_negative
 from ..utils.random import preserved_random_state
-from .rival import RivalTrainer, RivalTrainingArguments
+from .rival import RivalTrainer, RivalTrainingArguments, check_steps
 from .way import Way
 
 
@@ -43,13 +44,8 @@ class FreeLBTrainingArguments(RivalTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        steps = self.freelb_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`freelb_steps` must be an integer of at least 1, but got {steps!r}.")
-        for name in ("freelb_epsilon", "freelb_step_size"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
+        check_steps(self, "freelb_steps")
+        check_not_negative(self, "freelb_epsilon", "freelb_step_size")
 
 
 class FreeLBTrainer(RivalTrainer):
@@ -92,7 +88,7 @@ class FreeLBTrainer(RivalTrainer):
             variable = noise.requires_grad_()
             with ExitStack() as stack:
                 if step + 1 < self.args.freelb_steps:
-                    stack.enter_context(self.accelerator.no_sync(model))  # the last pass reduces the sum of all
+                    stack.enter_context(self._deferred_synchronisation(model))  # to the last pass
                     stack.enter_context(preserved_random_state())  # for the same dropout in the next pass
                 stack.enter_context(injector.inject(variable))
                 losses.append(super().training_step(model, copy(inputs), num_items_in_batch))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..models.pixel_box import normalization, pixel_limits
+from ..training.arguments import check_not_negative
 from .adversarial import AdversarialTrainer, AdversarialTrainingArguments, raising_direction, uniform_start
 from .way import Way
 
@@ -40,9 +40,7 @@ class NFGSMTrainingArguments(AdversarialTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        noise = self.nfgsm_noise
-        if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"`nfgsm_noise` must be a number of at least 0, but got {noise!r}.")
+        check_not_negative(self, "nfgsm_noise")
         if self.adversarial_steps != 1:
             raise ValueError(
                 f"`adversarial_steps` must be 1 in N-FGSM, but got {self.adversarial_steps!r}. PGD takes several."

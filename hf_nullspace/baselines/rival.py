@@ -34,6 +34,16 @@ class RivalTrainingArguments(NullspaceTrainingArguments):
             )
 
 
+def check_steps(args: NullspaceTrainingArguments, name: str) -> None:
+    """
+    Raises:
+        `ValueError`: If a number of steps among the arguments is no integer of at least 1.
+    """
+    value = getattr(args, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, but got {value!r}.")
+
+
 class RivalTrainer(NullspaceTrainer):
     """
     [`NullspaceTrainer`] without noise; subclasses change what a training step does.

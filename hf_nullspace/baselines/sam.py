@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..training.arguments import check_not_negative
 from ..utils.random import preserved_random_state
 from .rival import RivalTrainer, RivalTrainingArguments
 from .way import Way
@@ -34,9 +34,7 @@ class SAMTrainingArguments(RivalTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        rho = self.sam_rho
-        if not (isinstance(rho, (int, float)) and math.isfinite(rho) and rho >= 0):
-            raise ValueError(f"`sam_rho` must be a number of at least 0, but got {rho!r}.")
+        check_not_negative(self, "sam_rho")
         if self.fp16:
             raise ValueError("SAM normalises a gradient that would underflow in float16. Use `bf16`, or neither.")
 

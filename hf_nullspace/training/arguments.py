@@ -33,6 +33,17 @@ def in_arguments(message: str) -> str:
     return renamed(message, arguments_by_setting())
 
 
+def check_not_negative(args: NullspaceTrainingArguments, *names: str) -> None:
+    """
+    Raises:
+        `ValueError`: If one of the named arguments is no finite number of at least 0.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"`{name}` must be a number of at least 0, but got {value!r}.")
+
+
 @dataclass
 class NullspaceTrainingArguments(TrainingArguments):
     """
@@ -207,10 +218,7 @@ class NullspaceTrainingArguments(TrainingArguments):
         method = NOISE_METHODS[self.noise_method]
         if self.noise_ascent == self._default_ascent:
             self.noise_ascent = self._default_ascent = method.ascent
-        for field_name in ("noise_weight", "noise_ascent"):
-            value = getattr(self, field_name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{field_name}` must be a number of at least 0, but got {value!r}.")
+        check_not_negative(self, "noise_weight", "noise_ascent")
         if self.noise_ascent and not method.noise_class.is_drawn:
             names = [name for name, each in NOISE_METHODS.items() if each.noise_class.is_drawn]
             drawn = " or ".join(f"`noise_method={name!r}`" for name in names)
