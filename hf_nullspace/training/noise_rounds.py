@@ -97,10 +97,9 @@ class NoiseRounds(Trainer):
 
     def _batches_for_ascent(self, round_index: int) -> Iterator[dict[str, Any]]:
         """Training batches of this round's images, `ASCENT_IMAGES` in all, the same on every process."""
-        _, collator = self._as_trained_on(without_augmentation(self.train_dataset), "noise synthesis")
+        _, collator = self._noise_source()
         images = self._noise_images(round_index, ASCENT_IMAGES)
-        loader = DataLoader(images, batch_size=self._train_batch_size, collate_fn=collator)
-        for batch in loader:
+        for batch in DataLoader(images, batch_size=self._train_batch_size, collate_fn=collator):
             yield self._prepare_inputs(batch)
 
     def _loss_under_noise(
@@ -127,7 +126,7 @@ class NoiseRounds(Trainer):
     def _noise_dataloader(self, round_index: int) -> DataLoader:
         """Global batches of training images, the same on every process."""
         images = self._noise_images(round_index, self._num_noise_images())
-        _, collator = self._as_trained_on(without_augmentation(self.train_dataset), "noise synthesis")
+        _, collator = self._noise_source()
 
         def collate(examples: list) -> dict[str, Any]:
             batch = collator(examples)
@@ -143,12 +142,16 @@ class NoiseRounds(Trainer):
         return config.num_images + config.wanted_certificate_images(self._largest_error)
 
     def _noise_images(self, round_index: int, num_images: int) -> Subset | list:
-        dataset, _ = self._as_trained_on(without_augmentation(self.train_dataset), "noise synthesis")
+        dataset, _ = self._noise_source()
         if is_stream(dataset):
             if self._noise_stream is None or self._noise_stream.dataset is not dataset:
                 self._noise_stream = StreamReader(dataset)
             return self._noise_stream.read(round_index * self._num_noise_images(), num_images)
         return draw_images(dataset, num_images, self.args.seed, round_index)
+
+    def _noise_source(self) -> tuple[Any, Callable[[list], dict[str, Any]]]:
+        """What a round's images come from, without augmentation, and what makes batches of them."""
+        return self._as_trained_on(without_augmentation(self.train_dataset), "noise synthesis")
 
     def _as_trained_on(self, dataset, description: str) -> tuple[Any, Callable[[list], dict[str, Any]]]:
         """A dataset and its collator as `Trainer` uses them: without the columns that the model does not take."""
