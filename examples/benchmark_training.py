@@ -11,6 +11,7 @@ alone 1; a plain step is 3 for each image. Memory is the most that is allocated 
 and optimizer. On a GPU the images a second and the share of the time in which kernels run are printed, too.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -36,6 +37,7 @@ from hf_nullspace import NullspaceDataCollator
 from hf_nullspace.baselines import WAYS
 from hf_nullspace.cli.command_line import run_command
 from hf_nullspace.cli.parser import CommandParser
+from hf_nullspace.comparison.costs import StepTimer
 from hf_nullspace.models.digits_vit import build_digits_model
 from hf_nullspace.utils.random import keyed_generator
 
@@ -93,18 +95,18 @@ class RandomImages(Dataset):
         return {"pixel_values": self.images[index], "label": index % self.num_labels}
 
 
-class Measurements(TrainerCallback):
+class Measurements(StepTimer):
     """Seconds between the ends of the steps, and what the last step allocates."""
 
     def __init__(self, num_steps: int, memory: bool):
         self.num_steps = num_steps
         self.memory = memory
-        self.stamps = [time.perf_counter()]
         self.peak_bytes = 0
         self.kernel_share = None
         self._profiler = None
 
     def on_step_begin(self, args, state, control, **kwargs):
+        super().on_step_begin(args, state, control, **kwargs)
         if not self.memory or state.global_step + 1 != self.num_steps:
             return
         if torch.cuda.is_available():
@@ -114,27 +116,23 @@ class Measurements(TrainerCallback):
         self._start = time.perf_counter()
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.stamps.append(time.perf_counter())
+        super().on_step_end(args, state, control, **kwargs)
         if self._profiler is None:
             return
         self._profiler.stop()
         if torch.cuda.is_available():
             self.peak_bytes = torch.cuda.max_memory_allocated()
             busy = sum(event.self_device_time_total for event in self._profiler.key_averages()) / 1e6
-            self.kernel_share = busy / (self.stamps[-1] - self._start)
+            self.kernel_share = busy / (self.ends[-1] - self._start)
         else:
             self.peak_bytes = _bytes_before(model, optimizer) + _most_allocated(self._profiler)
 
     def seconds_per_step(self) -> float:
         """The median, without the first two steps."""
-        return statistics.median(
-            after - before for before, after in zip(self.stamps[2:], self.stamps[3:], strict=False)
-        )
+        return statistics.median(after - before for before, after in itertools.pairwise(self.ends[2:]))
 
     def seconds_of_first_step(self) -> float:
-        return self.stamps[1] - self.stamps[0]
+        return self.ends[1] - self.ends[0]
 
 
 def _activities():
@@ -157,16 +155,23 @@ def _most_allocated(profiler) -> int:
     return int(allocated.cumsum(0).max())
 
 
-class PassCounter:
-    """Counts the passes of a model, by image."""
+class PassCounter(TrainerCallback):
+    """Counts the passes of a model by image, up to the end of each step."""
 
     def __init__(self, model: torch.nn.Module):
         self.units = 0
+        self.units_at_ends = [0]
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module, args, kwargs):
         trains = module.training
         self.units += len(kwargs["pixel_values"]) * (3 if trains else 2 if torch.is_grad_enabled() else 1)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.units_at_ends.append(self.units)
+
+    def units_of_last_step(self) -> int:
+        return self.units_at_ends[-1] - self.units_at_ends[-2]
 
 
 def build_model(name: str) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
@@ -214,20 +219,10 @@ def train(kind: str, args: BenchmarkArguments, dataset: Dataset, num_steps: int,
         )
         trainer.remove_callback(PrinterCallback)
         counter = PassCounter(model) if not args.torch_compile else None
-        marks = [0]
         if counter is not None:
-            trainer.add_callback(_OnStepEnd(lambda: marks.append(counter.units)))
+            trainer.add_callback(counter)
         trainer.train()
-    passes = (marks[-1] - marks[-2]) / args.batch_size if counter is not None else None
-    return measured, passes
-
-
-class _OnStepEnd(TrainerCallback):
-    def __init__(self, call):
-        self.call = call
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.call()
+    return measured, None if counter is None else counter.units_of_last_step() / args.batch_size
 
 
 def measure(args: BenchmarkArguments) -> dict:

@@ -4,12 +4,25 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
+from example_scripts import EXAMPLES, load_example
 
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "benchmark_training.py"
+EXAMPLE = EXAMPLES / "benchmark_training.py"
+
+
+def test_the_first_step_is_timed_without_what_comes_before_it(monkeypatch):
+    """Else the time of a synthesis, which is that of a first step less a step, would count building the model."""
+    script = load_example("benchmark_training")
+    build_model, built = script.build_model, []
+    monkeypatch.setattr(script, "build_model", lambda name: (build_model(name), built.append(time.perf_counter()))[0])
+    images = script.RandomImages(8, 32, 10)
+    measured, passes = script.train("plain", script.BenchmarkArguments(batch_size=4), images, 1)
+    begin, end = measured.ends
+    assert built[0] < begin < end and measured.seconds_of_first_step() == end - begin
+    assert passes == 3
 
 
 @pytest.mark.slow
