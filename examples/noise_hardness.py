@@ -88,7 +88,8 @@ def measure(model, train, validation, args: HardnessArguments, seed: int) -> dic
         losses = 0
         for batch in batches(shuffled.select(range(min(ASCENT_IMAGES, len(train))))):
             draws = noise.draw(len(batch["labels"]), generator)
-            losses = losses + losses_of_ascents(loss_under(classifier, batch), noise, draws, args.noise_ascent)
+            means = losses_of_ascents(loss_under(classifier, batch), noise, draws, args.noise_ascent)
+            losses = losses + len(draws) * means  # as the trainer does: the last batch may be smaller
         measured, rise = matching_ascent(losses.tolist(), args.noise_ascent)
         for batch in batches(validation):
             draws = noise.draw(len(batch["labels"]), generator)
