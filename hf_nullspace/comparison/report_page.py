@@ -144,7 +144,7 @@ def _costs(results: Mapping[str, Any]) -> PageTable:
         row["of it synthesis"] = Cell(f"{cost['synthesis_seconds']:.1f}", cost["synthesis_seconds"])
         row["time / plain"] = Cell(f"{cost['relative_cost']:.2f}", cost["relative_cost"])
         rows.append(row)
-    return PageTable("What training cost, mean over seeds", rows)
+    return PageTable("What training cost", rows)
 
 
 def _classes(classes: Mapping[str, Any]) -> Section:
