@@ -83,16 +83,9 @@ class Comparison:
         columns = [column for column in runner.profile.columns if column.name in base.columns]
         competes = [f"A prediction is the largest of {text}." for text in competition(base.run)]
         known = {name: base.run[name] for name in ("versions", "datasets", "preprocessing")}
-        planned = {row.name: row for row in self.planned}
-        described = {row.name: planned.get(row.name.removesuffix(EQUAL_STEPS), row) for row in self.rows}
-        competing = {
-            name: found for name, found in outcomes.items() if name != BASE and not name.endswith(EQUAL_STEPS)
-        }
+        competing = {row.name: outcomes[row.name] for row in self.rows if self._kind(row) != SAME_STEPS}
         return {
-            "rows": {
-                row.name: {**described[row.name].to_dict(), "name": row.name, "kind": self._kind(row)}
-                for row in self.rows
-            },
+            "rows": {row.name: self._described(row) for row in self.rows},
             "seeds": self.seeds,
             "confidence": CONFIDENCE,
             "evaluation": {**self.settings, "not_measured": base.not_measured},
@@ -141,6 +134,12 @@ class Comparison:
 
     # ---- Results ------------------------------------------------------------------------------------------------
 
+    def _described(self, row: Row) -> dict[str, Any]:
+        """A row with the arguments that it was planned with: without steps that follow from its time."""
+        planned = {each.name: each for each in self.planned}
+        source = planned.get(row.name.removesuffix(EQUAL_STEPS), row)
+        return {**source.to_dict(), "name": row.name, "kind": self._kind(row)}
+
     def _kind(self, row: Row) -> str:
         if row.interpolated_with is not None:
             return AVERAGE
@@ -182,7 +181,7 @@ class Comparison:
             "steps": steps,
             "seconds": total(row),
             "step_seconds": None if cost is None else cost.step,
-            "synthesis_seconds": 0.0 if cost is None else cost.seconds(steps) - steps * cost.step,
+            "synthesis_seconds": 0.0 if cost is None else cost.synthesis_seconds(steps),
             "relative_cost": total(row) / total(rows[PLAIN.name]),
             "norm_growth": None if None in growths else fmean(growths),
             "per_seed": {"norm_growth": growths},

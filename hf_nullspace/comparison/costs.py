@@ -42,7 +42,11 @@ class Cost:
 
     def seconds(self, steps: int) -> float:
         """Time of so many steps, with the rounds that begin in them."""
-        return steps * self.step + math.ceil(steps / self.round_steps) * self.synthesis
+        return steps * self.step + self.synthesis_seconds(steps)
+
+    def synthesis_seconds(self, steps: int) -> float:
+        """Time of the rounds that begin in so many steps."""
+        return math.ceil(steps / self.round_steps) * self.synthesis
 
     def steps_within(self, seconds: float) -> int:
         """As many steps as fit into a time, and at least one."""
