@@ -6,8 +6,9 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, Image
 from random_pictures import PROCESSOR, random_pictures
 from tiny_model import seeded_model_and_examples
+from trainer_runs import Following
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments
 from hf_nullspace.training.augmentation import Augmentation
 from hf_nullspace.training.augmented_images import AugmentedImages
 
@@ -34,16 +35,6 @@ def labelled_pictures(count: int) -> Dataset:
 def augmented(kind: str, count: int = 16, **options) -> AugmentedImages:
     augmentation = Augmentation(kind, **{"size": (16, 16), "crop_scale": 0.3, **options})
     return AugmentedImages(labelled_pictures(count), PROCESSOR, augmentation)
-
-
-class Following(NullspaceTrainer):
-    """Remembers the sum of each image that it trained on, by step."""
-
-    seen = ()
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        self.seen = [*self.seen, (self.state.global_step, inputs["pixel_values"].sum((1, 2, 3)).tolist())]
-        return super().training_step(model, inputs, num_items_in_batch)
 
 
 def build_augmented(folder, kind: str, **changes) -> Following:

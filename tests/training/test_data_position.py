@@ -12,8 +12,9 @@ from launching import finish, start
 from safetensors.torch import load_file, save_file
 from tiny_model import seeded_model_and_examples
 from torch.utils.data import Dataset, IterableDataset
+from trainer_runs import Following
 
-from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
+from hf_nullspace import NullspaceDataCollator, NullspaceTrainingArguments
 from hf_nullspace.training.data_position import RandomState
 
 
@@ -54,18 +55,6 @@ class Augmented(Dataset):
 def augmented(example, generator=None):
     shift = torch.rand((), generator=generator) + random.random() + float(np.random.rand())
     return {**example, "pixel_values": example["pixel_values"] + shift}
-
-
-class Following(NullspaceTrainer):
-    """Remembers which images it trained on, and may be interrupted in a step."""
-
-    seen, stop = (), None
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        if self.state.global_step == self.stop:
-            raise KeyboardInterrupt
-        self.seen = [*self.seen, (self.state.global_step, inputs["pixel_values"].sum((1, 2, 3)).tolist())]
-        return super().training_step(model, inputs, num_items_in_batch)
 
 
 def build(folder, data, **changes):
