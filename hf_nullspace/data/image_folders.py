@@ -150,13 +150,8 @@ def read_class_folders(
             f"{' and '.join(map(repr, list(depths.values())[:2]))}. Put each into a sub-folder that is named after its "
             "class, all at the same depth."
         )
-    empty = sorted(
-        entry.name
-        for entry in root.iterdir()
-        if entry.is_dir()
-        and not entry.name.startswith((".", "__"))
-        and entry.name not in {file[0] for file in pictures}
-    )
+    folders = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))}
+    empty = sorted(folders - {file[0] for file in pictures})
     if empty:
         logger.warning(f"Sub-folders of {folder!r} without pictures are no classes: {empty[:5]}.")
     known = set(pictures)
