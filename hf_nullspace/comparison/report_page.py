@@ -96,8 +96,8 @@ def comparison_page(results: Mapping[str, Any]) -> str:
         figures = [drawn("differences.svg", alt, caption, plot_rows, differences, costs, note=note)]
     tiles = {"images": (str(evaluation["num_images"]), f"of the split {evaluation['split']}")}
     tiles["seeds"] = (str(len(results["seeds"])), ", ".join(map(str, results["seeds"])))
-    best = sorted(results["methods"], key=lambda name: -results["methods"][name]["groups"]["mean"]["mean"])
-    for name in dict.fromkeys((best[0], PLAIN.name)):
+    best = max(results["methods"], key=lambda name: results["methods"][name]["groups"]["mean"]["mean"])
+    for name in dict.fromkeys((best, PLAIN.name)):
         if name in results["methods"]:
             tiles[name] = (f"{results['methods'][name]['groups']['mean']['mean']:.1f} %", "accuracy, mean of columns")
     sections = [
