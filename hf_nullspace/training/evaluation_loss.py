@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size
 
-from .batch_rows import is_batched
+from .batch_rows import select_rows
 
 
 def exact_loss(
@@ -35,7 +35,7 @@ def exact_loss(
     if real is None:
         return loss
     rows = max(real, 1)
-    some = {name: value[:rows] if is_batched(value, batch_size) else value for name, value in inputs.items()}
+    some = select_rows(inputs, slice(rows), batch_size)
     return mean_over_processes(accelerator, loss_of(some), real, rows, is_divided_by_all)
 
 
