@@ -16,7 +16,7 @@ from ..models.objectives import Objective
 from ..utils.phases import PhaseBar
 from ..utils.random import keyed_generator, preserved_random_state
 from .certificate import Certificate
-from .certify import Outcomes, certify, check_config, check_epsilon, measure_outcomes
+from .certify import Outcomes, certify, check_config, check_epsilon, measure_errors, measure_outcomes
 from .confidence import betting_upper_bound
 from .config import NullspaceConfig
 from .images import FrozenImages, read_images
@@ -186,7 +186,7 @@ def _scaled_to_certificate(
     measured: dict[float, Outcomes] = {}
 
     def mean_at(scale: float, images: FrozenImages) -> float:
-        return measure_outcomes(classifier, images, noise.scaled(scale).at).probability_mse.mean().item()
+        return measure_errors(classifier, images, noise.scaled(scale)).mean().item()
 
     def bound_at(scale: float) -> float:
         measured[scale] = measure_outcomes(classifier, held_out, noise.scaled(scale).at)
