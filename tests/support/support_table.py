@@ -21,7 +21,7 @@ from whole_path import Outcome, run
 from hf_nullspace.models.patch_projection import find_patch_projection
 
 
-PAGE = Path(__file__).parents[2] / "hf_nullspace" / "models" / "README.md"
+PAGE = Path(__file__).parents[2] / "hf_nullspace" / "models" / "supported_models.md"
 BEGIN, END = "<!-- support table: begin -->\n", "<!-- support table: end -->\n"
 HEADER = "| model type | exact nullspace by default | synthesis | training | attacks | resume |\n|---|---|---|---|---|---|\n"
 

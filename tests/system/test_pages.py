@@ -78,5 +78,5 @@ def test_every_wing_has_a_page(wing):
 def test_every_argument_of_the_trainer_is_in_the_table():
     own = [field.name for field in fields(NullspaceTrainingArguments)]
     own = {name for name in own if name not in {field.name for field in fields(TrainingArguments)}}
-    table = text_of(PACKAGE / "training" / "README.md").split("## Arguments")[1].split("\n## ")[0]
+    table = text_of(PACKAGE / "training" / "arguments.md")
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == own
