@@ -19,7 +19,7 @@ from ..utils.phases import in_words
 from .figure import plot_rows
 from .plan import BASE, EQUAL_STEPS, Row, interpolated_rows, plan_rows, read_variants
 from .report import AVERAGE, SAME_STEPS, VARIANT, WAY, comparison_markdown, figure_note, norm_growth, summarize_rows
-from .report_page import class_results, compared_rows, comparison_page
+from .report_page import class_results, compared_rows, comparison_finding, comparison_page
 from .runner import Runner
 from .statistics import CONFIDENCE
 from .verdict import find_winners
@@ -196,6 +196,6 @@ def save_comparison(results: dict[str, Any], folder: Path) -> None:
     differences, costs = compared_rows(results)
     if differences:
         with optional_figure(FIGURE_NAME):
-            plot_rows(differences, costs, folder / FIGURE_NAME, figure_note(results))
+            plot_rows(differences, costs, folder / FIGURE_NAME, figure_note(results), comparison_finding(results))
     write_text(folder / PAGE_NAME, comparison_page(results))
     print(f"\n{tables}\n\nEverything is in {folder}")

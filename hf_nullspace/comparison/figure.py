@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,16 @@ import numpy as np
 from ..utils.figures import MARKERS, MODEL_COLORS, explain, finish, pyplot, save_figure
 
 
+# Characters of a line of the title.
+TITLE_WIDTH = 120
+
+
 def plot_rows(
-    differences: dict[str, dict[str, dict[str, Any]]], costs: dict[str, float], path: str | os.PathLike, note: str = ""
+    differences: dict[str, dict[str, dict[str, Any]]],
+    costs: dict[str, float],
+    path: str | os.PathLike,
+    note: str = "",
+    finding: str | None = None,
 ) -> None:
     """
     Writes how far each row is from plain finetuning, by group of columns with intervals, and the mean
@@ -23,6 +32,8 @@ def plot_rows(
         costs (`dict[str, float]`): Training time of each row in units of plain finetuning's.
         path (`str` or `os.PathLike`): The picture to write.
         note (`str`, *optional*): What stands under it: of how many images and seeds, and what the intervals are.
+        finding (`str`, *optional*): The title, such as that of [`comparison_finding`]; what these differences say alone
+            if it is `None`.
 
     Raises:
         `ImportError`: If matplotlib is missing.
@@ -55,7 +66,7 @@ def plot_rows(
     right.set(xlabel="training time / that of plain finetuning", ylabel=f"{groups[0]}, minus plain (points)")
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     finish(left, right)
-    explain(figure, difference_finding(differences), note)
+    explain(figure, textwrap.fill(finding or difference_finding(differences), TITLE_WIDTH), note)
     save_figure(plt, figure, path)
 
 

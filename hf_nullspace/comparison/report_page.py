@@ -73,6 +73,16 @@ def compared_rows(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return differences, {name: results["training"][name]["relative_cost"] for name in shown}
 
 
+def comparison_finding(results: Mapping[str, Any]) -> str:
+    """What was found, in a sentence: of intervals that hold for all rows together, where the results have them."""
+    if "winners" in results:
+        return winner_in_words(next(iter(results["winners"].values())))
+    differences, _ = compared_rows(results)
+    if differences:
+        return f"{difference_finding(differences)}."
+    return f"{len(results['rows'])} ways of finetuning were measured."
+
+
 def comparison_page(results: Mapping[str, Any]) -> str:
     """
     The page of a comparison. Results of earlier versions, without classes and command, have a page too.
@@ -84,16 +94,13 @@ def comparison_page(results: Mapping[str, Any]) -> str:
     differences, costs = compared_rows(results)
     note = figure_note(results)
     figures = []
-    finding = f"{len(results['rows'])} ways of finetuning were measured."
+    finding = comparison_finding(results)
     if differences:
-        finding = f"{difference_finding(differences)}."
-        if "winners" in results:
-            finding = winner_in_words(next(iter(results["winners"].values())))
         alt = "Points from plain finetuning: " + ", ".join(
             f"{name} {next(iter(row.values()))['difference']:+.1f}" for name, row in differences.items()
         )
         caption = "Each row against plain finetuning by group of columns, and the mean by what training cost."
-        figures = [drawn("differences.svg", alt, caption, plot_rows, differences, costs, note=note)]
+        figures = [drawn("differences.svg", alt, caption, plot_rows, differences, costs, note=note, finding=finding)]
     tiles = {"images": (str(evaluation["num_images"]), f"of the split {evaluation['split']}")}
     tiles["seeds"] = (str(len(results["seeds"])), ", ".join(map(str, results["seeds"])))
     best = max(results["methods"], key=lambda name: results["methods"][name]["groups"]["mean"]["mean"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from adversarial_runs import processor
+from quick_cases import others_slow
 from tiny_model import TINY_RUN, seeded_model_and_examples
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -47,7 +48,7 @@ def weighted_in_model(labels, pooled_logits, config, **kwargs):
     return cross_entropy(pooled_logits, labels, CLASS_WEIGHTS, reduction="none").mean()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES, ["nullspace", "sam", "trades"]))
 def test_one_loss_asked_for_in_several_ways_trains_one_model(name, tmp_path):
     """Were another loss in one of its passes, in the ascent or in an attack, the weights would differ."""
     hard = train(name, tmp_path)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from adversarial_runs import adversarial
+from quick_cases import others_slow
 from torch.nn import functional
 from trainer_runs import arguments, assert_same_weights, batch_of, build
 from transformers import Trainer
@@ -192,7 +193,7 @@ def test_radius_zero_trains_as_plain_trainer(model, pictures, tmp_path, name, ch
     assert_same_weights(trainer.model, plain.model)
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", others_slow(RIVALS, ["sam", "nfgsm"]))
 def test_resumed_run_is_bitwise_the_uninterrupted_one(model, pictures, tmp_path, name):
     changes = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "gradient_accumulation_steps": 2}
     whole, resumed = (rival(name, model, pictures, tmp_path / each, **changes) for each in "ab")

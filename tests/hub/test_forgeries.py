@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from published import NUM_IMAGES, Forger, all_right, write_checkpoint
+from quick_cases import others_slow
 from safetensors.torch import load_file, save_file
 
 from hf_nullspace.cli.main import main
@@ -492,7 +493,16 @@ MEASURED = {
 }
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize(
+    "name",
+    others_slow(
+        MEASURED,
+        [
+            *("other classes", "predictions too", "weights and their fingerprint", "agreement", "error of the noise"),
+            *("another radius than was run", "fingerprint of the images"),
+        ],
+    ),
+)
 def test_a_forgery_fails_by_measurement(forger, name):
     forge, claim = MEASURED[name]
     forge(forger)

@@ -115,15 +115,14 @@ def test_a_published_checkpoint_resumes(hub, make_trainer, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "arguments"),
     [
-        ({"pattern": "", "cut": True}, {}),
-        ({"pattern": "POST", "status": 503}, {}),
-        ({"pattern": "PUT /_lfs", "cut": True}, {}),
-        ({"pattern": "/commit/", "cut": True}, {}),
-        (None, {"hub_token": "hf_wrong"}),
-        (None, {"hub_model_id": "somebody/out"}),
-        (None, {"hub_model_id": "somebody/taken"}),
+        pytest.param({"pattern": "", "cut": True}, {}, id="down", marks=pytest.mark.slow),
+        pytest.param({"pattern": "POST", "status": 503}, {}, id="5xx"),
+        pytest.param({"pattern": "PUT /_lfs", "cut": True}, {}, id="cut upload"),
+        pytest.param({"pattern": "/commit/", "cut": True}, {}, id="cut commit", marks=pytest.mark.slow),
+        pytest.param(None, {"hub_token": "hf_wrong"}, id="wrong token"),
+        pytest.param(None, {"hub_model_id": "somebody/out"}, id="name of another", marks=pytest.mark.slow),
+        pytest.param(None, {"hub_model_id": "somebody/taken"}, id="name taken", marks=pytest.mark.slow),
     ],
-    ids=["down", "5xx", "cut upload", "cut commit", "wrong token", "name of another", "name taken"],
 )
 def test_training_survives_the_hub(hub, make_trainer, caplog, fault, arguments):
     hub.repositories["somebody/taken"] = Repository(private=False)

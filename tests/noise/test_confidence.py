@@ -100,7 +100,7 @@ def mostly_zero_else_uniform(count, generator):
     return hit * 2 * torch.rand(count, generator=generator, dtype=torch.float64), 0.03
 
 
-@pytest.mark.parametrize("count", [30, 200])
+@pytest.mark.parametrize("count", [pytest.param(30, marks=pytest.mark.slow), 200])
 @pytest.mark.parametrize("draw", [two_values, lognormal, mostly_zero_else_uniform])
 def test_bound_misses_a_skewed_mean_no_more_often_than_claimed(draw, count):
     """A normal bound misses the same means in 15 to 70 % of the draws."""

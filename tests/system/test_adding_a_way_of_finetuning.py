@@ -47,6 +47,7 @@ def test_a_script_trains_by_it(added, make_vit, examples, tmp_path):
     assert not torch.equal(weights["flipped"], weights["all"])
 
 
+@pytest.mark.slow
 def test_it_is_a_row_of_a_comparison(added, photos, tmp_path, capsys):
     (tmp_path / "variants.json").write_text(json.dumps({"flipped-8": {"method": "flipped", "flipped_images": 8}}))
     flags = f"{QUICK} --model_name_or_path {photos}/model --train_dir {photos}/images --methods plain flipped"

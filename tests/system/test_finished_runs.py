@@ -6,6 +6,7 @@ import killed_run
 import pytest
 import torch
 from adversarial_runs import adversarial
+from quick_cases import others_slow
 from transformers import EarlyStoppingCallback
 
 from hf_nullspace import NullspaceDataCollator, NullspaceTrainer, NullspaceTrainingArguments
@@ -71,7 +72,7 @@ def check_resumed_run_is_unchanged(build, folder):
         assert files_of(folder) == before
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", others_slow(RUNS, ["second pass", "average", "best model"]))
 def test_nothing_changes(tmp_path, name):
     def build():
         callbacks = [WeightAverageCallback(0.5)] if name == "average" else []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from model_types import MODEL_TYPES
+from quick_cases import others_slow
 from support_table import build_row, default_nullspace, read_rows, unexplained_idle
 from transformers import ImageGPTConfig, ImageGPTForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -16,13 +17,9 @@ from hf_nullspace import PatchNullspace, inject_noise, synthesize_noise
 
 
 # One of each way to embed patches and to keep them: the others take minutes together.
-QUICK = {"vit", "dinov2", "clip", "siglip2", "swin", "hiera", "segformer", "convnext", "levit", "resnet"}
+QUICK = {"vit", "clip", "swin", "hiera", "convnext", "resnet"}
 every_type = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in QUICK or name.startswith("timm ") else pytest.mark.slow)
-        for name in MODEL_TYPES
-    ],
+    "name", others_slow(MODEL_TYPES, QUICK | {name for name in MODEL_TYPES if name.startswith("timm ")})
 )
 OVERLAPPING = {
     *("hiera", "pvt_v2", "segformer", "cvt", "poolformer", "levit", "swiftformer", "mobilevit", "mobilevitv2"),

@@ -49,6 +49,8 @@ def test_title_says_whether_a_gain_is_sure(low, title):
     costs = {"nullspace": 2.0, "pgd": 4.0}
     text = svg_text(lambda path: plot_rows(differences, costs, path, "n = 360 images, 3 seeds"), "rows")
     assert title in text and "n = 360 images, 3 seeds" in text
+    text = svg_text(lambda path: plot_rows(differences, costs, path, finding="None won."), "rows")
+    assert title not in text and "None won." in text
 
 
 def test_figure_is_closed(history, tmp_path):

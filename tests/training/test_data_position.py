@@ -204,7 +204,7 @@ def train_followed(folder, told, stream, stop):
         save_file(trainer.model.state_dict(), told)
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_two_processes(tmp_path, stream):
     finish(start(train_followed, 2, str(tmp_path), str(tmp_path / "whole.safetensors"), stream, 0))
     finish(start(train_followed, 2, str(tmp_path), str(tmp_path / "resumed.safetensors"), stream, 6))

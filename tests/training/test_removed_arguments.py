@@ -5,6 +5,7 @@ import json
 import pickle
 
 import pytest
+from quick_cases import others_slow
 from trainer_runs import arguments, build
 
 from hf_nullspace import NullspaceTrainingArguments
@@ -54,7 +55,7 @@ def model(make_vit):
     return make_vit(classifier_scale=20)
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoint-2"])
+@pytest.mark.parametrize("place", others_slow(["run", "run/checkpoint-2"], ["run/checkpoint-2"]))
 @pytest.mark.parametrize(
     ("name", "value"), [("noise_candidates", 4), ("noise_in_pixels", True), ("random_scale", True)]
 )

@@ -135,7 +135,7 @@ def test_evaluation_and_prediction_are_clean(model, examples, tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("save_steps", [2, 3])
+@pytest.mark.parametrize("save_steps", [pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize(
     "noise",
     [

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset as Table
+from quick_cases import others_slow
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
@@ -529,16 +530,27 @@ SCENARIOS = [
     optimizer_class,
     bfloat16,
     float16,
-    pytest.param(compiled, marks=pytest.mark.slow),
-    pytest.param(compiled_by_inductor, marks=pytest.mark.slow),
+    compiled,
+    compiled_by_inductor,
     best_model_and_metrics,
     model_init,
     resumed,
-    pytest.param(smaller_batches, marks=pytest.mark.slow),
-    pytest.param(search, marks=pytest.mark.slow),
+    smaller_batches,
+    search,
     adapter_with_saved_head,
     adapter_and_frozen_head,
 ]
+# One of each kind: a loss of one's own, labels, columns, a model of one's own, steps, precision, saving and adapters.
+QUICK = {
+    *(
+        "own_loss_asks_the_parent",
+        "class_weights_in_the_loss_function",
+        "soft_labels_with_a_loss",
+        "extra_columns_kept",
+    ),
+    *("plain_module", "stream", "accumulation", "checkpointing_by_arguments", "bfloat16", "best_model_and_metrics"),
+    *("resumed", "adapter_with_saved_head"),
+}
 
 
 @pytest.fixture
@@ -556,7 +568,7 @@ def run(scenario, trainer):
     ]
 
 
-@pytest.mark.parametrize("prepare", SCENARIOS, ids=lambda prepare: prepare.__name__)
+@pytest.mark.parametrize("prepare", others_slow(SCENARIOS, QUICK))
 def test_what_works_in_trainer_works_here(scenario, prepare, tmp_path):
     prepare(scenario)
     weights, losses = run(scenario, scenario.build(Trainer, tmp_path / "trainer", 0.0))
