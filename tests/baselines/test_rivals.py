@@ -9,7 +9,7 @@ from adversarial_runs import adversarial
 from quick_cases import others_slow
 from torch.nn import functional
 from trainer_runs import arguments, assert_same_weights, batch_of, build
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from hf_nullspace import inject_noise
 from hf_nullspace.baselines import WAYS
@@ -102,6 +102,36 @@ def test_neftune_is_uniform_noise_on_the_embeddings(model, pictures, tmp_path):
     with torch.no_grad():
         clean = trainer.model.vit.embeddings(batch_of(pictures[:10], 10)["pixel_values"][:8])
     torch.testing.assert_close(noisy[0], clean, **CLOSE)
+
+
+def test_neftune_trains_on_the_loss_under_its_noise(model, pictures, tmp_path):
+    """The gradients of a step with dropout, against a noise drawn here from the same seed."""
+    trainer = rival("neftune", model, pictures, tmp_path, max_steps=1, optim="sgd", max_grad_norm=0.0)
+    reference, found, batches = copy.deepcopy(trainer.model.train()), {}, []
+
+    class Recorder(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            torch.manual_seed(7)
+
+        def on_pre_optimizer_step(self, *args, model, **kwargs):
+            found.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
+
+    trainer.add_callback(Recorder())
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(dict(kwargs)), with_kwargs=True
+    )
+    trainer.train()
+    (reference.batch,) = batches
+
+    torch.manual_seed(7)
+    bound = 5.0 / math.sqrt(4 * 32)
+    noisy = reference.vit.embeddings.patch_embeddings.register_forward_hook(
+        lambda module, args, output: output + torch.empty_like(output).uniform_(-bound, bound)
+    )
+    loss = functional.cross_entropy(reference(reference.batch["pixel_values"]).logits, reference.batch["labels"])
+    expected = torch.autograd.grad(loss, list(reference.parameters()))
+    noisy.remove()
+    assert_gradients(found, expected, reference)
 
 
 def test_freelb_averages_the_gradients_of_its_ascent(model, pictures, tmp_path):
