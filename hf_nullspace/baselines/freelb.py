@@ -93,7 +93,10 @@ class FreeLBTrainer(RivalTrainer):
                 stack.enter_context(injector.inject(variable))
                 losses.append(super().training_step(model, copy(inputs), num_items_in_batch))
             noise = ascend_in_ball(
-                variable.detach(), variable.grad, self.args.freelb_step_size, self.args.freelb_epsilon
+                variable.detach(),
+                self._gradient_of(variable, injector),
+                self.args.freelb_step_size,
+                self.args.freelb_epsilon,
             )
         return torch.stack(losses).sum()
 

@@ -212,7 +212,7 @@ class NullspaceTrainer(
         with self._deferred_synchronisation(model), self.injector.inject(zero), self._logits_kept() as clean_logits:
             loss = step_on(model, copy(inputs), num_items_in_batch)  # labels are popped from what is given
         if follows_clean:
-            noise = self.noise_schedule.ascend(noise, self._gradient_of(zero)[rows])
+            noise = self.noise_schedule.ascend(noise, self._gradient_of(zero, self.injector)[rows])
         elif args.noise_ascent:
             noise = self._own_ascent(model, noisy_inputs, noise, num_items_in_batch)
         if num_items_in_batch is not None:
@@ -268,12 +268,12 @@ class NullspaceTrainer(
             else:
                 del self.compute_loss
 
-    def _gradient_of(self, variable: torch.Tensor) -> torch.Tensor:
+    def _gradient_of(self, variable: torch.Tensor, injector: NoiseInjector) -> torch.Tensor:
         if variable.grad is None:
             raise RuntimeError(
                 f"No gradient of the loss of {type(self.model).__name__} reached its patch embeddings "
-                f"({self.injector.projection.name}), along which `noise_ascent` moves each image's noise. Set "
-                "`noise_ascent=0`, or let the gradient pass."
+                f"({injector.projection.name}), along which each image's noise moves up its loss. Let "
+                "the gradient pass, or train without an ascent (`noise_ascent=0`)."
             )
         return variable.grad
 

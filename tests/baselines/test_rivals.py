@@ -158,6 +158,13 @@ def test_freelb_averages_the_gradients_of_its_ascent(model, pictures, tmp_path):
     assert_gradients(found, [each / steps for each in total], reference)
 
 
+def test_freelb_says_that_no_gradient_reaches_the_embeddings(model, pictures, tmp_path):
+    embeddings = model.vit.embeddings
+    embeddings.register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(RuntimeError, match="No gradient of the loss of ViT.* reached its patch embeddings"):
+        rival("freelb", model, pictures, tmp_path, max_steps=1).train()
+
+
 def test_sam_takes_the_gradient_at_the_worst_weights(model, pictures, tmp_path):
     trainer = rival("sam", model, pictures, tmp_path, sam_rho=0.1)
     batch = batch_of(pictures)
