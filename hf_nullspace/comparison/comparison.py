@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ..baselines import NULLSPACE, PERMUTED, PLAIN, WAYS
+from ..robustness.report import RobustnessReport
 from ..robustness.report_markdown import competition
 from ..training.augmentation import check_package
 from ..utils.current_command import current_command
@@ -19,7 +19,7 @@ from ..utils.phases import in_words
 from .figure import plot_rows
 from .plan import BASE, EQUAL_STEPS, Row, interpolated_rows, plan_rows, read_variants
 from .report import AVERAGE, SAME_STEPS, VARIANT, WAY, comparison_markdown, figure_note, norm_growth, summarize_rows
-from .report_page import class_results, compared_rows, comparison_finding, comparison_page
+from .report_page import class_results, compared_rows, comparison_finding, comparison_page, pictured_rows
 from .runner import Runner
 from .statistics import CONFIDENCE
 from .verdict import find_winners
@@ -36,6 +36,9 @@ class Comparison:
 
     Args:
         runner ([`Runner`]): What trains and measures a row, with the flags.
+
+    Attributes:
+        reports (`dict[tuple[str, int], RobustnessReport]`): After [`Comparison.run`] what was measured, by row and seed.
 
     Raises:
         `ValueError`: If a row cannot be run or measured, before anything is trained.
@@ -55,6 +58,7 @@ class Comparison:
                 kind = "variant" if row.arguments or row.recipe else "way"
                 raise ValueError(f"The {kind} {row.name!r}: {error}") from error
         self.settings = runner.evaluation_settings()
+        self.reports: dict[tuple[str, int], RobustnessReport] = {}
 
     @property
     def seeds(self) -> list[int]:
@@ -69,7 +73,7 @@ class Comparison:
         self._evaluation_seconds = [time.perf_counter() - begin]
         self.costs = runner.costs_of(self._plain_first())
         self.rows = self._rows_with_steps()
-        runs, reports = {}, {}
+        runs, reports = {}, self.reports
         for seed in self.seeds:
             for row in self.rows:
                 self._announce(row, seed)
@@ -188,8 +192,15 @@ class Comparison:
         }
 
 
-def save_comparison(results: dict[str, Any], folder: Path) -> None:
-    """Writes the page, writes and prints the tables of [`Comparison.run`]; draws the figure if matplotlib is there."""
+def save_comparison(comparison: Comparison, results: dict[str, Any]) -> None:
+    """
+    Writes the page, writes and prints the tables of a comparison; draws the figure if matplotlib is there.
+
+    Args:
+        comparison ([`Comparison`]): One that has run.
+        results (`dict`): What its `run` gave.
+    """
+    folder = comparison.runner.folder
     tables = comparison_markdown(results)
     write_text(folder / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     write_text(folder / TABLES_NAME, tables + "\n")
@@ -197,5 +208,6 @@ def save_comparison(results: dict[str, Any], folder: Path) -> None:
     if differences:
         with optional_figure(FIGURE_NAME):
             plot_rows(differences, costs, folder / FIGURE_NAME, figure_note(results), comparison_finding(results))
-    write_text(folder / PAGE_NAME, comparison_page(results))
+    pictured = {name: comparison.reports[name, comparison.seed] for name in pictured_rows(results)}
+    write_text(folder / PAGE_NAME, comparison_page(results, pictured))
     print(f"\n{tables}\n\nEverything is in {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from ..baselines import PLAIN
 from ..models.class_names import class_name
 from ..robustness.examples import Examples
 from ..robustness.outcomes import Outcomes
-from ..robustness.report_page import not_measured_section
+from ..robustness.report import RobustnessReport
+from ..robustness.report_page import not_measured_section, pictures_section
 from ..robustness.scoring import outcomes_calibration_error
 from ..utils.page import (
     PAGE_NAME,
@@ -83,12 +85,20 @@ def comparison_finding(results: Mapping[str, Any]) -> str:
     return f"{len(results['rows'])} ways of finetuning were measured."
 
 
-def comparison_page(results: Mapping[str, Any]) -> str:
+def pictured_rows(results: Mapping[str, Any]) -> list[str]:
+    """The rows of which the page shows pictures: plain finetuning, and the most accurate of those that were trained."""
+    best = max(results["rows"], key=lambda name: results["methods"][name]["groups"]["mean"]["mean"])
+    return list(dict.fromkeys(name for name in (PLAIN.name, best) if name in results["rows"]))
+
+
+def comparison_page(results: Mapping[str, Any], reports: Mapping[str, RobustnessReport] | None = None) -> str:
     """
     The page of a comparison. Results of earlier versions, without classes and command, have a page too.
 
     Args:
         results (`Mapping`): What `results.json` holds.
+        reports (`Mapping[str, RobustnessReport]`, *optional*): For [`pictured_rows`] what was measured with the first seed,
+            whose pictures are shown.
     """
     evaluation = results["evaluation"]
     differences, costs = compared_rows(results)
@@ -111,13 +121,7 @@ def comparison_page(results: Mapping[str, Any]) -> str:
         Section("Differences", figures=figures, tables=_differences(results)),
         Section("Accuracy and costs", tables=[_accuracies(results), _costs(results)]),
         _classes(results.get("classes") or {}),
-        Section(
-            "Pictures",
-            [
-                "Each trained row has a page of its own, with pictures under each corruption and attack: "
-                f"runs/ROW-SEED/robustness-.../{PAGE_NAME} beside this file."
-            ],
-        ),
+        _pictures(results, reports or {}),
         *_protocol(results),
     ]
     return render_report_page("Ways of finetuning, compared", finding, tiles, sections)
@@ -174,6 +178,12 @@ def _classes(classes: Mapping[str, Any]) -> Section:
             PageTable(f"Expected calibration error on {classes['column']}, mean over seeds", errors),
         ],
     )
+
+
+def _pictures(results: Mapping[str, Any], reports: Mapping[str, RobustnessReport]) -> Section:
+    section = pictures_section(reports)
+    pages = f"Each row has a page of its own, too: runs/ROW-SEED/robustness-.../{PAGE_NAME} beside this file."
+    return replace(section, texts=[*section.texts, pages])
 
 
 def _protocol(results: Mapping[str, Any]) -> list[Section]:

@@ -48,7 +48,7 @@ def robustness_page(report: Report) -> str:
     sections = [
         Section("Warnings", lines=report.warnings),
         Section("Accuracy by column", figures=[_bars(report)], tables=[_columns_table(report), *_means(report)]),
-        _pictures(report),
+        pictures_section({report.model_name: report}),
         _classes(report, clean),
         _calibration(report, outcomes, clean),
         not_measured_section(report.not_measured),
@@ -142,20 +142,35 @@ def _means(report: Report) -> list[PageTable]:
     return [PageTable("Means over columns", rows)] if rows else []
 
 
-def _pictures(report: Report) -> Section:
-    examples = report.examples
-    if examples is None or not examples.pictures or report.outcomes is None:
-        reason = "The results hold no pictures: an earlier version wrote them, or they were left behind."
-        return Section("Pictures that were measured", [reason])
+def pictures_section(reports: Mapping[str, Report]) -> Section:
+    """
+    Some of the pictures that were measured in each column, with what the models took them for.
+
+    Args:
+        reports (`Mapping[str, RobustnessReport]`): By the name of the model, of one profile. Of several models the pictures
+            of a column stand under each other.
+    """
+    title = "Pictures that were measured"
+    shown = {
+        name: report
+        for name, report in reports.items()
+        if report.examples is not None and report.examples.pictures and report.outcomes is not None
+    }
+    if not shown:
+        return Section(
+            title, ["The results hold no pictures: an earlier version wrote them, or they were left behind."]
+        )
     rows = {}
-    for column in _measured(report):
-        if column.name in examples.pictures and column.name in report.outcomes:
-            rows[_named(column)] = _row(column, examples, report.outcomes[column.name])
+    for column in _measured(next(iter(shown.values()))):
+        for name, report in shown.items():
+            if column.name in report.examples.pictures and column.name in report.outcomes:
+                named = _named(column) if len(shown) == 1 else f"{name}, {_named(column)}"
+                rows[named] = _row(column, report.examples, report.outcomes[column.name])
     text = (
         "The same pictures in each column of a dataset, as the model saw them, made smaller; under each the model's class "
         "and its probability. Of a corruption the strongest severity is shown."
     )
-    return Section("Pictures that were measured", [text], pictures=rows)
+    return Section(title, [text], pictures=rows)
 
 
 def _named(column: Column) -> str:

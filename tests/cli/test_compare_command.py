@@ -237,6 +237,7 @@ def test_tables_and_figure(digits):
     assert f"- clean: {winner['best']} won" in text or f"- clean: None won: the highest is {winner['best']}" in text
     with Image.open(folder / "differences.png") as figure:
         assert figure.width == 1650
+    assert (folder / "report.html").read_text().count("data:image/") >= 3 * len(results["methods"]["plain"]["columns"])
 
 
 def test_its_page_has_the_tables_and_no_number_that_is_not_in_the_results(digits, tmp_path):

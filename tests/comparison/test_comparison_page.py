@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from made_outcomes import made_outcomes
+from made_reports import made_report
 
 from hf_nullspace.comparison.report import summarize_rows
-from hf_nullspace.comparison.report_page import class_results, comparison_page
+from hf_nullspace.comparison.report_page import class_results, comparison_page, pictured_rows
 from hf_nullspace.robustness.examples import Examples
 from hf_nullspace.robustness.profiles import Column
 
@@ -68,6 +69,16 @@ def test_page_holds_the_results(results):
     assert "noise_weight <script>" in text and page.count("<script") == 1 and "<b>dog" not in page
     assert "r</th><td>no place" in page and "the 2 worst classes of plain" in text
     assert page == comparison_page(json.loads(json.dumps(results)))
+
+
+def test_page_shows_pictures_of_plain_finetuning_and_of_the_best_row(results):
+    assert pictured_rows(results) == ["plain", "nullspace"]
+    reports = {name: made_report(COLUMNS, ["cat", "dog"], LABEL) for name in pictured_rows(results)}
+    page = comparison_page(results, reports)
+    assert page.count("data:image/") == 3 * len(COLUMNS) * 2 and "nullspace, fog_3: fog, severity 3" in page
+    without = comparison_page(results)
+    assert "data:image/" not in without and "The results hold no pictures" in without
+    assert all("runs/ROW-SEED/robustness-.../report.html" in each for each in (page, without))
 
 
 def test_results_of_an_earlier_version_have_a_page():

@@ -59,7 +59,7 @@ def main(argv: Sequence[str], prog: str = "compare_methods.py") -> dict[str, Any
         comparison = Comparison(Runner(*parse_compare_arguments(argv, prog)))
         results = comparison.run()
     if comparison.runner.accelerator.is_main_process:
-        save_comparison(results, comparison.runner.folder)
+        save_comparison(comparison, results)
     return results
 
 
