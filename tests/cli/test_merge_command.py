@@ -93,6 +93,14 @@ def test_bad_flags_are_one_line(photos, finetuned, tmp_path, capsys, flags, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_a_profile_that_cannot_choose_is_refused_before_models_are_read(photos, tmp_path, capsys):
+    (tmp_path / "clean.json").write_text(json.dumps({"name": "clean", "columns": [{"name": "clean"}]}))
+    flags = f"no/model no/other --choose_on {photos}/images --profile {tmp_path}/clean.json".split()
+    with pytest.raises(SystemExit, match="2"):
+        main(["merge", *flags, "--output_dir", str(tmp_path / "out")])
+    assert "The profile 'clean' needs a clean column, and one under a corruption" in capsys.readouterr().err
+
+
 def test_models_of_other_classes_are_refused(photos, make_vit, finetuned, tmp_path, capsys):
     make_vit().save_pretrained(tmp_path / "other")
     AutoImageProcessor.from_pretrained(finetuned).save_pretrained(tmp_path / "other")

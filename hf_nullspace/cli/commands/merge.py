@@ -73,6 +73,7 @@ class MergeArguments:
             check_model_name(getattr(self, flag), flag)
         if self.choose_on is not None:
             check_path(self.choose_on, "choose_on")
+            check_packages(choice_profile(self.profile))
         outside = [weight for weight in (self.weight, *self.weights) if not 0 <= weight <= 1]
         if outside or not self.weights:
             raise ValueError(f"`--weight` and `--weights` must lie between 0 and 1, but got {outside or 'none'}.")
@@ -121,24 +122,31 @@ def merge(args: MergeArguments) -> float:
     return weight
 
 
-def measure_weights(
-    start: PreTrainedModel, finetuned: PreTrainedModel, processor: BaseImageProcessor, args: MergeArguments
-) -> list[dict[str, float]]:
+def choice_profile(name: str) -> Profile:
     """
-    Accuracies of each weight in per cent: a row with `weight`, `clean`, `corruptions` and their `mean`.
+    The columns of a profile that a weight is chosen by: those without an attack.
+
+    Args:
+        name (`str`): Name of the profile, or its JSON file.
 
     Raises:
-        `ValueError`: If the profile has no clean column, or none under a corruption.
+        `ValueError`: If it has no clean column, or none under a corruption.
     """
-    profile = resolve_profile(args.profile)
+    profile = resolve_profile(name)
     columns = tuple(column for column in profile.columns if column.attack is None)
-    groups = column_groups(columns)
-    if not {CLEAN, CORRUPTIONS} <= set(groups):
+    if not {CLEAN, CORRUPTIONS} <= set(column_groups(columns)):
         raise ValueError(
             f"The profile {profile.name!r} needs a clean column, and one under a corruption, to choose by."
         )
-    profile = Profile(f"{profile.name}-without-attacks", columns, profile.seed)
-    check_packages(profile)
+    return Profile(f"{profile.name}-without-attacks", columns, profile.seed)
+
+
+def measure_weights(
+    start: PreTrainedModel, finetuned: PreTrainedModel, processor: BaseImageProcessor, args: MergeArguments
+) -> list[dict[str, float]]:
+    """Accuracies of each weight in per cent: a row with `weight`, `clean`, `corruptions` and their `mean`."""
+    profile = choice_profile(args.profile)
+    groups = column_groups(profile.columns)
     images = draw_images(read_folder(args.choose_on, "choose_on"), args.max_images, args.seed)
     accelerator = Accelerator()
     rows = []
