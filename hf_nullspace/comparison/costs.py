@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
+from ..training.trainer import NullspaceTrainer
 from ..utils.files import write_text
 
 
@@ -72,31 +73,36 @@ def _now() -> float:
 
 
 def measure_costs(
-    make_trainer: Callable[[str], Trainer], rounds: Mapping[str, int | None], turns: int | None = None
+    make_trainer: Callable[[str], NullspaceTrainer], rounds: Mapping[str, int | None], turns: int | None = None
 ) -> dict[str, Cost]:
     """
-    Trains each row for a few steps in turn, several times, and takes medians over the turns.
+    Trains each row for a few steps in turn, several times, and takes medians over the turns. A row searches for its noise in
+    its first turn only: in the others it would find the same one.
 
     Args:
-        make_trainer (`Callable[[str], Trainer]`): Makes a new trainer of a row, of two steps at least.
+        make_trainer (`Callable[[str], NullspaceTrainer]`): Makes a new trainer of a row, of two steps at least, and of the same
+            weights and images each time.
         rounds (`Mapping[str, int | None]`): For each row the steps of a round of noise; `None` without noise.
         turns (`int`, *optional*, defaults to 3): Turns of each row.
     """
     steps: dict[str, list[float]] = {name: [] for name in rounds}
-    firsts: dict[str, list[float]] = {name: [] for name in rounds}
+    firsts: dict[str, float] = {}
+    noise: dict[str, Any] = {}
     for _ in range(TURNS if turns is None else turns):
         for name in rounds:
             trainer = make_trainer(name)
             timer = StepTimer()
             trainer.add_callback(timer)
+            trainer.known_noise = noise.get(name)
             trainer.train()
             begin, first, *ends = timer.ends
             steps[name].append((ends[-1] - first) / len(ends))  # with the time that reading the images takes
-            firsts[name].append(first - begin)
+            firsts.setdefault(name, first - begin)
+            noise[name] = trainer.noise
     costs = {}
     for name, round_steps in rounds.items():
         step = median(steps[name])
-        synthesis = 0.0 if round_steps is None else max(0.0, median(firsts[name]) - step)
+        synthesis = 0.0 if round_steps is None else max(0.0, firsts[name] - step)
         costs[name] = Cost(step, synthesis, round_steps or 1)
     return costs
 

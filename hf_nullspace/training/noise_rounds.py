@@ -39,27 +39,32 @@ class NoiseRounds(Trainer):
     """Synthesises each round's noise on the current weights, from training images drawn for that round."""
 
     injector: NoiseInjector
+    known_noise: NullspaceNoise | None = None  # of every round; it is not searched for
     _noise_stream: StreamReader | None
 
     def _refresh_noise(self, model: nn.Module) -> None:
         """Synthesises this round's noise on the current weights and trains on it from now on."""
         step = self.state.global_step
         round_index = self.noise_schedule.round_of(step)
-        config = self.args.nullspace_config()
-        announce(
-            f"Round {round_index} at step {step}: synthesising noise on {config.num_images} images, measuring it on "
-            f"{config.wanted_certificate_images(self._largest_error)} more ..."
-        )
-        # Not compiled, even under `torch_compile`: compiling its passes takes longer than it saves in a run's rounds
-        # (`examples/benchmark.py --torch_compile` times both).
-        with preserved_random_state(), worded(in_arguments):
-            noise = self._make_noise(self.accelerator.unwrap_model(model, keep_torch_compile=False), round_index)
+        noise = self._search_noise(model, round_index) if self.known_noise is None else self.known_noise
         check_same_on_all_processes(noise, self.accelerator)
         self.noise_schedule.update(noise, step, **self._facts_of_round())
         if self.args.noise_ascent and self.args.noise_ascent_gradient == "clean" and self.noise_schedule.is_in_use:
             self._measure_ascent(model)
         self.card_extras.pop("evaluation_certificate", None)  # that of an earlier noise
         self.log(self.noise_schedule.logs())
+
+    def _search_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
+        """Says what is done, and does it."""
+        config = self.args.nullspace_config()
+        announce(
+            f"Round {round_index} at step {self.state.global_step}: synthesising noise on {config.num_images} images, "
+            f"measuring it on {config.wanted_certificate_images(self._largest_error)} more ..."
+        )
+        # Not compiled, even under `torch_compile`: compiling its passes takes longer than it saves in a run's rounds
+        # (`examples/benchmark.py --torch_compile` times both).
+        with preserved_random_state(), worded(in_arguments):
+            return self._make_noise(self.accelerator.unwrap_model(model, keep_torch_compile=False), round_index)
 
     def _make_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
         """The noise of a round. Trainers of control noise override this."""

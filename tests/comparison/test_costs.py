@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from trainer_runs import arguments, build
+from trainer_runs import arguments, assert_same_weights, build
 
 from hf_nullspace import NullspaceTrainer
 from hf_nullspace.comparison.costs import COSTS_NAME, TIMED_STEPS, Cost, CostFile, mean_cost, measure_costs
@@ -19,27 +19,50 @@ def test_steps_are_the_most_that_fit():
     assert mean_cost([Cost(0.1, 1.0, 4), Cost(0.3, 2.0, 4)]) == Cost(pytest.approx(0.2), pytest.approx(1.5), 4)
 
 
-class SlowTrainer(NullspaceTrainer):
-    """Each step waits, and the first of a round longer."""
+class ClockedTrainer(NullspaceTrainer):
+    """Each step takes 2 seconds of a clock of its own, or 1 where the row is fast; the first of a round 9 more."""
+
+    seconds = 0.0
 
     def training_step(self, *args, **kwargs):
-        time.sleep(0.2 if self.state.global_step == 0 and "noisy" in self.args.output_dir else 0.02)
+        ClockedTrainer.seconds += 1 if "fast" in self.args.output_dir else 2
+        if self.state.global_step == 0 and "noisy" in self.args.output_dir:
+            ClockedTrainer.seconds += 9
         return super().training_step(*args, **kwargs)
 
 
-def test_rows_take_turns_and_a_round_is_told_from_its_steps(make_vit, examples, tmp_path):
+def test_rows_take_turns_and_a_round_is_told_from_its_steps(make_vit, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: ClockedTrainer.seconds)
     order = []
 
     def make_trainer(name):
         order.append(name)
         args = arguments(tmp_path / name, max_steps=TIMED_STEPS + 1, noise_weight=0.0)
-        return build(make_vit(), examples, args, SlowTrainer if name != "fast" else NullspaceTrainer)
+        return build(make_vit(), examples, args, ClockedTrainer)
 
     costs = measure_costs(make_trainer, {"fast": None, "slow": None, "noisy": 40}, turns=2)
     assert order == ["fast", "slow", "noisy"] * 2
-    assert costs["slow"].step > 0.02 and costs["slow"].synthesis == 0 and costs["slow"].round_steps == 1
-    assert costs["noisy"].synthesis > 0.1 and costs["noisy"].round_steps == 40
-    assert costs["fast"].step < costs["slow"].step
+    assert costs == {"fast": Cost(1.0), "slow": Cost(2.0), "noisy": Cost(2.0, 9.0, 40)}
+
+
+def test_noise_is_searched_for_once_and_trained_on_in_every_turn(make_vit, examples, tmp_path, monkeypatch):
+    trainers, searches = [], []
+    search = NullspaceTrainer._make_noise
+
+    def counted(self, *args):
+        searches.append(search(self, *args))
+        return searches[-1]
+
+    monkeypatch.setattr(NullspaceTrainer, "_make_noise", counted)
+
+    def make_trainer(name):
+        trainers.append(build(make_vit(classifier_scale=20), examples, arguments(tmp_path / name, max_steps=3)))
+        return trainers[-1]
+
+    measure_costs(make_trainer, {"nullspace": 40}, turns=3)
+    assert len(searches) == 1 and all(trainer.noise is searches[0] for trainer in trainers)
+    for trainer in trainers[1:]:
+        assert_same_weights(trainer.model, trainers[0].model)
 
 
 def test_costs_are_kept_and_later_rows_are_scaled_to_the_first(tmp_path):
