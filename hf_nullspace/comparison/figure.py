@@ -43,7 +43,7 @@ def plot_rows(
     if not groups:
         raise ValueError("`differences` is empty: there is no row to draw.")
     plt = pyplot()
-    height = 1.6 + 0.2 * len(differences) * len(groups)
+    height = 1.6 + 0.14 * len(differences) * len(groups)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, max(3.6, height)), layout="constrained")
     for number, (group, color, marker) in enumerate(zip(groups, MODEL_COLORS, MARKERS, strict=False)):
         places = np.arange(len(differences)) + (number + 0.5) / len(groups) * 0.8 - 0.4
