@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..models.frozen import frozen
-from ..models.injection import NoiseInjector
+from ..models.injection import NoiseInjector, is_compiled
 from ..models.soft_labels import (
     SoftLabelSmoother,
     classification_loss,
@@ -167,6 +168,18 @@ class NullspaceTrainer(
         return self.noise_schedule.history
 
     # ---- The method ---------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial=None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        if self.args.torch_compile or is_compiled(self.model):
+            # What was compiled for another model of this class, such as a control's, would run for this one, too: without
+            # the hook that adds the noise, and without a word.
+            torch.compiler.reset()
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def training_step(
         self,

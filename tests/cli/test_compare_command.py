@@ -205,12 +205,12 @@ def test_rows_take_as_much_time_or_as_many_steps(digits):
     assert results["plain_steps"] == costs["plain"]["steps"] == costs["nullspace-equal-steps"]["steps"] == 3
     budget = costs["plain"]["seconds"]
     assert budget == pytest.approx(3 * costs["plain"]["step_seconds"])
-    for name in ("nullspace", "epsilon-0.2"):
+    for name in ("epsilon-0.2", "nullspace"):
         cost = costs[name]
         each = cost["seconds"] / cost["steps"]  # a round begins with every step
         assert cost["steps"] == max(1, int(budget / each))
         assert cost["seconds"] == pytest.approx(cost["steps"] * cost["step_seconds"] + cost["synthesis_seconds"])
-    assert costs["nullspace-equal-steps"]["seconds"] == pytest.approx(3 * each, rel=1)
+    assert costs["nullspace-equal-steps"]["seconds"] == pytest.approx(3 * each)
     assert costs["nullspace-interpolated"]["seconds"] == costs["nullspace"]["seconds"]
     assert len(json.loads((folder / "costs.json").read_text())) == 3  # `twice` costs what `nullspace` does
     assert not (folder / "timing").exists()

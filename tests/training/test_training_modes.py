@@ -115,6 +115,19 @@ def test_compiled_training_is_the_eager_one(model, examples, tmp_path, plain):
     assert counters["stats"]["unique_graphs"] == 2  # clean, and noisy
 
 
+def test_code_that_was_compiled_for_a_control_is_not_run_for_the_treatment(model, examples, tmp_path, plain):
+    """A model of the same class, without the hook that adds noise, is compiled and trained first."""
+    model.config.problem_type = "single_label_classification"
+    changes = {"torch_compile": True, "torch_compile_backend": "eager"}
+    compiled = build(model, examples, tmp_path, **changes)
+    torch._dynamo.reset()
+    build(model, examples, tmp_path, noise_weight=0.0, **changes).train()
+    for left, right in zip(losses_of(compiled), plain[1], strict=True):
+        assert left == pytest.approx(right, abs=1e-4)
+    for left, right in zip(compiled.model.parameters(), plain[0].model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing_changes_nothing(model, examples, tmp_path, plain, use_reentrant):
     fields = NullspaceTrainingArguments.__dataclass_fields__
