@@ -124,7 +124,7 @@ class SameExamples(TradesTrainer):
         return 0.8 * inputs["pixel_values"].flip(-1)
 
 
-@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+@pytest.mark.parametrize("label_smoothing_factor", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_accumulated_batches_equal_one_batch(model, pictures, tmp_path, label_smoothing_factor):
     changes = {**SGD, "label_smoothing_factor": label_smoothing_factor}
     whole = adversarial(SameExamples, model, pictures, tmp_path / "a", per_device_train_batch_size=32, **changes)

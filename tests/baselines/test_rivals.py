@@ -275,7 +275,7 @@ def test_frozen_weights_stay_and_evaluation_is_clean(model, pictures, tmp_path):
         assert not torch.equal(trainer.model.classifier.weight, model.classifier.weight)
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", others_slow(RIVALS, ["freelb", "nfgsm"]))
 def test_soft_labels_and_label_smoothing_are_trained_on(model, pictures, tmp_path, name):
     soft = [{**each, "label": torch.eye(5)[each["label"]] * 0.8 + 0.04} for each in pictures]
     smooth = {"label_smoothing_factor": 0.2, "max_steps": 2}  # of 5 classes: 0.8 + 0.2 / 5

@@ -127,6 +127,7 @@ def test_the_digits_without_training_are_refused(tmp_path):
         main(["--no_do_train", "--output_dir", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_the_command_and_its_positional_model_are_the_same_code(finished, source, tmp_path):
     _, model, *others = source
     cli(["finetune", model, *others, *QUICK, "--output_dir", str(tmp_path)])
@@ -365,6 +366,7 @@ def test_a_figure_that_fails_costs_no_results(run, tmp_path, monkeypatch, capsys
 # ---- What it says -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rounds_without_noise_are_said(run, tmp_path, capsys):
     run("--epsilon", "1e-12", "--noise_on_failure", "skip", "--noise_method", "paper", "--noise_max_steps", "1")
     errors = capsys.readouterr().err

@@ -5,8 +5,9 @@ import time
 import pytest
 from trainer_runs import arguments, assert_same_weights, build
 
-from hf_nullspace import NullspaceTrainer
+from hf_nullspace import NullspaceTrainer, synthesize_noise
 from hf_nullspace.comparison.costs import COSTS_NAME, TIMED_STEPS, Cost, CostFile, mean_cost, measure_costs
+from hf_nullspace.training import noise_rounds
 
 
 def test_steps_are_the_most_that_fit():
@@ -47,13 +48,12 @@ def test_rows_take_turns_and_a_round_is_told_from_its_steps(make_vit, examples, 
 
 def test_noise_is_searched_for_once_and_trained_on_in_every_turn(make_vit, examples, tmp_path, monkeypatch):
     trainers, searches = [], []
-    search = NullspaceTrainer._make_noise
 
-    def counted(self, *args):
-        searches.append(search(self, *args))
+    def counted(*args, **kwargs):
+        searches.append(synthesize_noise(*args, **kwargs))
         return searches[-1]
 
-    monkeypatch.setattr(NullspaceTrainer, "_make_noise", counted)
+    monkeypatch.setattr(noise_rounds, "synthesize_noise", counted)
 
     def make_trainer(name):
         trainers.append(build(make_vit(classifier_scale=20), examples, arguments(tmp_path / name, max_steps=3)))

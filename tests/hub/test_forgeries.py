@@ -367,7 +367,7 @@ STATIC = {
 }
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("name", others_slow(STATIC, list(STATIC)[::3]))
 def test_a_forgery_fails_without_an_image(forger, name):
     forge, claim = STATIC[name]
     if name == "another repository":

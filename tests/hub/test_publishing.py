@@ -10,6 +10,7 @@ import torch
 from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard, snapshot_download
 from published_runs import MODEL_FILES, PICKLES, assert_nothing_private
+from quick_cases import others_slow
 from safetensors.torch import load, save
 
 from hf_nullspace import NullspaceNoise
@@ -79,7 +80,9 @@ def test_a_base_model_is_named_and_a_local_one_is_not(hub, make_trainer, make_vi
     assert_nothing_private(files)
 
 
-@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize(
+    "strategy", others_slow(["every_save", "checkpoint", "all_checkpoints"], ["every_save", "all_checkpoints"])
+)
 def test_intermediate_pushes_include_noise_and_card(hub, make_trainer, strategy):
     trainer = make_trainer(hub_strategy=strategy, hub_always_push=True, save_total_limit=1)
     trainer.train()

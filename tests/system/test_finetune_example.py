@@ -151,6 +151,7 @@ def test_own_folder_and_json_arguments_give_the_same_run(finetune, photos, tmp_p
     assert by_flags == by_json
 
 
+@pytest.mark.slow
 def test_parquet_at_another_image_size(finetune, photos, tmp_path):
     from datasets import load_dataset
     from transformers import AutoImageProcessor, ViTForImageClassification

@@ -107,6 +107,7 @@ def test_overlapping_patches_have_no_exact_nullspace(name):
         PatchNullspace.from_model(build_model(name))
 
 
+@pytest.mark.slow
 def test_standardised_filters_have_no_exact_nullspace():
     model = build_model("bit")
     assert "WeightStandardizedConv2d" in run("bit").projection.obstacle

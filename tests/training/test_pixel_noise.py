@@ -228,7 +228,7 @@ class RecordingTrainer(Trainer):
         return super().training_step(model, inputs, *args)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_plain_trainer_resumes_with_the_same_batches(model, nullspace, pictures, tmp_path, workers):
     """Three epochs of two steps, and the checkpoint in the middle of the second."""
 

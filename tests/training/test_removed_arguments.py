@@ -57,7 +57,12 @@ def model(make_vit):
 
 @pytest.mark.parametrize("place", others_slow(["run", "run/checkpoint-2"], ["run/checkpoint-2"]))
 @pytest.mark.parametrize(
-    ("name", "value"), [("noise_candidates", 4), ("noise_in_pixels", True), ("random_scale", True)]
+    ("name", "value"),
+    [
+        ("noise_candidates", 4),
+        pytest.param("noise_in_pixels", True, marks=pytest.mark.slow),
+        pytest.param("random_scale", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_with_it_is_refused_on_resume(model, make_examples, tmp_path, place, name, value):
     examples = make_examples(64)

@@ -41,7 +41,7 @@ def test_weight_zero_trains_as_plain_trainer(model, examples, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
-@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+@pytest.mark.parametrize("label_smoothing_factor", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_accumulated_batches_equal_one_batch(model, make_examples, tmp_path, label_smoothing_factor, share):
     # All images are the same: which of them get a noisy copy makes no difference.
     examples = make_examples(64) if share == 1 else make_examples(1) * 64

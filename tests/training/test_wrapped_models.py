@@ -148,6 +148,7 @@ def test_noise_enters_a_compiled_model(make_vit, make_batches, noise, compile_mo
     assert (twice - expected).abs().max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_model", [compiled_whole, compiled_in_place])
 def test_synthesis_runs_compiled_code_and_finds_the_noise_of_the_plain_model(make_vit, batches, compile_model):
     model = make_vit(classifier_scale=20.0, num_hidden_layers=1).train()
