@@ -56,8 +56,9 @@ def check_port(server_name: str, server_port: int | None) -> None:
         try:
             probe.bind((server_name, server_port))
         except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"Nothing can listen at port {server_port} of {server_name}: {getattr(error, 'strerror', None) or error}. Name another one with "
+                f"Nothing can listen at port {server_port} of {server_name}: {reason}. Name another one with "
                 "`--server_port`, or leave it out."
             ) from error
 

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from ..noise.nullspace_noise import NullspaceNoise
 from ..training.trainer import NullspaceTrainer
 from ..utils.files import write_text
 
@@ -87,7 +88,7 @@ def measure_costs(
     """
     steps: dict[str, list[float]] = {name: [] for name in rounds}
     firsts: dict[str, float] = {}
-    noise: dict[str, Any] = {}
+    noise: dict[str, NullspaceNoise | None] = {}
     for _ in range(TURNS if turns is None else turns):
         for name in rounds:
             trainer = make_trainer(name)

@@ -28,7 +28,8 @@ from ..utils.page import (
 )
 from .figure import difference_finding, plot_rows
 from .plan import BASE
-from .report import difference_text, figure_note
+from .report import SAME_STEPS, difference_text, figure_note
+from .statistics import MEAN
 from .verdict import winner_in_words
 
 
@@ -86,9 +87,10 @@ def comparison_finding(results: Mapping[str, Any]) -> str:
 
 
 def pictured_rows(results: Mapping[str, Any]) -> list[str]:
-    """The rows of which the page shows pictures: plain finetuning, and the most accurate of those that were trained."""
-    best = max(results["rows"], key=lambda name: results["methods"][name]["groups"]["mean"]["mean"])
-    return list(dict.fromkeys(name for name in (PLAIN.name, best) if name in results["rows"]))
+    """The rows of which the page shows pictures: plain finetuning, and the most accurate of those that compete."""
+    competing = [name for name, row in results["rows"].items() if row["kind"] != SAME_STEPS]
+    best = max(competing, key=lambda name: results["methods"][name]["groups"][MEAN]["mean"])
+    return list(dict.fromkeys((PLAIN.name, best)))
 
 
 def comparison_page(results: Mapping[str, Any], reports: Mapping[str, RobustnessReport] | None = None) -> str:
@@ -113,7 +115,7 @@ def comparison_page(results: Mapping[str, Any], reports: Mapping[str, Robustness
         figures = [drawn("differences.svg", alt, caption, plot_rows, differences, costs, note=note, finding=finding)]
     tiles = {"images": (str(evaluation["num_images"]), f"of the split {evaluation['split']}")}
     tiles["seeds"] = (str(len(results["seeds"])), ", ".join(map(str, results["seeds"])))
-    best = max(results["methods"], key=lambda name: results["methods"][name]["groups"]["mean"]["mean"])
+    best = max(results["methods"], key=lambda name: results["methods"][name]["groups"][MEAN]["mean"])
     for name in dict.fromkeys((best, PLAIN.name)):
         if name in results["methods"]:
             tiles[name] = (f"{results['methods'][name]['groups']['mean']['mean']:.1f} %", "accuracy, mean of columns")

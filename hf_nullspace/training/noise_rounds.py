@@ -39,7 +39,7 @@ class NoiseRounds(Trainer):
     """Synthesises each round's noise on the current weights, from training images drawn for that round."""
 
     injector: NoiseInjector
-    known_noise: NullspaceNoise | None = None  # of every round; it is not searched for
+    known_noise: NullspaceNoise | None = None  # of every round, instead of one that is searched for
     _noise_stream: StreamReader | None
 
     def _refresh_noise(self, model: nn.Module) -> None:
@@ -55,7 +55,7 @@ class NoiseRounds(Trainer):
         self.log(self.noise_schedule.logs())
 
     def _search_noise(self, model: nn.Module, round_index: int) -> NullspaceNoise:
-        """Says what is done, and does it."""
+        """Searches for the noise of a round, and says so."""
         config = self.args.nullspace_config()
         announce(
             f"Round {round_index} at step {self.state.global_step}: synthesising noise on {config.num_images} images, "

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..models.frozen import frozen
@@ -168,18 +167,6 @@ class NullspaceTrainer(
         return self.noise_schedule.history
 
     # ---- The method ---------------------------------------------------------------------------------------------
-
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial=None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        if self.args.torch_compile or is_compiled(self.model):
-            # What was compiled for another model of this class, such as a control's, would run for this one, too: without
-            # the hook that adds the noise, and without a word.
-            torch.compiler.reset()
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def training_step(
         self,
@@ -353,6 +340,10 @@ class NullspaceTrainer(
             check_checkpoint(resume_from_checkpoint, [] if self._weight_average is None else ["ema_decay"])
         self.args.check_noise_settings()
         self._read_settings()
+        if self.args.torch_compile or is_compiled(self.model):
+            # What was compiled for another model of this class, such as a control's, would run for this one, too: without
+            # the hook that adds the noise, and without a word.
+            torch.compiler.reset()
         progress = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )

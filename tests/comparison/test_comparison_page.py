@@ -9,7 +9,7 @@ import torch
 from made_outcomes import made_outcomes
 from made_reports import made_report
 
-from hf_nullspace.comparison.report import summarize_rows
+from hf_nullspace.comparison.report import SAME_STEPS, summarize_rows
 from hf_nullspace.comparison.report_page import class_results, comparison_page, pictured_rows
 from hf_nullspace.robustness.examples import Examples
 from hf_nullspace.robustness.profiles import Column
@@ -73,6 +73,9 @@ def test_page_holds_the_results(results):
 
 def test_page_shows_pictures_of_plain_finetuning_and_of_the_best_row(results):
     assert pictured_rows(results) == ["plain", "nullspace"]
+    equal = {"nullspace-equal-steps": {"kind": SAME_STEPS, "groups": {"mean": {"mean": 99.0}}}}  # has more time
+    with_equal = {name: {**results[name], **equal} for name in ("rows", "methods")}
+    assert pictured_rows(with_equal) == ["plain", "nullspace"]
     reports = {name: made_report(COLUMNS, ["cat", "dog"], LABEL) for name in pictured_rows(results)}
     page = comparison_page(results, reports)
     assert page.count("data:image/") == 3 * len(COLUMNS) * 2 and "nullspace, fog_3: fog, severity 3" in page
