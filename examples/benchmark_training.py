@@ -39,6 +39,7 @@ from hf_nullspace.cli.command_line import run_command
 from hf_nullspace.cli.parser import CommandParser
 from hf_nullspace.comparison.costs import StepTimer
 from hf_nullspace.models.digits_vit import build_digits_model
+from hf_nullspace.utils.flags import check_at_least
 from hf_nullspace.utils.random import keyed_generator
 
 
@@ -78,6 +79,10 @@ class BenchmarkArguments:
     )
     bf16: bool = field(default=False, metadata={"help": "Train under bfloat16 autocast."})
     torch_compile: bool = field(default=False, metadata={"help": "Compile the model."})
+
+    def __post_init__(self):
+        check_at_least(self, batch_size=1, num_steps=1, num_repeats=1)
+        check_at_least(self, num_synthesis_images=2 * self.batch_size)  # those of a search and of its certificate
 
 
 class RandomImages(Dataset):

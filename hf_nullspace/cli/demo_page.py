@@ -56,7 +56,7 @@ def check_port(server_name: str, server_port: int | None) -> None:
         try:
             probe.bind((server_name, server_port))
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = str(getattr(error, "strerror", None) or error).rstrip(".")
             raise ValueError(
                 f"Nothing can listen at port {server_port} of {server_name}: {reason}. Name another one with "
                 "`--server_port`, or leave it out."

@@ -25,6 +25,19 @@ def test_the_first_step_is_timed_without_what_comes_before_it(monkeypatch):
     assert passes == 3
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_repeats": 0}, "`--num_repeats` must be at least 1"),
+        ({"num_steps": 0}, "`--num_steps` must be at least 1"),
+        ({"batch_size": 64, "num_synthesis_images": 100}, "`--num_synthesis_images` must be at least 128"),
+    ],
+)
+def test_settings_that_give_no_number_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        load_example("benchmark_training").BenchmarkArguments(**setting)
+
+
 @pytest.mark.slow
 def test_printed_ratios_are_those_of_the_saved_numbers(tmp_path):
     quick = ["--num_steps", "2", "--num_repeats", "2", "--batch_size", "8", "--num_synthesis_images", "200"]
